@@ -1,0 +1,37 @@
+# Every target works from a bare clone: it makes .venv, installs the pinned dependencies, then runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Workers share the cores: more threads than cores make everything several times slower.
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=...)")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## synthesise sounds, preprocess, pretrain, probe: about ten minutes on two cores
+	$(BIN)/python pipelines/demo.py
+
+test: setup  ## the whole test suite, with a real Ray and a real MLflow
+	$(BIN)/python -m pytest
+
+lint: setup  ## style, types, and the rule of which package may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup  ## benchmarks: ratios against a floor or a peer in the same run
+	$(BIN)/python -m pytest tests/benchmarks -m '' --override-ini 'addopts=-q -s' --override-ini 'python_files=bench_*.py'
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,140 @@
+"""Decode any audio file to a mono float32 waveform at the rate asked for. Memory is bounded by the clip
+wanted, never by what a header claims."""
+
+import importlib.util
+import io
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from ajepa import storage
+
+SOUNDFILE_EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"})
+AV_EXTENSIONS = frozenset({".m4a", ".aac", ".webm", ".mp4", ".wma", ".mka", ".mkv", ".mov"})
+AUDIO_EXTENSIONS = SOUNDFILE_EXTENSIONS | AV_EXTENSIONS
+
+BLOCK_FRAMES = 1 << 16  # frames decoded at a time, so that channels are mixed in small pieces
+MAX_CHANNELS = 256
+RATES = (1_000, 768_000)  # Hz, what a header may claim and be believed
+
+
+class AudioError(Exception):
+    """This file cannot become a clip. The message is "stage: reason" and ends up in the row's `error`."""
+
+
+def decode(
+    uri: str, sample_rate: int, start_s: float = 0.0, duration_s: float | None = None
+) -> tuple[np.ndarray, float]:
+    """Read one clip of an audio file.
+
+    Args:
+        uri: local path or URI of a file.
+        sample_rate: rate of the result, in Hz.
+        start_s: where the clip begins in the file, in seconds; the file is decoded by seeking there.
+        duration_s: at most this many seconds; None reads to the end.
+
+    Returns:
+        Waveform [samples], float32, mono (channels averaged before resampling), and the seconds of
+        source audio it was made from.
+
+    Raises:
+        AudioError: the file is missing, unreadable, empty, not audio, or holds non-finite samples.
+    """
+    try:
+        with _open(uri) as stream:
+            if not stream.read(1):
+                raise AudioError("decode: empty file (0 bytes)")
+            stream.seek(0)
+            read = _decode_av if PurePosixPath(uri).suffix.lower() in AV_EXTENSIONS else _decode_soundfile
+            waveform, rate = read(stream, start_s, duration_s)
+    except OSError as error:  # missing file, no permission, connection lost for good
+        raise AudioError(f"read: {_one_line(error)}") from error
+    if not len(waveform):
+        raise AudioError(f"decode: no samples at {start_s:g} s" if start_s else "decode: no samples")
+    bad = int(np.count_nonzero(~np.isfinite(waveform)))
+    if bad:
+        raise AudioError(f"waveform: {bad} of {len(waveform)} samples are NaN or infinite")
+    return resample(waveform, rate, sample_rate), len(waveform) / rate
+
+
+def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """Band-limited resampling (soxr, high quality) of [samples] float32 from `rate` to `new_rate` Hz."""
+    if rate == new_rate:
+        return waveform
+    return soxr.resample(waveform, rate, new_rate, quality="HQ")
+
+
+def _open(uri: str) -> Any:
+    """A Python file where there is one: libsndfile then reads by its descriptor, without calls back into Python."""
+    return storage.open_input(uri) if storage.is_uri(uri) else Path(uri).open("rb", buffering=0)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _check_header(rate: int, channels: int) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(f"decode: implausible sample rate {rate} Hz")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError(f"decode: implausible channel count {channels}")
+
+
+def _decode_soundfile(stream: Any, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
+    try:
+        file = stream.fileno() if isinstance(stream, io.FileIO) else stream
+        with soundfile.SoundFile(file, closefd=False) as sound:
+            rate = sound.samplerate
+            _check_header(rate, sound.channels)
+            if start_s:
+                sound.seek(min(round(start_s * rate), sound.frames))
+            left = None if duration_s is None else round(duration_s * rate)
+            blocks = []
+            while left is None or left > 0:
+                block = sound.read(
+                    BLOCK_FRAMES if left is None else min(left, BLOCK_FRAMES), dtype="float32", always_2d=True
+                )
+                if not len(block):
+                    break
+                blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
+                left = None if left is None else left - len(block)
+    except (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError, RuntimeError, ValueError, TypeError) as error:
+        raise AudioError(f"decode: {_one_line(error)}") from error
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
+
+
+def _decode_av(stream: Any, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
+    if importlib.util.find_spec("av") is None:
+        raise AudioError("decode: this container needs PyAV: pip install 'ajepa[av]'")
+    import av
+    from av.error import FFmpegError
+
+    blocks: list[np.ndarray] = []
+    try:
+        with av.open(stream) as container:
+            track = next((s for s in container.streams if s.type == "audio"), None)
+            if track is None:
+                raise AudioError("decode: no audio track")
+            rate, channels = track.codec_context.sample_rate, track.codec_context.channels
+            _check_header(rate, channels)
+            mixer = av.AudioResampler(format="fltp")
+            first, left = round(start_s * rate), None if duration_s is None else round(duration_s * rate)
+            position: int | None = None
+            if first:
+                container.seek(int(start_s * av.time_base), backward=True)
+            for frame in container.decode(track):
+                if position is None:  # after a seek the first frame says where it landed
+                    position = round(float(frame.time or 0.0) * rate)
+                for part in mixer.resample(frame):
+                    mono = part.to_ndarray().mean(axis=0, dtype=np.float32)
+                    mono, position = mono[max(0, first - position) :], position + len(mono)
+                    blocks.append(mono if left is None else mono[:left])
+                    left = None if left is None else left - len(blocks[-1])
+                if left is not None and left <= 0:
+                    break
+    except (FFmpegError, ValueError, TypeError) as error:
+        raise AudioError(f"decode: {_one_line(error)}") from error
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate

@@ -1,0 +1,175 @@
+"""Where clips come from: each source lists its clips as one manifest table, and says what it left out."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from ajepa import storage
+from ajepa.audio.decode import AUDIO_EXTENSIONS
+from ajepa.errors import UserError
+
+SourceName = Literal["folder", "manifest", "esc50"]
+
+# One row a clip. `duration_s` null: to the end of the file. `fold` -1: none.
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("uri", pa.string()),
+        ("start_s", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("split", pa.string()),
+        ("fold", pa.int32()),
+        ("labels", pa.list_(pa.int32())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of a dataset: table of MANIFEST_SCHEMA, label names by id, and remarks on what was left out."""
+
+    clips: pa.Table
+    label_names: list[str]
+    remarks: tuple[str, ...] = ()
+
+
+def load_manifest(source: SourceName, path: str, *, labels_from_folders: bool = False) -> Manifest:
+    """List the clips of `path`, sorted by clip id.
+
+    Raises:
+        UserError: nothing there, no audio, missing columns, or a clip id that occurs twice.
+    """
+    if source == "folder":
+        manifest = _folder(path, labels_from_folders)
+    elif source == "esc50":
+        manifest = _esc50(path)
+    else:
+        manifest = _manifest(path)
+    if not manifest.clips.num_rows:
+        raise UserError(f"no clips in {path!r}")
+    clips = manifest.clips.sort_by("clip_id")
+    counts = pc.value_counts(clips["clip_id"])
+    twice = [c["values"] for c in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
+    if twice:
+        raise UserError(f"{len(twice)} clip ids occur more than once in {path!r}: {', '.join(twice[:5])}")
+    return Manifest(clips, manifest.label_names, manifest.remarks)
+
+
+def _table(
+    ids: Sequence[str],
+    uris: Sequence[str],
+    labels: Sequence[Sequence[str]],
+    names: list[str],
+    *,
+    start: Sequence[float] | None = None,
+    duration: Sequence[float | None] | None = None,
+    split: Sequence[str] | None = None,
+    fold: Sequence[int] | None = None,
+) -> pa.Table:
+    n = len(ids)
+    number = {name: i for i, name in enumerate(names)}
+    columns = [
+        ids, uris, start or [0.0] * n, duration or [None] * n, split or [""] * n, fold or [-1] * n,
+        [[number[name] for name in row] for row in labels],
+    ]  # fmt: skip
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, MANIFEST_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=MANIFEST_SCHEMA)
+
+
+def _folder(path: str, labels_from_folders: bool) -> Manifest:
+    storage.require_folder(path, "the input folder")
+    path = storage.absolute(path)
+    files = [name for name, _ in storage.list_files(path)]
+    audio = [name for name in files if PurePosixPath(name).suffix.lower() in AUDIO_EXTENSIONS]
+    if not audio:
+        what = "is empty" if not files else f"holds {len(files)} files, none with an audio extension"
+        raise UserError(f"the input folder {path!r} {what} ({' '.join(sorted(AUDIO_EXTENSIONS))})")
+    labels = [[PurePosixPath(name).parent.name] if labels_from_folders else [] for name in audio]
+    if labels_from_folders and [""] in labels:
+        raise UserError(f"--labels-from-folders: {audio[labels.index([''])]!r} lies in no subfolder of {path!r}")
+    names = sorted({name for row in labels for name in row})
+    table = _table(audio, [storage.join(path, name) for name in audio], labels, names)
+    other = len(files) - len(audio)
+    return Manifest(table, names, (f"{other} files without an audio extension left out",) if other else ())
+
+
+def _esc50(path: str) -> Manifest:
+    """ESC-50's own layout: meta/*.csv with filename, fold, target, category, and audio/. Also ESC-10."""
+    storage.require_folder(path, "the ESC-50 folder")
+    path = storage.absolute(path)
+    files = [name for name, _ in storage.list_files(path)]
+    tables = [n for n in files if n.startswith("meta/") and n.endswith(".csv") and "/." not in n]
+    if len(tables) != 1:
+        raise UserError(f"{path!r} is not an ESC-50 copy: expected one meta/*.csv, found {len(tables)}")
+    rows = list(csv.DictReader(io.StringIO(storage.read_text(storage.join(path, tables[0])))))
+    missing = {"filename", "fold", "target", "category"} - set(rows[0] if rows else {})
+    if missing:
+        raise UserError(f"{tables[0]} lacks the columns {', '.join(sorted(missing))}")
+    names = [name for _, name in sorted({(int(r["target"]), r["category"]) for r in rows})]
+    table = _table(
+        [r["filename"] for r in rows],
+        [storage.join(path, "audio", r["filename"]) for r in rows],
+        [[r["category"]] for r in rows],
+        names,
+        fold=[int(r["fold"]) for r in rows],
+    )
+    return Manifest(table, names)
+
+
+def _manifest(path: str) -> Manifest:
+    """A CSV or Parquet table with `uri` and, optionally, clip_id, start_s, duration_s, labels, split, fold.
+
+    Relative uris start at the manifest's folder; labels in a CSV are separated by ";".
+    """
+    if storage.kind(path) != "file":
+        raise UserError(f"the manifest {path!r} is not a file (a CSV or Parquet table is needed)")
+    path = storage.absolute(path)
+    try:
+        with storage.open_input(path) as stream:
+            if path.endswith(".parquet"):
+                table = pa.parquet.read_table(stream)
+            else:
+                text = {name: pa.string() for name in ("clip_id", "uri", "labels", "split")}
+                options = pa.csv.ConvertOptions(column_types=text, strings_can_be_null=False)
+                table = pa.csv.read_csv(stream, convert_options=options)
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise UserError(f"cannot read the manifest {path!r}: {str(error).splitlines()[0]}") from error
+    unknown = set(table.column_names) - set(MANIFEST_SCHEMA.names)
+    if "uri" not in table.column_names:
+        raise UserError(f"the manifest {path!r} has no column `uri` (it has: {', '.join(table.column_names)})")
+    columns = table.to_pydict()
+    folder = str(PurePosixPath(path).parent) if not storage.is_uri(path) else path.rpartition("/")[0]
+    uris = [u if storage.is_uri(u) or u.startswith("/") else storage.join(folder, u) for u in columns["uri"]]
+    labels = [_split_labels(value) for value in columns.get("labels", [None] * len(uris))]
+    names = sorted({name for row in labels for name in row})
+    try:
+        clips = _table(
+            columns.get("clip_id", columns["uri"]),
+            uris,
+            labels,
+            names,
+            start=columns.get("start_s"),
+            duration=columns.get("duration_s"),
+            split=columns.get("split"),
+            fold=columns.get("fold"),
+        )
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise UserError(f"the manifest {path!r} has a column of the wrong type: {error}") from error
+    remark = f"columns of the manifest left out: {', '.join(sorted(unknown))}"
+    return Manifest(clips, names, (remark,) if unknown else ())
+
+
+def _split_labels(value: object) -> list[str]:
+    if value is None or value == "":
+        return []
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(";") if name.strip()]
+    return [str(name) for name in value] if isinstance(value, list) else [str(value)]

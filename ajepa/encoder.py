@@ -1,0 +1,128 @@
+"""load_encoder(): a trained run in, embeddings out."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ajepa import storage
+from ajepa.audio.decode import resample
+from ajepa.audio.logmel import LogMel
+from ajepa.config import PATCH, Config, FrontEndConfig
+from ajepa.errors import UserError
+from ajepa.model.vit import Encoder, patchify
+from ajepa.shards.statistics import Statistics
+from ajepa.training.checkpoint import latest_checkpoint, read_info, read_weights
+from ajepa.training.step import Normaliser, build_model
+
+Branch = Literal["target", "context"]
+
+
+class AudioEncoder(nn.Module):
+    """A frozen encoder with its front end and normalisation: waveform or log-mel to embeddings.
+
+    Longer input is cut into windows of the length the encoder was trained on. Patches that are
+    mostly padding count nowhere.
+    """
+
+    def __init__(self, encoder: Encoder, front_end: FrontEndConfig, statistics: Statistics) -> None:
+        super().__init__()
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.front_end, self.log_mel = front_end, LogMel(front_end)
+        self.normalise = Normaliser(statistics)
+
+    @property
+    def width(self) -> int:
+        """Dimension D of the embeddings."""
+        return self.encoder.config.width
+
+    @torch.inference_mode()
+    def clip_embeddings(self, waveform: Tensor | np.ndarray, sample_rate: int) -> Tensor:
+        """Mean over patches: [B, samples] or [samples] -> [B, D].
+
+        Raises:
+            ValueError: not one- or two-dimensional, empty, shorter than one window, or not finite.
+        """
+        array = np.asarray(waveform, np.float32)
+        array = array[None] if array.ndim == 1 else array
+        if array.ndim != 2 or not array.size:
+            raise ValueError(f"a waveform has the shape [samples] or [B, samples], not {list(array.shape)}")
+        if not np.isfinite(array).all():
+            raise ValueError("the waveform holds NaN or infinite samples")
+        rows = [resample(row, sample_rate, self.front_end.sample_rate) for row in array]
+        if len(rows[0]) < self.front_end.win_length:
+            raise ValueError(f"the waveform is shorter than one window of {self.front_end.win_length} samples")
+        device = next(self.encoder.parameters()).device
+        log_mel = self.log_mel(torch.from_numpy(np.stack(rows)).to(device))
+        return self.pooled(log_mel, torch.full((len(log_mel),), log_mel.shape[-1]))["mean"]
+
+    @torch.inference_mode()
+    def pooled(self, log_mel: Tensor, num_frames: Tensor) -> dict[str, Tensor]:
+        """Pool the patch embeddings of each clip over its valid frames.
+
+        Args:
+            log_mel: [B, n_mels, T] raw log-mels (any float type), padded to a common T.
+            num_frames: [B] valid frames, at least 1.
+
+        Returns:
+            "mean" [B, D] and "mean+std" [B, 2 D].
+        """
+        tokens, valid = self.patch_embeddings(log_mel, num_frames)  # [B, N, D], [B, N]
+        weight = valid.unsqueeze(-1).float()
+        count = weight.sum(dim=1)
+        mean = (tokens * weight).sum(dim=1) / count
+        variance = ((tokens - mean.unsqueeze(1)).square() * weight).sum(dim=1) / count
+        return {"mean": mean, "mean+std": torch.cat([mean, variance.sqrt()], dim=1)}
+
+    @torch.inference_mode()
+    def patch_embeddings(self, log_mel: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Every patch: embeddings [B, N, D] window after window, and [B, N] true where a patch holds sound."""
+        device = next(self.encoder.parameters()).device
+        rows, columns = self.encoder.config.grid
+        window = columns * PATCH
+        # A column counts when at least half of its frames are valid; every clip has one.
+        valid_columns = ((num_frames + PATCH // 2) // PATCH).clamp_min(1).to(device)
+        windows = -(-int(valid_columns.max()) // columns)
+        log_mel = log_mel[..., : windows * window].to(device)
+        num_frames = num_frames.to(device)
+        normalised = self.normalise(log_mel)
+        frame = torch.arange(normalised.shape[-1], device=device)
+        # Padding becomes the mean (0): what it was filled with is arbitrary.
+        normalised = normalised * (frame < num_frames[:, None])[:, None]
+        normalised = F.pad(normalised, (0, windows * window - normalised.shape[-1]))
+        batch, bins, _ = normalised.shape
+        parts = normalised.reshape(batch, bins, windows, window).transpose(1, 2).reshape(-1, bins, window)
+        tokens = self.encoder(patchify(parts))
+        assert isinstance(tokens, Tensor)
+        valid = torch.arange(windows * columns, device=device) < valid_columns[:, None]
+        valid = valid.reshape(batch, windows, 1, columns).expand(-1, -1, rows, -1)
+        return tokens.reshape(batch, windows * rows * columns, -1).float(), valid.reshape(batch, -1)
+
+
+def load_encoder(path: str, branch: Branch = "target") -> AudioEncoder:
+    """The encoder of a run folder or checkpoint, in eval mode on the CPU.
+
+    Args:
+        path: local path or URI.
+        branch: the EMA target encoder, which sec. 8 finds slightly better, or the context encoder.
+
+    Raises:
+        UserError: nothing there, no intact checkpoint, or one of another version.
+    """
+    folder = latest_checkpoint(storage.absolute(str(path)))
+    info = read_info(folder)
+    encoder = Encoder(info.config.model)
+    prefix = f"{branch}_encoder."
+    weights = {k.removeprefix(prefix): v for k, v in read_weights(folder).items() if k.startswith(prefix)}
+    try:
+        encoder.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{folder!r} holds other weights than its config says: {error}") from error
+    return AudioEncoder(encoder, info.front_end, info.statistics)
+
+
+def random_encoder(config: Config, front_end: FrontEndConfig, statistics: Statistics) -> AudioEncoder:
+    """The same architecture at its initialisation from config.train.seed: the baseline of every probe."""
+    return AudioEncoder(build_model(config).target_encoder, front_end, statistics)

@@ -1,0 +1,50 @@
+"""Frozen features of a dataset's clips: from an encoder, or the log-mel statistics every probe is compared with."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ajepa.encoder import AudioEncoder
+from ajepa.errors import UserError
+from ajepa.shards.dataset import ShardDataset
+
+POOLINGS = ("mean", "mean+std")
+BATCH = 32
+
+
+def encoder_features(encoder: AudioEncoder, dataset: ShardDataset) -> dict[str, np.ndarray]:
+    """Pooled features by pooling, {"mean": [n, D], "mean+std": [n, 2 D]}, in storage order.
+
+    Raises:
+        UserError: the dataset was made with another front end than the encoder was trained on.
+    """
+    ours, theirs = encoder.front_end, dataset.front_end
+    for name in ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels", "f_min", "f_max", "log_epsilon"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise UserError(
+                f"the encoder was trained with {name}={getattr(ours, name)}, "
+                f"the shards in {dataset.path!r} have {getattr(theirs, name)}: preprocess them alike"
+            )
+    parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in POOLINGS}
+    for log_mels, num_frames in _batches(dataset):
+        pooled = encoder.pooled(torch.tensor(log_mels), torch.tensor(num_frames))
+        for pooling in POOLINGS:
+            parts[pooling].append(pooled[pooling].cpu().numpy())
+    return {pooling: np.concatenate(rows) for pooling, rows in parts.items()}
+
+
+def mel_statistics(dataset: ShardDataset) -> dict[str, np.ndarray]:
+    """Mean, and mean and standard deviation, of each mel bin over a clip's valid frames: [n, 128], [n, 256]."""
+    table = dataset.read_columns(["num_frames", "bin_sum", "bin_sumsq"])
+    frames = table["num_frames"].to_numpy()[:, None]
+    total, squares = (np.stack(table[name].to_numpy()) for name in ("bin_sum", "bin_sumsq"))
+    mean = total / frames
+    std = np.sqrt(np.maximum(squares / frames - mean**2, 0))
+    return {"mean": mean, "mean+std": np.concatenate([mean, std], axis=1)}
+
+
+def _batches(dataset: ShardDataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for log_mels, num_frames in dataset.iter_log_mels():
+        for start in range(0, len(log_mels), BATCH):
+            yield log_mels[start : start + BATCH], num_frames[start : start + BATCH]

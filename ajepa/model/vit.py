@@ -1,0 +1,158 @@
+"""Vision Transformer over log-mel patches (sec. 4.1) and the narrow predictor (sec. 4.3).
+
+Shape legend: B samples, N patches of the window, K visible patches, M target patches, D width, P predictor width.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ajepa.config import PATCH, ModelConfig
+
+
+def patchify(log_mel: Tensor) -> Tensor:
+    """[B, n_mels, frames] -> [B, N, 256]; patch (f, t) has index f * columns + t and is flattened bins first."""
+    batch, bins, frames = log_mel.shape
+    grid = log_mel.reshape(batch, bins // PATCH, PATCH, frames // PATCH, PATCH)
+    return grid.permute(0, 1, 3, 2, 4).reshape(batch, -1, PATCH * PATCH)
+
+
+def gather(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Pick tokens: [B, N, D] and [B, K] -> [B, K, D]."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """[N, width]: half the channels encode the row, half the column, each as sines and cosines."""
+    frequency = 1.0 / 10_000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    parts = []
+    for index in torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij"):
+        angle = index.reshape(-1, 1) * frequency
+        parts += [angle.sin(), angle.cos()]
+    return torch.cat(parts, dim=1).float()
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block: x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        hidden = int(width * mlp_ratio)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, K, D] -> [B, K, D]. `mask` [.., K, K] is true where a query may see a key; None sees all."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, K, D / heads]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = x + self.proj(attended.transpose(1, 2).reshape(batch, tokens, width))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+def _init_weights(module: nn.Module, blocks: nn.ModuleList) -> None:
+    """Truncated normal 0.02 (ViT's choice), zero biases, and residual branches scaled by 1 / sqrt(2 * layer)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        for depth, block in enumerate(blocks, start=1):
+            assert isinstance(block, Block)
+            block.proj.weight.div_(math.sqrt(2.0 * depth))
+            block.fc2.weight.div_(math.sqrt(2.0 * depth))
+
+
+class Encoder(nn.Module):
+    """ViT that computes only the patches it is given.
+
+    Positions are a learned table [rows, columns, D], started at sines and cosines.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = nn.Linear(PATCH * PATCH, config.width)
+        self.positions = nn.Parameter(sincos_positions(config.grid, config.width))  # [N, D]
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        _init_weights(self, self.blocks)
+        nn.init.xavier_uniform_(self.patch_embed.weight)
+
+    def forward(
+        self, patches: Tensor, indices: Tensor | None = None, mask: Tensor | None = None, last_layers: int = 1
+    ) -> Tensor | list[Tensor]:
+        """Encode patches.
+
+        Args:
+            patches: [B, N, 256] normalised log-mel patches, all of the window's or its first columns'.
+            indices: [B, K] patches to see; None sees all N. The others are never computed.
+            mask: attention mask over the visible tokens, true where a query may see a key.
+            last_layers: with K > 1, return the outputs of the last K blocks (before the final norm).
+
+        Returns:
+            [B, K, D] after the final norm, or a list of K such outputs before it.
+        """
+        positions = self.positions_for(patches.shape[1]).expand(len(patches), -1, -1)
+        if indices is not None:
+            patches, positions = gather(patches, indices), gather(positions, indices)
+        x = self.patch_embed(patches) + positions
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask)
+            if last_layers > 1 and i >= len(self.blocks) - last_layers:
+                outputs.append(x)
+        return outputs if last_layers > 1 else self.norm(x)
+
+    def positions_for(self, num_patches: int) -> Tensor:
+        """[1, num_patches, D]: the table sliced along time for an input shorter than the window.
+
+        Raises:
+            ValueError: more patches than the window has, or not whole columns.
+        """
+        rows, columns = self.config.grid
+        wanted, rest = divmod(num_patches, rows)
+        if rest or not 0 < wanted <= columns:
+            raise ValueError(f"{num_patches} patches do not form 1 to {columns} columns of {rows}")
+        return self.positions.reshape(rows, columns, -1)[:, :wanted].reshape(1, num_patches, -1)
+
+
+class Predictor(nn.Module):
+    """Narrow Transformer: context representations and mask tokens in, target representations out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.predictor_width
+        self.embed = nn.Linear(config.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.positions = nn.Parameter(sincos_positions(config.grid, width))  # [N, P]
+        self.blocks = nn.ModuleList(
+            Block(width, config.predictor_heads, config.mlp_ratio) for _ in range(config.predictor_depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.project = nn.Linear(width, config.width)
+        _init_weights(self, self.blocks)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, context: Tensor, context_indices: Tensor, target_indices: Tensor) -> Tensor:
+        """[B, K, D], [B, K], [B, M] -> predictions [B, M, D]."""
+        tokens = torch.cat(
+            [
+                self.embed(context) + self.positions[context_indices],
+                (self.mask_token + self.positions)[target_indices],
+            ],
+            dim=1,
+        )
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.project(self.norm(tokens[:, context.shape[1] :]))

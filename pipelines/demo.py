@@ -1,0 +1,88 @@
+"""The whole chain on sounds it makes itself: synthesise, preprocess, pretrain, probe, and pictures. No download."""
+
+import dataclasses
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from ajepa.config import PRESETS, Config, FrontEndConfig
+from ajepa.shards.dataset import open_dataset
+from pipelines import figures, preprocess, pretrain, probe, tracking
+from pipelines.common import parse, run_command, start_ray
+from pipelines.synthesis import CLASSES, SECONDS, write_clips
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoArgs:
+    """Run the demo."""
+
+    output: str = "demo"
+    """Local folder for sounds, shards, run, pictures and the MLflow database."""
+    clips_per_class: int = 50
+    """Clips of each of the 12 classes."""
+    max_steps: int | None = None
+    """Pretraining steps; by default the nano recipe's."""
+    num_workers: int = 1
+    """Ray Train workers; 0 trains inside this process."""
+
+
+def demo_config(max_steps: int | None) -> Config:
+    config = PRESETS["nano"]
+    if max_steps is None:
+        return config
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=max_steps))
+
+
+@contextmanager
+def stage(name: str, times: dict[str, float]) -> Iterator[None]:
+    print(f"\n== {name}", flush=True)
+    start = time.perf_counter()
+    yield
+    times[name] = time.perf_counter() - start
+
+
+def main(args: DemoArgs) -> None:
+    folder = Path(args.output).absolute()
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    times: dict[str, float] = {}
+    with stage(f"synthesise {len(CLASSES)} classes of {args.clips_per_class} clips", times):
+        manifest = write_clips(folder / "audio", args.clips_per_class)
+    config = demo_config(args.max_steps)
+    frames = -(-round(SECONDS * 100) // 16) * 16
+    with stage("preprocess (Ray Data)", times):
+        start_ray()
+        preprocess.main(preprocess.PreprocessArgs(
+            source="manifest", input=str(manifest), output=str(folder / "shards"), mlflow_uri=uri,
+            front_end=FrontEndConfig(clip_frames=frames),
+        ))  # fmt: skip
+    run = folder / "run"
+    with stage("pretrain (Ray Train)", times):
+        pretrain.main(pretrain.PretrainArgs(
+            data=str(folder / "shards"), output=str(run), num_workers=args.num_workers, mlflow_uri=uri, config=config,
+        ))  # fmt: skip
+    ray.shutdown()
+    with stage("probe, beside random init and log-mel statistics", times):
+        probe.main(probe.ProbeArgs(encoder=str(run), data=str(folder / "shards"), mlflow_uri=uri))
+    with stage("pictures", times):
+        dataset = open_dataset(str(folder / "shards"))
+        masks, curves = folder / "figures" / "masks.png", folder / "figures" / "training.png"
+        figures.draw_masks(dataset, config, masks)
+        figures.draw_training(pretrain.read_history(str(run)), config.model.width, curves)
+        tracker = tracking.Tracker(uri, probe.source_run(str(run))["mlflow_run"])
+        for path in (masks, curves):
+            tracker.log_file(path, "figures")
+            print(path)
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print("\n" + ", ".join(f"{name.split(' (')[0].split(',')[0]} {seconds:.0f} s" for name, seconds in times.items()))
+    print(f"{sum(times.values()) / 60:.1f} min in all, largest process {peak / 1024**2:.1f} GB")
+    print(f"look at the runs: {tracking.ui_command(uri)}")
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(parse(DemoArgs, __doc__ or "")))

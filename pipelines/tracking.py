@@ -1,0 +1,116 @@
+"""MLflow: where runs are recorded, and a handle that any process can log through."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from ajepa import storage
+from ajepa.errors import UserError
+from pipelines.common import in_ray_job
+
+EXPERIMENT = "ajepa"
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """One MLflow run, by its id: pickles to workers and callbacks, so retries log into the same run."""
+
+    uri: str
+    run_id: str
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.uri)
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One batch of figures at a step."""
+        now = mlflow.utils.time.get_current_time_millis()
+        self.client.log_batch(self.run_id, [Metric(k, float(v), now, step) for k, v in metrics.items()])
+
+    def log_file(self, path: str | Path, folder: str | None = None) -> None:
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    def log_text(self, text: str, name: str) -> None:
+        self.client.log_text(self.run_id, text, name)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, status)
+
+
+def tracking_uri(mlflow_uri: str | None, output: str) -> str:
+    """The tracking server or database: the option, MLFLOW_TRACKING_URI, or ./mlflow.db.
+
+    Always absolute: workers start in other directories. Inside a Ray job, whose directory is temporary, the
+    database lies beside the output.
+    """
+    chosen = mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not chosen:
+        folder = Path(storage.absolute(output)).parent if in_ray_job() and not storage.is_uri(output) else Path.cwd()
+        folder.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{folder / 'mlflow.db'}"
+    if not storage.is_uri(chosen):
+        raise UserError(f"--mlflow-uri {chosen!r} is no URI: use sqlite:///ABSOLUTE/PATH/mlflow.db or http://HOST:PORT")
+    return chosen
+
+
+def ui_command(uri: str) -> str:
+    """What to type to look at the runs."""
+    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else f"open {uri}"
+
+
+def start_run(
+    uri: str,
+    name: str,
+    *,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    parent: str | None = None,
+    experiment: str = EXPERIMENT,
+) -> Tracker:
+    """Create a run on the driver.
+
+    Raises:
+        UserError: the tracking server cannot be reached.
+    """
+    client = mlflow.MlflowClient(uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            location = None
+            if uri.startswith("sqlite:///"):  # a database of files: artifacts lie beside it
+                location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+            try:
+                experiment_id = client.create_experiment(experiment, artifact_location=location)
+            except MlflowException:  # another process was faster
+                found = client.get_experiment_by_name(experiment)
+                if found is None:
+                    raise
+                experiment_id = found.experiment_id
+        else:
+            experiment_id = found.experiment_id
+        all_tags = dict(tags) | ({"mlflow.parentRunId": parent} if parent else {})
+        run = client.create_run(experiment_id, run_name=name, tags=all_tags)
+        run_id = run.info.run_id
+        client.log_batch(run_id, params=[Param(k, str(v)[:500]) for k, v in params.items()])
+    except (MlflowException, OSError) as error:
+        raise UserError(f"cannot record to MLflow at {uri!r}: {str(error).splitlines()[0]}") from error
+    return Tracker(uri, run_id)
+
+
+def set_tags(tracker: Tracker, tags: Mapping[str, str]) -> None:
+    tracker.client.log_batch(tracker.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as "model.depth": 12 pairs, MLflow's parameters."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
