@@ -46,9 +46,7 @@ class FrontEndConfig:
     def __post_init__(self) -> None:
         _require(self.sample_rate > 0 and self.hop_length > 0, "sample_rate and hop_length must be positive")
         _require(0 < self.win_length <= self.n_fft, "win_length must be positive and at most n_fft")
-        _require(
-            self.n_mels > 0 and self.n_mels % PATCH == 0, f"n_mels={self.n_mels} is not a multiple of {PATCH}"
-        )
+        _require(self.n_mels > 0 and self.n_mels % PATCH == 0, f"n_mels={self.n_mels} is not a multiple of {PATCH}")
         _require(
             self.clip_frames > 0 and self.clip_frames % PATCH == 0,
             f"clip_frames={self.clip_frames} is not a multiple of {PATCH}",
@@ -102,9 +100,7 @@ class ModelConfig:
             )
         for width, heads in ((self.width, self.heads), (self.predictor_width, self.predictor_heads)):
             _require(heads > 0 and width % heads == 0, f"width {width} is not divisible by {heads} heads")
-        _require(
-            self.width % 4 == 0 and self.predictor_width % 4 == 0, "widths must be multiples of 4 (positions)"
-        )
+        _require(self.width % 4 == 0 and self.predictor_width % 4 == 0, "widths must be multiples of 4 (positions)")
         _require(self.depth > 0 and self.predictor_depth > 0, "depth and predictor_depth must be positive")
 
     @property
@@ -138,8 +134,14 @@ class MaskConfig:
     def __post_init__(self) -> None:
         _require(0 < self.mask_ratio < 1, f"masking ratio {self.mask_ratio} is not between 0 and 1")
         _require(self.num_blocks > 0 and self.candidates > 0, "num_blocks and candidates must be positive")
-        _require(0 < self.block_scale[0] <= self.block_scale[1] < 1, f"block scale {self.block_scale} is not within (0, 1)")
-        _require(0 < self.block_aspect[0] <= self.block_aspect[1], f"aspect range {self.block_aspect} is not ascending and positive")
+        _require(
+            0 < self.block_scale[0] <= self.block_scale[1] < 1,
+            f"block scale {self.block_scale} is not within (0, 1)",
+        )
+        _require(
+            0 < self.block_aspect[0] <= self.block_aspect[1],
+            f"aspect range {self.block_aspect} is not ascending and positive",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +229,7 @@ class Config:
         """Rebuild a config read from JSON. Unknown or missing keys raise UserError naming them."""
         parts = {"model": ModelConfig, "mask": MaskConfig, "train": TrainConfig}
         _require(set(values) == set(parts), f"a config has the parts {sorted(parts)}, this one {sorted(values)}")
-        return cls(**{name: from_dict(kind, values[name]) for name, kind in parts.items()})  # type: ignore[arg-type]
+        return cls(**{name: from_dict(kind, values[name]) for name, kind in parts.items()})
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:

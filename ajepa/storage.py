@@ -43,7 +43,7 @@ def join(path: str, *parts: str) -> str:
 
 
 def kind(path: str) -> str:
-    """"file", "folder" or "missing"."""
+    """ "file", "folder" or "missing"."""
     filesystem, inner = resolve(path)
     try:
         info = filesystem.get_file_info(inner)

@@ -18,6 +18,7 @@ from ajepa import storage
 from ajepa.config import PRESETS, Config
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
+from ajepa.evaluation.features import POOLINGS
 from ajepa.shards.dataset import open_dataset
 from pipelines import figures, pretrain, probe, tracking
 from pipelines.common import cluster_cpus, parse, run_command, start_ray, warn_relative_output
@@ -56,15 +57,13 @@ ABLATIONS: dict[str, Ablation] = {
         ("0.4", "0.5", "0.6", "0.7", "0.8", "0.9"),
         lambda config, value: _mask(config, mask_ratio=float(value)),
     ),
-    "placement": Ablation(
-        "block placement", ("wrap", "inside"), lambda config, value: _mask(config, placement=value)
-    ),
+    "placement": Ablation("block placement", ("wrap", "inside"), lambda config, value: _mask(config, placement=value)),
     "predictor": Ablation("predictor depth x width", ("1x96", "2x96", "4x96", "2x192"), _predictor),
-    "loss": Ablation(
-        "loss", ("smooth_l1", "l1", "mse", "cosine"), lambda config, value: _train(config, loss=value)
-    ),
+    "loss": Ablation("loss", ("smooth_l1", "l1", "mse", "cosine"), lambda config, value: _train(config, loss=value)),
     "target_layers": Ablation(
-        "target layers averaged", ("1", "2", "4"), lambda config, value: _train(config, target_layers=int(value))
+        "target layers averaged",
+        ("1", "2", "4"),
+        lambda config, value: _train(config, target_layers=int(value)),
     ),
 }
 _CHOICES = {"placement": ("wrap", "inside"), "loss": ("smooth_l1", "l1", "mse", "cosine")}
@@ -129,7 +128,11 @@ def run_trial(params: dict[str, Any]) -> None:
         parent=probe.source_run(folder)["mlflow_run"],
     )
     last = pretrain.read_history(folder)[-1]
-    result = probe.metrics(rows) | {"effective_rank": last["effective_rank"], "loss": last["loss"], "step": last["step"]}
+    result = probe.metrics(rows) | {
+        "effective_rank": last["effective_rank"],
+        "loss": last["loss"],
+        "step": last["step"],
+    }
     run = probe.source_run(folder)
     tracking.Tracker(run["mlflow_uri"], run["mlflow_run"]).log_metrics(last["step"], probe.metrics(rows))
     tune.report(result | {"finished": True})
@@ -210,12 +213,16 @@ def main(args: AblateArgs) -> pd.DataFrame:
     except BaseException:
         tracker.finish("KILLED")
         raise
-    trials = [r.metrics | {"value": r.metrics["config"]["value"]} for r in results if r.metrics and r.metrics.get("finished")]
+    trials = [
+        r.metrics | {"value": r.metrics["config"]["value"]} for r in results if r.metrics and r.metrics.get("finished")
+    ]
     table = summarise(trials, values)
     write_report(args, table, trials, tracker)
     if results.num_errors:
         tracker.finish("FAILED")
-        raise UserError(f"{results.num_errors} of {len(results)} trials failed ({results.errors[0]}); run it again to resume")
+        raise UserError(
+            f"{results.num_errors} of {len(results)} trials failed ({results.errors[0]}); run it again to resume"
+        )
     tracker.finish()
     print(f"\n{len(trials)} trials; table, CSV and figure in {args.output}; {tracking.ui_command(uri)}")
     return table
@@ -231,16 +238,18 @@ def summarise(trials: Sequence[dict[str, Any]], values: Sequence[str]) -> pd.Dat
                 "setting": value,
                 "seeds": len(own),
                 **{
-                    f"{name}, {pooling}": float(np.mean([t[f"accuracy_{name}_{pooling}".replace(" ", "_").replace("+", "_")] for t in own]))
-                    for name in (PRETRAINED, RANDOM) for pooling in ("mean", "mean+std")
+                    f"{name}, {pooling}": float(np.mean([t[probe.metric_name(name, pooling)] for t in own]))
+                    for name in (PRETRAINED, RANDOM) for pooling in POOLINGS
                 },
-                "std over seeds": float(np.std([t[f"accuracy_{PRETRAINED}_mean"] for t in own])),
+                "std over seeds": float(np.std([t[probe.metric_name(PRETRAINED, "mean")] for t in own])),
                 "effective rank": float(np.mean([t["effective_rank"] for t in own])),
             })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def write_report(args: AblateArgs, table: pd.DataFrame, trials: Sequence[dict[str, Any]], tracker: tracking.Tracker) -> None:
+def write_report(
+    args: AblateArgs, table: pd.DataFrame, trials: Sequence[dict[str, Any]], tracker: tracking.Tracker
+) -> None:
     """table.md, table.csv and figure.png in the output folder and in MLflow's parent run."""
     if table.empty:
         return
@@ -252,10 +261,12 @@ def write_report(args: AblateArgs, table: pd.DataFrame, trials: Sequence[dict[st
         lines.append(f"| {' | '.join(cells)} |")
     (folder / "table.md").write_text("\n".join(lines) + "\n")
     table.to_csv(folder / "table.csv", index=False)
-    accuracies = [[t[f"accuracy_{PRETRAINED}_mean"] for t in trials if t["value"] == v] for v in table["setting"]]
+    accuracies = [
+        [t[probe.metric_name(PRETRAINED, "mean")] for t in trials if t["value"] == v] for v in table["setting"]
+    ]
     baselines = {
-        RANDOM: float(np.mean([t["accuracy_random_init_mean"] for t in trials])),
-        MEL: float(trials[0]["accuracy_log-mel_statistics_mean"]),
+        RANDOM: float(np.mean([t[probe.metric_name(RANDOM, "mean")] for t in trials])),
+        MEL: float(trials[0][probe.metric_name(MEL, "mean")]),
     }
     title = f"{ABLATIONS[args.ablation].title} ({args.preset}, mean pooling)"
     figures.draw_ablation(title, list(table["setting"]), accuracies, baselines, folder / "figure.png")

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import ray
 import tyro
@@ -17,7 +17,7 @@ Args = TypeVar("Args")
 
 def parse(kind: type[Args], description: str, argv: Sequence[str] | None = None, default: Args | None = None) -> Args:
     """Typed options from a dataclass; wrong ones exit with code 2."""
-    return tyro.cli(kind, description=description, args=argv, default=default)
+    return cast(Args, tyro.cli(kind, description=description, args=argv, default=default))
 
 
 def run_command(main: Callable[[], object]) -> None:

@@ -33,7 +33,9 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
     _, targets = sample_masks(config.mask, config.model.grid, config.train.seed, batch.samples[chosen])
     columns = 3
     lines = -(-len(chosen) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 2.9 * lines), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(4.2 * columns, 2.9 * lines), layout="constrained", squeeze=False
+    )
     rows_in_grid, columns_in_grid = config.model.grid
     for axis in axes.flat[len(chosen) :]:
         axis.set_visible(False)
@@ -43,9 +45,9 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
         extent = (0, seconds, 0, config.model.n_mels)
         low, high = np.percentile(log_mel, [2, 99.5])
         axis.imshow(log_mel, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=low, vmax=high)
-        veil = np.zeros(config.model.num_patches)
-        veil[target] = 0.72
-        veil = np.kron(veil.reshape(rows_in_grid, columns_in_grid), np.ones((PATCH, PATCH)))
+        flat = np.zeros(config.model.num_patches)
+        flat[target] = 0.72
+        veil = np.kron(flat.reshape(rows_in_grid, columns_in_grid), np.ones((PATCH, PATCH)))
         shade = np.zeros((*veil.shape, 4))
         shade[..., :3], shade[..., 3] = 0.85, veil
         axis.imshow(shade, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
@@ -75,7 +77,13 @@ def draw_training(history: Sequence[dict[str, Any]], width: int, path: Path) -> 
     _save(figure, path)
 
 
-def draw_ablation(title: str, labels: Sequence[str], accuracies: Sequence[Sequence[float]], baselines: dict[str, float], path: Path) -> None:
+def draw_ablation(
+    title: str,
+    labels: Sequence[str],
+    accuracies: Sequence[Sequence[float]],
+    baselines: dict[str, float],
+    path: Path,
+) -> None:
     """Accuracy of each setting (a dot a seed, a bar their mean) over the baselines' lines."""
     figure, axis = plt.subplots(figsize=(1.6 + 1.1 * len(labels), 4), layout="constrained")
     for i, values in enumerate(accuracies):

@@ -94,7 +94,10 @@ def prepare_output(output: str, plan: dict[str, Any], manifest: Manifest, overwr
         return dataset
     elif ours:
         _refuse_other_job(
-            output, json.loads(storage.read_text(storage.join(output, PLAN, "plan.json"))), plan, "an unfinished job"
+            output,
+            json.loads(storage.read_text(storage.join(output, PLAN, "plan.json"))),
+            plan,
+            "an unfinished job",
         )
         return None
     for folder in (PLAN, OK, BAD):
@@ -155,7 +158,11 @@ def write_all(output: str, plan: dict[str, Any], front_end: FrontEndConfig, num_
                 figures.update(ok=row["ok"], cut=row["cut"], failed=errors.total())
                 bar.update(row["ok"] + errors.total())
                 bar.set_postfix(failed=figures["failed"])
-    return {"seconds": time.perf_counter() - start, "clips": figures["ok"] + figures["failed"], "cut": figures["cut"]}
+    return {
+        "seconds": time.perf_counter() - start,
+        "clips": figures["ok"] + figures["failed"],
+        "cut": figures["cut"],
+    }
 
 
 def main(args: PreprocessArgs) -> ShardDataset:
@@ -174,10 +181,8 @@ def main(args: PreprocessArgs) -> ShardDataset:
     tracker = tracking.start_run(uri, f"preprocess {args.source}", params=params, tags={"ajepa.job": "preprocess"})
     try:
         figures = write_all(output, plan, args.front_end, args.num_workers)
-        dataset = finish_dataset(
-            output, args.front_end, manifest.label_names, plan["clips"],
-            {"plan": plan, "remarks": list(manifest.remarks), "mlflow_run": tracker.run_id, "version": ajepa.__version__},
-        )  # fmt: skip
+        about = {"plan": plan, "remarks": manifest.remarks, "mlflow_run": tracker.run_id, "version": ajepa.__version__}
+        dataset = finish_dataset(output, args.front_end, manifest.label_names, plan["clips"], about)
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise

@@ -3,38 +3,33 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import ray.train
 import torch
 import tyro
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.report_config import CheckpointUploadMode
-from torch.nn.parallel import DistributedDataParallel
 
 from ajepa import storage
 from ajepa.config import PRESETS, Config, differences
 from ajepa.errors import UserError
-from ajepa.model.schedules import total_steps
 from ajepa.shards.dataset import ShardDataset, open_dataset
-from ajepa.shards.reader import ShardReader
-from ajepa.training.checkpoint import CheckpointInfo, latest_checkpoint, read_info, restore, save_checkpoint
-from ajepa.training.diagnostics import representation_health
-from ajepa.training.step import Normaliser, StepResult, TrainState, build_model, build_optimizer, train_step
+from ajepa.training.checkpoint import CheckpointInfo, latest_checkpoint, read_info
+from ajepa.training.loop import WorkerContext, train
 from pipelines import tracking
 from pipelines.common import cluster_cpus, parse, run_command, start_ray, warn_relative_output
 
+RANK_FIGURES = ("loss", "prediction_std", "target_std")
 RUN_JSON = "run.json"  # what the run is; "finished" once its last checkpoint is written
 HISTORY = "history.jsonl"  # every report, for figures without MLflow
-HELD_CLIPS = 256  # of the fixed set that health is measured on
-HELD_STEP = 1 << 40  # its place in the sample stream, never reached by training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +75,14 @@ class Reporter(UserCallback):
         self.tracker, self.output, self.quiet = tracker, output, quiet
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        report = metrics[0]
+        # Rank 0 measures what is measured once; what each rank measured on its own clips is averaged.
+        shared = {k: sum(m[k] for m in metrics) / len(metrics) for k in RANK_FIGURES if k in metrics[0]}
+        report = metrics[0] | shared
         step, total = report["step"], report["total_steps"]
         figures = {k: v for k, v in report.items() if k not in ("step", "total_steps")}
         self.tracker.log_metrics(step, figures)
         append_history(self.output, report)
-        if not self.quiet:
+        if not self.quiet and step:
             rank = f"  rank {report['effective_rank']:.1f}" if "effective_rank" in report else ""
             left = (total - step) * report["seconds_per_step"]
             print(
@@ -107,113 +104,14 @@ def read_history(output: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in storage.read_text(storage.join(output, HISTORY)).splitlines()]
 
 
-def checkpoint_path(output: str, step: int) -> str:
-    return storage.join(output, "checkpoints", f"step-{step:08d}")
-
-
-@dataclass
-class WorkerContext:
-    """What a training process knows of the others."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-    report: Callable[[dict[str, Any], str | None], None]  # metrics, folder of a checkpoint written by rank 0
-
-
-def build_state(config: Config, dataset: ShardDataset, worker: WorkerContext) -> TrainState:
-    core = build_model(config).to(worker.device)
-    model = core
-    if worker.world_size > 1:
-        ids = [worker.device.index] if worker.device.type == "cuda" else None
-        model = DistributedDataParallel(core, device_ids=ids, gradient_as_bucket_view=True)  # type: ignore[assignment]
-    return TrainState(
-        config=config,
-        core=core,
-        model=model,
-        optimizer=build_optimizer(core, config.train),
-        normalise=Normaliser(dataset.statistics).to(worker.device),
-        device=worker.device,
-        total_steps=total_steps(config.train, dataset.num_clips),
-    )
-
-
-def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerContext) -> None:
-    """Train from the newest intact checkpoint of `output`, or from the start, to the last step."""
-    state = build_state(config, dataset, worker)
-    with contextlib.suppress(UserError):  # no checkpoint yet
-        restore(latest_checkpoint(output), state)
-    reader = ShardReader(
-        dataset,
-        crop_frames=config.model.crop_frames,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        rank=worker.rank,
-        world_size=worker.world_size,
-    )
-    held = held_clips(dataset, config, state) if worker.rank == 0 else None
-    every = config.train
-    result: StepResult | None = None
-    losses, began, began_step = [], time.perf_counter(), state.step
-    if state.step == 0:
-        worker.report({**_health(state, held), "step": 0, "total_steps": state.total_steps, **_NO_SPEED}, None)
-    for batch in reader.batches(state.step, state.total_steps):
-        result = train_step(state, batch)
-        losses.append(result.loss)
-        last = state.step == state.total_steps
-        measure, save = state.step % every.eval_every == 0, state.step % every.checkpoint_every == 0
-        if not (last or measure or save or state.step % every.log_every == 0):
-            continue
-        seconds = (time.perf_counter() - began) / (state.step - began_step)
-        report = {
-            "step": state.step,
-            "total_steps": state.total_steps,
-            "loss": torch.stack(losses).mean().item(),
-            "grad_norm": result.grad_norm.item(),
-            "prediction_std": result.prediction_std.item(),
-            "target_std": result.target_std.item(),
-            "lr": result.lr,
-            "ema": result.ema,
-            "seconds_per_step": seconds,
-            "clips_per_second": every.batch_size / seconds,
-        }
-        if last or measure:
-            report |= _health(state, held)
-        folder = None
-        if last or save:
-            folder = checkpoint_path(output, state.step)
-            if worker.rank == 0:
-                save_checkpoint(folder, state, dataset)
-        worker.report(report, folder)
-        losses, began, began_step = [], time.perf_counter(), state.step
-
-
-_NO_SPEED = {"loss": float("nan"), "seconds_per_step": float("nan"), "clips_per_second": float("nan")}
-
-
-def held_clips(dataset: ShardDataset, config: Config, state: TrainState) -> torch.Tensor:
-    """A fixed set of crops, [<= 256, n_mels, crop_frames] normalised, on the device."""
-    count = min(HELD_CLIPS, dataset.num_clips)
-    reader = ShardReader(dataset, crop_frames=config.model.crop_frames, batch_size=count, seed=config.train.seed)
-    return state.normalise(torch.from_numpy(reader.batch(HELD_STEP // count).log_mel).to(state.device))
-
-
-def _health(state: TrainState, held: torch.Tensor | None) -> dict[str, float]:
-    return {} if held is None else representation_health(state.core.target_encoder, held)
-
-
 def train_worker(settings: dict[str, Any]) -> None:
     """Entry of one Ray Train worker."""
     context = ray.train.get_context()
     rank = context.get_world_rank()
     torch.set_num_threads(settings["threads"])
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints every report of every rank
 
-    def report(metrics: dict[str, Any], folder: str | None) -> None:
-        # The checkpoint is already where it belongs; Ray only learns of it.
-        checkpoint = Checkpoint(folder) if folder and rank == 0 and not storage.is_uri(folder) else None
-        ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
-
-    worker = WorkerContext(rank, context.get_world_size(), ray.train.torch.get_device(), report)
+    worker = WorkerContext(rank, context.get_world_size(), ray.train.torch.get_device(), ray.train.report)
     train(settings["config"], open_dataset(settings["data"]), settings["output"], worker)
 
 
@@ -245,19 +143,21 @@ def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] 
 
 def choose_threads(threads: int | None, num_workers: int) -> int:
     """Threads of a worker: as told, or the CPUs shared out. Too many slow a step down several times over."""
-    return threads or max(1, (len(os.sched_getaffinity(0)) if num_workers <= 1 else cluster_cpus()) // max(1, num_workers))
+    return threads or max(
+        1, (len(os.sched_getaffinity(0)) if num_workers <= 1 else cluster_cpus()) // max(1, num_workers)
+    )
 
 
 def fit(args: PretrainArgs, tracker: tracking.Tracker, callbacks: Sequence[UserCallback]) -> None:
     """Train with `num_workers` Ray Train workers, or inside this process with 0."""
     output = storage.absolute(args.output)
-    settings = {"config": args.config, "data": storage.absolute(args.data), "output": output}
+    settings: dict[str, Any] = {"config": args.config, "data": storage.absolute(args.data), "output": output}
     if args.num_workers == 0:
         torch.set_num_threads(choose_threads(args.threads, 1))
 
-        def report(metrics: dict[str, Any], folder: str | None) -> None:
+        def report(metrics: dict[str, Any]) -> None:
             for callback in callbacks:
-                callback.after_report(None, [metrics], Checkpoint(folder) if folder else None)  # type: ignore[arg-type]
+                callback.after_report(None, [metrics], None)
 
         device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
         train(args.config, open_dataset(settings["data"]), output, WorkerContext(0, 1, device, report))
@@ -274,20 +174,25 @@ def fit(args: PretrainArgs, tracker: tracking.Tracker, callbacks: Sequence[UserC
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=args.num_workers, use_gpu=use_gpu),
-        # Ray's own state gets a fresh name each time: a name that finished once would silently do nothing.
-        # What resumes is the run folder's own checkpoints.
+        # Checkpoints are the run folder's own, written by rank 0 and found again by every attempt. Ray only hears of
+        # figures; its state gets a fresh name each time, for a name that finished once would silently do nothing.
         run_config=RunConfig(
             storage_path=storage.join(output, "ray"),
             name=uuid.uuid4().hex[:12],
             failure_config=FailureConfig(max_failures=args.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=None),
             callbacks=list(callbacks),
         ),
     )
     trainer.fit()
 
 
-def main(args: PretrainArgs, *, parent: str | None = None, callbacks: Sequence[UserCallback] = (), quiet: bool = False) -> CheckpointInfo:
+def main(
+    args: PretrainArgs,
+    *,
+    parent: str | None = None,
+    callbacks: Sequence[UserCallback] = (),
+    quiet: bool = False,
+) -> CheckpointInfo:
     """Run the training the arguments describe; returns its last checkpoint.
 
     Args:
@@ -298,7 +203,9 @@ def main(args: PretrainArgs, *, parent: str | None = None, callbacks: Sequence[U
     args = dataclasses.replace(args, data=storage.absolute(args.data), output=storage.absolute(args.output))
     dataset = open_dataset(args.data)
     if dataset.front_end.n_mels != args.config.model.n_mels:
-        raise UserError(f"the shards have {dataset.front_end.n_mels} mel bins, the model takes {args.config.model.n_mels}")
+        raise UserError(
+            f"the shards have {dataset.front_end.n_mels} mel bins, the model takes {args.config.model.n_mels}"
+        )
     if args.num_workers > 1 and args.config.train.batch_size % args.num_workers:
         raise UserError(f"--batch-size {args.config.train.batch_size} does not divide over {args.num_workers} workers")
     run = prepare_output(args, dataset)

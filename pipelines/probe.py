@@ -82,17 +82,23 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
     tracker.log_file(folder / "table.md")
     tracker.log_file(folder / "table.csv")
     tracker.finish()
-    print(f"{args.protocol} probe of step {info.step} on {dataset.num_clips} clips, {len(rows[0].fold_accuracy)} folds\n")
+    print(
+        f"{args.protocol} probe of step {info.step} on {dataset.num_clips} clips, {len(rows[0].fold_accuracy)} folds\n"
+    )
     print(table)
     best = max((r for r in rows if r.features == PRETRAINED), key=lambda r: r.mean)
     print(f"\naccuracy {best.mean:.3f} with {best.pooling} pooling; table in {folder}")
     return rows
 
 
+def metric_name(features: str, pooling: str) -> str:
+    """The MLflow metric of one cell of the table; MLflow takes no "+" in a name."""
+    return f"accuracy_{features}_{pooling}".replace(" ", "_").replace("+", "_")
+
+
 def metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """The table as MLflow metrics; MLflow takes no "+" in a name."""
-    named = {f"{r.features}_{r.pooling}".replace(" ", "_").replace("+", "_"): r.mean for r in rows}
-    return {f"accuracy_{name}": value for name, value in named.items()}
+    """The table as MLflow metrics."""
+    return {metric_name(r.features, r.pooling): r.mean for r in rows}
 
 
 if __name__ == "__main__":

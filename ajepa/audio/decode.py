@@ -12,7 +12,9 @@ import soxr
 
 from ajepa import storage
 
-SOUNDFILE_EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"})
+SOUNDFILE_EXTENSIONS = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"}
+)
 AV_EXTENSIONS = frozenset({".m4a", ".aac", ".webm", ".mp4", ".wma", ".mka", ".mkv", ".mov"})
 AUDIO_EXTENSIONS = SOUNDFILE_EXTENSIONS | AV_EXTENSIONS
 
@@ -101,7 +103,13 @@ def _decode_soundfile(stream: Any, start_s: float, duration_s: float | None) -> 
                     break
                 blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
                 left = None if left is None else left - len(block)
-    except (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError, RuntimeError, ValueError, TypeError) as error:
+    except (
+        soundfile.LibsndfileError,
+        soundfile.SoundFileRuntimeError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+    ) as error:
         raise AudioError(f"decode: {_one_line(error)}") from error
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
 

@@ -48,9 +48,7 @@ class LogMel(nn.Module):
         super().__init__()
         self.config = config
         left = (config.n_fft - config.win_length) // 2
-        window = F.pad(
-            torch.hann_window(config.win_length), (left, config.n_fft - config.win_length - left)
-        )
+        window = F.pad(torch.hann_window(config.win_length), (left, config.n_fft - config.win_length - left))
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("filters", filterbank(config).T.contiguous(), persistent=False)
 
@@ -58,9 +56,7 @@ class LogMel(nn.Module):
         config = self.config
         half = config.n_fft // 2
         if waveform.shape[-1] < config.win_length:
-            raise AudioError(
-                f"waveform: {waveform.shape[-1]} samples, shorter than one window of {config.win_length}"
-            )
+            raise AudioError(f"waveform: {waveform.shape[-1]} samples, shorter than one window of {config.win_length}")
         flat = waveform.reshape(-1, 1, waveform.shape[-1])
         padded = F.pad(flat, (half, half), mode="reflect").squeeze(1)
         frames = padded.unfold(-1, config.n_fft, config.hop_length) * self.window  # [b, frames, n_fft]

@@ -58,7 +58,13 @@ def compare(
         for pooling in POOLINGS if features else ():
             accuracy = np.array([probe(f[pooling], labels, folds, protocol).fold_accuracy for f in features])
             rows.append(
-                Row(name, pooling, accuracy.mean(axis=0).tolist(), accuracy.mean(axis=1).tolist(), features[0][pooling].shape[1])
+                Row(
+                    name,
+                    pooling,
+                    accuracy.mean(axis=0).tolist(),
+                    accuracy.mean(axis=1).tolist(),
+                    features[0][pooling].shape[1],
+                )
             )
     return rows
 
@@ -66,7 +72,10 @@ def compare(
 def markdown_table(rows: list[Row]) -> str:
     """The comparison, a line a kind of features and a column a pooling; mean and standard deviation over folds."""
     cells = {(row.features, row.pooling): f"{row.mean:.3f} ± {row.std:.3f}" for row in rows}
-    lines = [f"| features | {' | '.join(f'{p} pooling' for p in POOLINGS)} |", "|---|" + "---|" * len(POOLINGS)]
+    lines = [
+        f"| features | {' | '.join(f'{p} pooling' for p in POOLINGS)} |",
+        "|---|" + "---|" * len(POOLINGS),
+    ]
     for name in dict.fromkeys(row.features for row in rows):
         seeds = max(len(row.seed_accuracy) for row in rows if row.features == name)
         label = f"{name} ({seeds} seeds)" if seeds > 1 else name

@@ -20,7 +20,16 @@ def encoder_features(encoder: AudioEncoder, dataset: ShardDataset) -> dict[str, 
         UserError: the dataset was made with another front end than the encoder was trained on.
     """
     ours, theirs = encoder.front_end, dataset.front_end
-    for name in ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels", "f_min", "f_max", "log_epsilon"):
+    for name in (
+        "sample_rate",
+        "n_fft",
+        "win_length",
+        "hop_length",
+        "n_mels",
+        "f_min",
+        "f_max",
+        "log_epsilon",
+    ):
         if getattr(ours, name) != getattr(theirs, name):
             raise UserError(
                 f"the encoder was trained with {name}={getattr(ours, name)}, "

@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from ajepa.errors import UserError
@@ -91,7 +91,7 @@ def probe(features: np.ndarray, labels: np.ndarray, folds: np.ndarray, protocol:
     return ProbeResult(np.array(accuracy), predictions)
 
 
-def _fit(protocol: Protocol, value: float, features: np.ndarray, labels: np.ndarray):  # noqa: ANN202
+def _fit(protocol: Protocol, value: float, features: np.ndarray, labels: np.ndarray) -> Pipeline:
     if protocol == "linear":
         model = make_pipeline(StandardScaler(), LogisticRegression(C=value, max_iter=1000, tol=1e-3))
     else:

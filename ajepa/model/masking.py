@@ -90,7 +90,10 @@ def _offsets(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distance of every grid row [b, K, F] and column [b, K, T] behind a block's first one, for K places."""
     offsets = []
-    for side, length, place in ((grid[0], rows, draw[:, : config.candidates]), (grid[1], columns, draw[:, config.candidates :])):
+    for side, length, place in (
+        (grid[0], rows, draw[:, : config.candidates]),
+        (grid[1], columns, draw[:, config.candidates :]),
+    ):
         places = side if config.placement == "wrap" else (side - length + 1)[:, None]
         first = np.floor(place * places).astype(np.int64)[:, :, None]
         offsets.append((np.arange(side) - first) % side)

@@ -82,9 +82,7 @@ class Encoder(nn.Module):
         self.config = config
         self.patch_embed = nn.Linear(PATCH * PATCH, config.width)
         self.positions = nn.Parameter(sincos_positions(config.grid, config.width))  # [N, D]
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         _init_weights(self, self.blocks)
         nn.init.xavier_uniform_(self.patch_embed.weight)

@@ -59,9 +59,7 @@ class ShardDataset:
                 parquet = pq.ParquetFile(stream)
                 for group in range(parquet.num_row_groups):
                     table = parquet.read_row_group(group, columns=["log_mel", "num_frames"])
-                    log_mels = decode_log_mels(
-                        table["log_mel"], self.front_end.n_mels, self.front_end.clip_frames
-                    )
+                    log_mels = decode_log_mels(table["log_mel"], self.front_end.n_mels, self.front_end.clip_frames)
                     yield log_mels, table["num_frames"].to_numpy()
 
 

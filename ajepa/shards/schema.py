@@ -37,10 +37,13 @@ OK_SCHEMA = pa.schema(
 
 def ok_schema(config: FrontEndConfig) -> pa.Schema:
     """OK_SCHEMA with the array's layout in the key-value metadata, for readers that know nothing else."""
-    layout = {"shape": [config.n_mels, config.clip_frames], "dtype": "<f2", "axes": ["mel", "frame"], "order": "C"}
-    return OK_SCHEMA.with_metadata(
-        {"ajepa.log_mel": json.dumps(layout), "ajepa.contract": str(CONTRACT_VERSION)}
-    )
+    layout = {
+        "shape": [config.n_mels, config.clip_frames],
+        "dtype": "<f2",
+        "axes": ["mel", "frame"],
+        "order": "C",
+    }
+    return OK_SCHEMA.with_metadata({"ajepa.log_mel": json.dumps(layout), "ajepa.contract": str(CONTRACT_VERSION)})
 
 
 def encode_row(log_mel: np.ndarray, config: FrontEndConfig) -> dict[str, Any]:

@@ -86,9 +86,7 @@ def read_info(folder: str) -> CheckpointInfo:
             total_steps=manifest["total_steps"],
             config=Config.from_dict(manifest["config"]),
             front_end=from_dict(FrontEndConfig, manifest["front_end"]),
-            statistics=Statistics(
-                np.array(statistics["mean"]), np.array(statistics["std"]), statistics["frames"]
-            ),
+            statistics=Statistics(np.array(statistics["mean"]), np.array(statistics["std"]), statistics["frames"]),
             dataset_hash=manifest["dataset_hash"],
         )
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:

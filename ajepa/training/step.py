@@ -66,9 +66,7 @@ def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
     if config.precision == "auto":
         if device.type == "cuda":
             return torch.cuda.is_bf16_supported(including_emulation=False)
-        return device.type == "cpu" and (
-            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
+        return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return config.precision == "bf16"
 
 
@@ -81,7 +79,8 @@ def build_model(config: Config) -> AJEPA:
 
 def build_optimizer(model: AJEPA, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW; weight decay only where it means something: matrices of linear layers."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.trained_parameters():
         is_table = name.endswith(("positions", "mask_token"))
         (plain if parameter.ndim < 2 or is_table else decayed).append(parameter)
