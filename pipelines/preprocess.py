@@ -59,6 +59,8 @@ class PreprocessArgs:
 def plan_job(args: PreprocessArgs, manifest: Manifest) -> dict[str, Any]:
     """What makes a job the same job: its clips, labels, front end and shard size."""
     clips = manifest.clips.num_rows
+    if args.num_workers is not None and args.num_workers < 1:
+        raise UserError(f"--num-workers must be positive, got {args.num_workers}")
     shard_size = args.clips_per_shard or min(MAX_CLIPS_PER_SHARD, max(32, -(-clips // 8)))
     if shard_size <= 0:
         raise UserError(f"--clips-per-shard must be positive, got {shard_size}")
@@ -148,7 +150,7 @@ def write_all(output: str, plan: dict[str, Any], front_end: FrontEndConfig, num_
             write_shards,
             fn_kwargs={"output": output, "front_end": front_end},
             batch_size=None,
-            compute=TaskPoolStrategy(size=num_workers),
+            compute=TaskPoolStrategy(size=min(num_workers, len(todo)) if num_workers else None),
             num_cpus=1,
         )
         missing = sum(min(plan["shard_size"], plan["clips"] - i * plan["shard_size"]) for i in todo)

@@ -21,6 +21,8 @@ AUDIO_EXTENSIONS = SOUNDFILE_EXTENSIONS | AV_EXTENSIONS
 BLOCK_FRAMES = 1 << 16  # frames decoded at a time, so that channels are mixed in small pieces
 MAX_CHANNELS = 256
 RATES = (1_000, 768_000)  # Hz, what a header may claim and be believed
+MAX_AMPLITUDE = 1e12  # beyond any integer scaling; its mel power would overflow float32
+PREROLL_S = 0.1  # AAC and Opus decode wrongly right after a seek
 
 
 class AudioError(Exception):
@@ -52,13 +54,13 @@ def decode(
             stream.seek(0)
             read = _decode_av if PurePosixPath(uri).suffix.lower() in AV_EXTENSIONS else _decode_soundfile
             waveform, rate = read(stream, start_s, duration_s)
-    except OSError as error:  # missing file, no permission, connection lost for good
+    except (OSError, ValueError) as error:  # missing file, no permission, unknown scheme, connection lost for good
         raise AudioError(f"read: {_one_line(error)}") from error
     if not len(waveform):
         raise AudioError(f"decode: no samples at {start_s:g} s" if start_s else "decode: no samples")
-    bad = int(np.count_nonzero(~np.isfinite(waveform)))
+    bad = int(np.count_nonzero(~(np.abs(waveform) <= MAX_AMPLITUDE)))
     if bad:
-        raise AudioError(f"waveform: {bad} of {len(waveform)} samples are NaN or infinite")
+        raise AudioError(f"waveform: {bad} of {len(waveform)} samples are NaN, infinite or beyond {MAX_AMPLITUDE:g}")
     return resample(waveform, rate, sample_rate), len(waveform) / rate
 
 
@@ -123,21 +125,21 @@ def _decode_av(stream: Any, start_s: float, duration_s: float | None) -> tuple[n
     blocks: list[np.ndarray] = []
     try:
         with av.open(stream) as container:
-            track = next((s for s in container.streams if s.type == "audio"), None)
+            track = next((s for s in container.streams if s.type == "audio" and s.codec_context), None)
             if track is None:
-                raise AudioError("decode: no audio track")
+                raise AudioError("decode: no audio track that can be decoded")
             rate, channels = track.codec_context.sample_rate, track.codec_context.channels
             _check_header(rate, channels)
-            mixer = av.AudioResampler(format="fltp")
+            mixer = av.AudioResampler(format="flt")  # one plane: PyAV reads past the frame beyond 8 of them
             first, left = round(start_s * rate), None if duration_s is None else round(duration_s * rate)
             position: int | None = None
             if first:
-                container.seek(int(start_s * av.time_base), backward=True)
+                container.seek(int(max(0.0, start_s - PREROLL_S) * av.time_base), backward=True)
             for frame in container.decode(track):
                 if position is None:  # after a seek the first frame says where it landed
                     position = round(float(frame.time or 0.0) * rate)
                 for part in mixer.resample(frame):
-                    mono = part.to_ndarray().mean(axis=0, dtype=np.float32)
+                    mono = part.to_ndarray().reshape(-1, part.layout.nb_channels).mean(axis=1, dtype=np.float32)
                     mono, position = mono[max(0, first - position) :], position + len(mono)
                     blocks.append(mono if left is None else mono[:left])
                     left = None if left is None else left - len(blocks[-1])

@@ -1,0 +1,89 @@
+"""Fixtures for every test: real clips where they are at hand, a finished small dataset, one torch thread."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+
+from ajepa import storage
+from ajepa.audio.sources import MANIFEST_SCHEMA
+from ajepa.config import FrontEndConfig
+from ajepa.shards.dataset import ShardDataset, finish_dataset
+from ajepa.shards.schema import BAD, OK
+from ajepa.shards.writer import write_shard
+
+torch.set_num_threads(1)
+
+DATA = Path(__file__).parents[1].parent / "shared/data"
+LABELS = ["bird", "engine", "rain", "siren"]
+
+
+def _data(name: str) -> Path:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"the real clips of {DATA / name} are not here")
+    return DATA / name
+
+
+@pytest.fixture(scope="session")
+def esc10() -> Path:
+    """ESC-10 in ESC-50's layout: 400 clips."""
+    return _data("esc10")
+
+
+@pytest.fixture(scope="session")
+def fsdd() -> Path:
+    """Recordings of the Free Spoken Digit Dataset."""
+    return _data("fsdd/recordings")
+
+
+def _write_wav(path: Path, samples: np.ndarray, rate: int = 16_000, **options: Any) -> str:
+    soundfile.write(path, samples, rate, **options)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def write_wav() -> Callable[..., str]:
+    """write_wav(path, samples, rate) writes an audio file and returns its path."""
+    return _write_wav
+
+
+def _build_dataset(
+    root: Path, clips: list[dict[str, Any]], *, shard_size: int, front_end: FrontEndConfig, label_names: list[str]
+) -> ShardDataset:
+    output = str(root)
+    for status in (OK, BAD):
+        storage.make_folder(storage.join(output, status))
+    defaults = {"start_s": 0.0, "duration_s": None, "split": "", "fold": -1, "labels": []}
+    table = pa.Table.from_pylist([defaults | clip for clip in clips], MANIFEST_SCHEMA)
+    for index, start in enumerate(range(0, len(clips), shard_size)):
+        write_shard(table.slice(start, shard_size), index, output, front_end)
+    return finish_dataset(output, front_end, label_names, len(clips), {})
+
+
+@pytest.fixture(scope="session")
+def build_dataset() -> Callable[..., ShardDataset]:
+    """build_dataset(root, clips, shard_size=, front_end=, label_names=) writes and finishes a dataset without Ray."""
+    return _build_dataset
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> ShardDataset:
+    """40 synthetic clips of 0.3 to 2.9 s in 2 shards: 4 labels by pitch, folds 1..5, 256 frames. Read only."""
+    root = tmp_path_factory.mktemp("small_dataset")
+    generator = np.random.default_rng(0)
+    clips = []
+    for i in range(40):
+        label = i % 4
+        samples = round(16_000 * (0.3 + 2.6 * (i * 7 % 40) / 39))
+        tone = np.sin(2 * np.pi * 300 * 2**label * np.arange(samples) / 16_000)
+        wave = 0.3 * tone + generator.normal(0, 0.05, samples)
+        uri = _write_wav(root / f"clip{i:02d}.wav", wave)
+        clips.append({"clip_id": f"clip{i:02d}", "uri": uri, "fold": 1 + i // 4 % 5, "labels": [label]})
+    return _build_dataset(
+        root / "shards", clips, shard_size=20, front_end=FrontEndConfig(clip_frames=256), label_names=LABELS
+    )

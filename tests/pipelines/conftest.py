@@ -1,0 +1,42 @@
+"""One real Ray for all job tests, and a folder of labelled sounds."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    import ray
+
+    from pipelines.common import start_ray
+
+    # As in an activated environment: a submitted job's `python` is this one.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    start_ray(num_cpus=2)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def sounds(tmp_path_factory):
+    """20 clips of two kinds in subfolders, 1 to 2 s at 8 and 16 kHz."""
+    folder = tmp_path_factory.mktemp("sounds")
+    rng = np.random.default_rng(0)
+    for kind in ("noise", "tone"):
+        (folder / kind).mkdir()
+        for i in range(10):
+            rate = (8_000, 16_000)[i % 2]
+            t = np.arange(round(rate * (1 + i / 10))) / rate
+            wave = rng.standard_normal(len(t)) if kind == "noise" else np.sin(2 * np.pi * (300 + 40 * i) * t)
+            soundfile.write(folder / kind / f"{kind} {i}.wav", 0.1 * wave, rate)
+    return folder
+
+
+@pytest.fixture
+def mlflow_uri(tmp_path):
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -1,0 +1,170 @@
+"""A user's mistakes: one clear line, exit code 2, and nothing left behind that a later run would trust."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import tiny_config
+
+from pipelines import ablate, preprocess, pretrain, probe
+from pipelines.common import parse, run_command
+
+ROOT = Path(__file__).parents[2]
+
+
+def preprocess_main(argv):
+    preprocess.main(parse(preprocess.PreprocessArgs, "", argv))
+
+
+def pretrain_main(argv):
+    pretrain.main(pretrain.parse_args(argv))
+
+
+def probe_main(argv):
+    probe.main(parse(probe.ProbeArgs, "", argv))
+
+
+def ablate_main(argv):
+    ablate.main(parse(ablate.AblateArgs, "", argv))
+
+
+@pytest.fixture(scope="module")
+def places(small_dataset, sounds, tmp_path_factory):
+    """Inputs, good and bad, by name."""
+    folder = tmp_path_factory.mktemp("places")
+    for name in ("empty", "texts", "no-esc50"):
+        (folder / name).mkdir()
+    (folder / "texts" / "a.txt").write_text("x")
+    (folder / "file").write_text("x")
+    (folder / "no-uri.csv").write_text("path,labels\na.wav,dog\n")
+    (folder / "twice.csv").write_text("clip_id,uri\nsame,a.wav\nsame,b.wav\n")
+    shutil.copytree(small_dataset.path, folder / "unfinished")
+    (folder / "unfinished" / "dataset.json").unlink()
+    shutil.copytree(small_dataset.path, folder / "unlabelled")
+    run = pretrain.PretrainArgs(
+        data=small_dataset.path, output=str(folder / "run"), num_workers=0, threads=1,
+        mlflow_uri=f"sqlite:///{folder / 'mlflow.db'}", config=tiny_config(max_steps=2),
+    )  # fmt: skip
+    pretrain.main(run)
+    torn = shutil.copytree(folder / "run", folder / "torn")
+    for path in torn.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    other = shutil.copytree(folder / "run", folder / "other-config")
+    for path in other.rglob("checkpoint.json"):
+        manifest = json.loads(path.read_text())
+        manifest["config"]["model"]["width"] = 96
+        path.write_text(json.dumps(manifest))
+    return {p.name: str(p) for p in folder.iterdir()} | {
+        "shards": small_dataset.path, "sounds": str(sounds), "new": str(folder / "new"), "gone": str(folder / "gone"),
+    }  # fmt: skip
+
+
+PREPROCESS = ["--source", "folder", "--output", "{new}", "--input"]
+PRETRAIN = ["--output", "{new}", "--num-workers", "0", "--data"]
+MISTAKES = {
+    "input folder missing": (preprocess_main, [*PREPROCESS, "{gone}"], "does not exist"),
+    "input folder empty": (preprocess_main, [*PREPROCESS, "{empty}"], "is empty"),
+    "no audio in the folder": (preprocess_main, [*PREPROCESS, "{texts}"], "none with an audio extension"),
+    "input is a file": (preprocess_main, [*PREPROCESS, "{file}"], "is a file, a folder is needed"),
+    "unreadable scheme": (preprocess_main, [*PREPROCESS, "ftp://host/sounds"], "scheme ftp:// is not supported"),
+    "unwritable scheme": (
+        preprocess_main, ["--source", "folder", "--input", "{sounds}", "--output", "ftp://h/x"], "scheme ftp://",
+    ),
+    "output is a file": (
+        preprocess_main, ["--source", "folder", "--input", "{sounds}", "--output", "{file}"], "no shard folder",
+    ),
+    "output holds something else": (
+        preprocess_main, ["--source", "folder", "--input", "{sounds}", "--output", "{texts}"], "no shard folder",
+    ),
+    "not an ESC-50 copy": (
+        preprocess_main, ["--source", "esc50", "--input", "{no-esc50}", "--output", "{new}"], "not an ESC-50 copy",
+    ),
+    "manifest without uri": (
+        preprocess_main, ["--source", "manifest", "--input", "{no-uri.csv}", "--output", "{new}"], "no column `uri`",
+    ),
+    "clip id twice": (
+        preprocess_main, ["--source", "manifest", "--input", "{twice.csv}", "--output", "{new}"], "more than once",
+    ),
+    "clip frames off the grid": (
+        preprocess_main, [*PREPROCESS, "{sounds}", "--clip-frames", "1000"], "not a multiple of 16",
+    ),
+    "shards unfinished": (pretrain_main, [*PRETRAIN, "{unfinished}"], "unfinished preprocess job"),
+    "shards missing": (pretrain_main, [*PRETRAIN, "{gone}"], "does not exist"),
+    "unknown preset": (pretrain_main, [*PRETRAIN, "{shards}", "--preset", "huge"], "unknown preset 'huge': choose"),
+    "grid does not divide": (pretrain_main, [*PRETRAIN, "{shards}", "--crop-frames", "100"], "not a multiple of"),
+    "ratio out of range": (pretrain_main, [*PRETRAIN, "{shards}", "--mask-ratio", "1.5"], "between 0 and 1"),
+    "other mel bins": (pretrain_main, [*PRETRAIN, "{shards}", "--n-mels", "64"], "the model takes 64"),
+    "batch does not divide": (
+        pretrain_main, ["--output", "{new}", "--data", "{shards}", "--num-workers", "3"], "does not divide over 3",
+    ),
+    "run of another config": (
+        pretrain_main, ["--output", "{run}", "--num-workers", "0", "--data", "{shards}"], "with other settings",
+    ),
+    "output is no run": (
+        pretrain_main, ["--output", "{shards}", "--num-workers", "0", "--data", "{shards}"], "no run folder",
+    ),
+    "mlflow is no uri": (
+        pretrain_main, [*PRETRAIN, "{shards}", "--mlflow-uri", "somewhere"], "is no URI",
+    ),
+    "encoder missing": (probe_main, ["--encoder", "{gone}", "--data", "{shards}"], "does not exist"),
+    "encoder folder without a run": (probe_main, ["--encoder", "{empty}", "--data", "{shards}"], "no checkpoint"),
+    "checkpoint torn": (probe_main, ["--encoder", "{torn}", "--data", "{shards}"], "is intact"),
+    "checkpoint of another config": (
+        probe_main, ["--encoder", "{other-config}", "--data", "{shards}"], "holds other weights than its config",
+    ),
+    "unknown ablation": (ablate_main, ["colour", "--data", "{shards}", "--output", "{new}"], "unknown ablation"),
+    "unknown ablation value": (
+        ablate_main, ["loss", "--values", "huber", "--data", "{shards}", "--output", "{new}"], "not 'huber'",
+    ),
+    "ablation value is no number": (
+        ablate_main, ["masking_ratio", "--values", "most", "--data", "{shards}", "--output", "{new}"], "is no value",
+    ),
+    "ablation folder taken": (ablate_main, ["loss", "--data", "{shards}", "--output", "{texts}"], "no ablation folder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_one_line_and_exit_code_2(name, places, capsys, tmp_path, monkeypatch):
+    main, argv, message = MISTAKES[name]
+    monkeypatch.chdir(tmp_path)  # where the default mlflow.db would appear
+    argv = [places[a[1:-1]] if a.startswith("{") else a for a in argv]
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: main(argv))
+    assert stop.value.code == 2
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in error and "Traceback" not in error
+    assert not Path(places["new"]).exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_in_options_have_exit_code_2_too():
+    command = [sys.executable, "pipelines/probe.py", "--encoder", "x", "--protocol", "cubic", "--data", "y"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "cubic" in done.stderr + done.stdout
+
+
+def test_an_interrupt_has_exit_code_130_and_says_how_to_go_on(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(interrupted)
+    assert stop.value.code == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["preprocess", "pretrain", "probe", "ablate", "demo"])
+def test_help_names_options_with_defaults(command):
+    done = subprocess.run(
+        [sys.executable, f"pipelines/{command}.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0 and "--output" in done.stdout and "(default:" in done.stdout

@@ -1,0 +1,160 @@
+"""The preprocess job on a real Ray: every clip accounted for, resumable, repeatable."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from ajepa.config import FrontEndConfig
+from ajepa.errors import UserError
+from ajepa.shards.dataset import open_dataset
+from pipelines.preprocess import PreprocessArgs, main
+
+pytestmark = pytest.mark.ray
+FRONT_END = FrontEndConfig(clip_frames=256)
+
+
+@pytest.fixture
+def args(sounds, tmp_path, mlflow_uri):
+    return PreprocessArgs(
+        source="folder", input=str(sounds), output=str(tmp_path / "shards"), labels_from_folders=True,
+        mlflow_uri=mlflow_uri, front_end=FRONT_END, clips_per_shard=6,
+    )  # fmt: skip
+
+
+def rows_by_status(output: str) -> dict[str, list[dict]]:
+    return {
+        status: [
+            row
+            for path in sorted(Path(output, f"status={status}").glob("*"))
+            for row in pq.read_table(path).to_pylist()
+        ]
+        for status in ("ok", "bad")
+    }
+
+
+def test_a_folder_becomes_a_dataset(ray_session, args, mlflow_uri):
+    dataset = main(args)
+    assert (dataset.num_clips, dataset.num_failed, dataset.label_names) == (20, 0, ("noise", "tone"))
+    rows = rows_by_status(args.output)["ok"]
+    assert len({r["clip_id"] for r in rows}) == 20 and len(dataset.shards) == 4
+    assert {r["labels"][0] for r in rows if r["clip_id"].startswith("tone")} == {1}
+    assert not list(Path(args.output).glob("_plan*")) and not list(Path(args.output).rglob("*.tmp"))
+    run = mlflow.MlflowClient(mlflow_uri).get_run(dataset.info["mlflow_run"])
+    assert run.info.status == "FINISHED" and run.data.metrics["clips_ok"] == 20
+
+
+def test_bad_files_are_counted_with_their_reason(ray_session, args, tmp_path, capsys):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    soundfile.write(folder / "good.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
+    soundfile.write(folder / "silent.wav", np.zeros(16_000), 16_000)
+    soundfile.write(folder / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "two samples.wav", np.zeros(2), 16_000)
+    (folder / "empty.wav").touch()
+    (folder / "text.wav").write_text("not sound")
+    (folder / "corrupt.flac").write_bytes(b"fLaC" + bytes(range(200)))
+    (folder / "notes.txt").write_text("left out")
+    dataset = main(dataclasses.replace(args, input=str(folder), labels_from_folders=False))
+    rows = rows_by_status(args.output)
+    assert {r["clip_id"] for r in rows["ok"]} == {"good.wav", "silent.wav"}
+    errors = {r["clip_id"]: r["error"] for r in rows["bad"]}
+    assert set(errors) == {"nan.wav", "two samples.wav", "empty.wav", "text.wav", "corrupt.flac"}
+    assert "NaN" in errors["nan.wav"] and "2 samples" in errors["two samples.wav"]
+    assert "0 bytes" in errors["empty.wav"]
+    assert dataset.num_failed == 5
+    out = capsys.readouterr().out
+    assert "2 clips ok, 5 bad (3 decode, 2 waveform" in out and "1 files without an audio extension" in out
+
+
+def test_the_same_command_again_does_nothing(ray_session, args, capsys):
+    main(args)
+    before = {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
+    main(args)
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
+
+
+def test_other_settings_into_the_same_output_are_refused(ray_session, args):
+    main(args)
+    other = dataclasses.replace(args, front_end=FrontEndConfig(clip_frames=128))
+    with pytest.raises(UserError, match="clip_frames: 256 -> 128"):
+        main(other)
+    assert main(dataclasses.replace(other, overwrite=True)).front_end.clip_frames == 128
+
+
+def test_the_content_hash_does_not_depend_on_workers_or_shard_size(ray_session, args, tmp_path):
+    hashes = {main(args).content_hash}
+    for i, (workers, size) in enumerate([(1, 3), (2, 20)]):
+        other = dataclasses.replace(args, output=str(tmp_path / f"o{i}"), num_workers=workers, clips_per_shard=size)
+        dataset = main(other)
+        hashes.add(dataset.content_hash)
+        assert (dataset.statistics.mean == open_dataset(args.output).statistics.mean).all()
+    assert len(hashes) == 1
+
+
+def test_a_killed_job_goes_on_and_ends_the_same(ray_session, args, sounds, tmp_path):
+    undisturbed = main(args)
+    output = tmp_path / "killed"
+    for i in range(200):  # more clips, so that there is time to kill
+        (sounds / "tone" / f"extra {i}.wav").write_bytes((sounds / "tone" / f"tone {i % 10}.wav").read_bytes())
+    many = dataclasses.replace(args, output=str(output), clips_per_shard=4)
+    try:
+        address = ray_session.get_runtime_context().gcs_address
+        command = [
+            sys.executable, "pipelines/preprocess.py", "--source", "folder", "--input", str(sounds), "--output",
+            str(output), "--labels-from-folders", "--mlflow-uri", args.mlflow_uri, "--clip-frames", "256",
+            "--clips-per-shard", "4", "--num-workers", "1",
+        ]  # fmt: skip
+        root = Path(__file__).parents[2]
+        job = subprocess.Popen(command, cwd=root, env=os.environ | {"RAY_ADDRESS": address})
+        deadline = time.monotonic() + 120
+        while len(list(output.glob("status=ok/*.parquet"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait()
+        with pytest.raises(UserError, match="unfinished preprocess job"):
+            open_dataset(str(output))
+        done = {p: p.stat().st_mtime_ns for p in output.glob("status=ok/*.parquet")}
+        assert 3 <= len(done) < 55
+        resumed = main(many)
+        assert resumed.num_clips == 220
+        assert all(p.stat().st_mtime_ns == t for p, t in done.items())
+        whole = main(dataclasses.replace(many, output=str(tmp_path / "whole")))
+        assert resumed.content_hash == whole.content_hash != undisturbed.content_hash
+        assert (resumed.statistics.std == whole.statistics.std).all()
+    finally:
+        for path in (sounds / "tone").glob("extra *"):
+            path.unlink()
+
+
+def test_esc10_gives_400_good_rows(ray_session, args, esc10):
+    dataset = main(
+        dataclasses.replace(args, source="esc50", input=str(esc10), labels_from_folders=False, clips_per_shard=None)
+    )
+    assert (dataset.num_clips, dataset.num_failed, len(dataset.label_names)) == (400, 0, 10)
+    assert sorted(set(dataset.read_columns(["fold"])["fold"].to_pylist())) == [1, 2, 3, 4, 5]
+
+
+def test_ray_job_submit_runs_the_same_command(ray_session, sounds, tmp_path):
+    root = Path(__file__).parents[2]
+    dashboard = ray_session._private.worker.global_worker.node.webui_url
+    command = [
+        "ray", "job", "submit", "--address", f"http://{dashboard}", "--working-dir", str(root), "--",
+        "python", "pipelines/preprocess.py", "--source", "folder", "--input", str(sounds), "--output",
+        str(tmp_path / "shards"), "--clip-frames", "256",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 clips ok, 0 bad" in done.stdout
+    assert open_dataset(str(tmp_path / "shards")).num_clips == 20
+    assert (tmp_path / "mlflow.db").exists()  # beside the output: the job's own directory is temporary

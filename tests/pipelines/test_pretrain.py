@@ -1,0 +1,137 @@
+"""The pretrain job: reports, resumption, refusals, and that two workers do what one does."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from small_runs import tiny_config
+
+from ajepa.config import PRESETS
+from ajepa.errors import UserError
+from ajepa.training.checkpoint import latest_checkpoint, read_weights
+from pipelines import pretrain
+from pipelines.pretrain import PretrainArgs, main, parse_args, read_history
+
+
+@pytest.fixture
+def args(small_dataset, tmp_path, mlflow_uri):
+    return PretrainArgs(
+        data=small_dataset.path, output=str(tmp_path / "run"), num_workers=0, threads=1, mlflow_uri=mlflow_uri,
+        config=tiny_config(),
+    )  # fmt: skip
+
+
+def test_a_run_is_recorded(args, mlflow_uri):
+    info = main(args)
+    assert info.step == info.total_steps == 6
+    assert [r["step"] for r in read_history(args.output)] == [0, 2, 3, 4, 6]
+    run_json = json.loads(Path(args.output, "run.json").read_text())
+    run = mlflow.MlflowClient(mlflow_uri).get_run(run_json["mlflow_run"])
+    assert run.info.status == "FINISHED" and run.data.params["model.width"] == "192"
+    losses = mlflow.MlflowClient(mlflow_uri).get_metric_history(run.info.run_id, "loss")
+    assert [m.step for m in losses] == [2, 3, 4, 6]
+    assert run.data.metrics["effective_rank"] > 1
+
+
+def test_the_same_command_again_does_nothing(args, mlflow_uri, capsys):
+    main(args)
+    before = {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
+    main(args)
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
+    assert len(mlflow.MlflowClient(mlflow_uri).search_runs(["1"])) == 1
+
+
+def test_an_interrupted_run_resumes_into_the_same_mlflow_run(args, mlflow_uri, monkeypatch):
+    undisturbed = dataclasses.replace(args, output=args.output + "-undisturbed")
+    main(undisturbed)
+    append = pretrain.append_history
+
+    def interrupt(output, report):
+        append(output, report)
+        if report["step"] == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "append_history", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main(args)
+    monkeypatch.undo()
+    client = mlflow.MlflowClient(mlflow_uri)
+    run_id = json.loads(Path(args.output, "run.json").read_text())["mlflow_run"]
+    assert client.get_run(run_id).info.status == "KILLED"
+    main(args)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert len(client.search_runs(["1"])) == 2
+    assert [r["step"] for r in read_history(args.output)] == [0, 2, 3, 4, 6]
+    a, b = (read_weights(latest_checkpoint(path)) for path in (args.output, undisturbed.output))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_other_settings_into_the_same_run_are_refused(args):
+    main(args)
+    with pytest.raises(UserError, match=r"train.lr: 0.0005 -> 0.01"):
+        main(dataclasses.replace(args, config=tiny_config(lr=0.01)))
+    assert main(dataclasses.replace(args, config=tiny_config(lr=0.01), overwrite=True)).config.train.lr == 0.01
+
+
+def test_another_dataset_into_the_same_run_is_refused(args):
+    main(args)
+    run = Path(args.output, "run.json")
+    run.write_text(run.read_text().replace('"dataset_hash": "', '"dataset_hash": "0'))
+    with pytest.raises(UserError, match="dataset: 0"):
+        main(args)
+
+
+def test_the_preset_sets_the_defaults_and_options_change_them():
+    args = parse_args(["--data", "d", "--output", "o", "--preset", "base", "--max-steps", "3", "--mask-ratio", "0.6"])
+    assert args.config.model == PRESETS["base"].model
+    assert (args.config.train.max_steps, args.config.mask.mask_ratio) == (3, 0.6)
+
+
+@pytest.mark.ray
+def test_two_workers_do_what_one_does(args, ray_session):
+    config = tiny_config(precision="fp32")
+    single = dataclasses.replace(args, config=config)
+    double = dataclasses.replace(args, config=config, num_workers=2, output=args.output + "-2")
+    main(single)
+    main(double)
+    a, b = (read_weights(latest_checkpoint(x.output)) for x in (single, double))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5, msg=name)
+    losses = [[r["loss"] for r in read_history(x.output) if "loss" in r] for x in (single, double)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.ray
+def test_a_worker_that_dies_is_replaced_and_the_run_ends_the_same(args, ray_session, tmp_path, monkeypatch):
+    config = tiny_config(precision="fp32")
+    main(dataclasses.replace(args, config=config))
+    crashing = dataclasses.replace(args, config=config, num_workers=1, output=args.output + "-crash")
+    flag = tmp_path / "crashed"
+    original = pretrain.train_worker
+
+    def crash_once(settings):
+        import os
+        import signal
+
+        import ajepa.training.loop as loop
+
+        save = loop.save_checkpoint
+
+        def save_then_die(folder, state, dataset):
+            save(folder, state, dataset)
+            if state.step == 4 and not flag.exists():
+                flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        loop.save_checkpoint = save_then_die
+        original(settings)
+
+    monkeypatch.setattr(pretrain, "train_worker", crash_once)
+    main(crashing)
+    assert flag.exists()
+    a, b = (read_weights(latest_checkpoint(x)) for x in (args.output, crashing.output))
+    assert all(torch.equal(a[k], b[k]) for k in a)

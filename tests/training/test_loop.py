@@ -1,0 +1,67 @@
+"""The loop: reports, checkpoints, and an interrupted run that ends like an undisturbed one."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ajepa.config import Config, MaskConfig, ModelConfig, TrainConfig
+from ajepa.training.checkpoint import latest_checkpoint, read_weights
+from ajepa.training.loop import WorkerContext, train
+
+CONFIG = Config(
+    model=ModelConfig(
+        crop_frames=64, depth=1, width=32, heads=2, predictor_depth=1, predictor_width=16, predictor_heads=2
+    ),
+    mask=MaskConfig(mask_ratio=0.6),
+    train=TrainConfig(batch_size=8, max_steps=10, log_every=2, eval_every=5, checkpoint_every=4, precision="fp32"),
+)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def run(output, dataset, stop_at: int | None = None) -> list[dict]:
+    reports = []
+
+    def report(metrics):
+        reports.append(metrics)
+        if stop_at is not None and metrics["step"] >= stop_at:
+            raise Interrupted
+
+    worker = WorkerContext(0, 1, torch.device("cpu"), report)
+    train(CONFIG, dataset, str(output), worker)
+    return reports
+
+
+def test_reports_and_checkpoints_come_when_they_should(tmp_path, small_dataset):
+    reports = run(tmp_path, small_dataset)
+    assert [r["step"] for r in reports] == [0, 2, 4, 5, 6, 8, 10]
+    assert [r["step"] for r in reports if "effective_rank" in r] == [0, 5, 10]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000004", "step-00000008", "step-00000010",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 8])
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, small_dataset, stop_at):
+    run(tmp_path / "undisturbed", small_dataset)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "interrupted", small_dataset, stop_at)
+    run(tmp_path / "interrupted", small_dataset)
+    a, b = (read_weights(latest_checkpoint(str(tmp_path / n))) for n in ("undisturbed", "interrupted"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_finished_run_does_no_more_steps(tmp_path, small_dataset):
+    run(tmp_path, small_dataset)
+    assert run(tmp_path, small_dataset) == []
+
+
+def test_the_seed_changes_the_run(tmp_path, small_dataset):
+    run(tmp_path / "a", small_dataset)
+    other = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, seed=1))
+    train(other, small_dataset, str(tmp_path / "b"), WorkerContext(0, 1, torch.device("cpu"), lambda _: None))
+    a, b = (read_weights(latest_checkpoint(str(tmp_path / n))) for n in ("a", "b"))
+    assert not torch.equal(a["predictor.embed.weight"], b["predictor.embed.weight"])

@@ -1,0 +1,110 @@
+"""One training step: determinism, weight decay groups, non-finite batches, and that it learns."""
+
+import numpy as np
+import pytest
+import torch
+
+from ajepa.config import Config, ModelConfig, TrainConfig
+from ajepa.shards.reader import Batch
+from ajepa.shards.statistics import Statistics
+from ajepa.training.step import (
+    NonFiniteLoss,
+    Normaliser,
+    TrainState,
+    build_model,
+    build_optimizer,
+    mask_batch,
+    train_step,
+)
+
+MODEL = ModelConfig(
+    crop_frames=128, depth=2, width=32, heads=4, predictor_depth=1, predictor_width=16, predictor_heads=2
+)
+
+
+def make_state(**train) -> TrainState:
+    config = Config(model=MODEL, train=TrainConfig(**{"batch_size": 8, "precision": "fp32", "lr": 1e-3} | train))
+    core = build_model(config)
+    statistics = Statistics(np.full(128, -4.0), np.full(128, 2.0), 1000)
+    return TrainState(
+        config, core, core, build_optimizer(core, config.train), Normaliser(statistics), torch.device("cpu"), 50
+    )
+
+
+def make_batch(step: int = 0, size: int = 8) -> Batch:
+    rng = np.random.default_rng(step)
+    t = np.linspace(0, 1, 128)
+    tilt = rng.normal(size=(size, 128, 1)) * t + rng.normal(size=(size, 1, 1))
+    log_mel = (-4 + 2 * tilt + 0.1 * rng.normal(size=(size, 128, 128))).astype(np.float16)
+    samples = np.arange(step * size, (step + 1) * size)
+    return Batch(log_mel, samples, samples)
+
+
+def test_two_runs_from_one_seed_are_bit_identical():
+    weights = []
+    for _ in range(2):
+        state = make_state()
+        for step in range(3):
+            train_step(state, make_batch(step))
+        weights.append(state.core.state_dict())
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_the_loss_falls():
+    state = make_state(warmup_epochs=0, lr=3e-3)
+    losses = [train_step(state, make_batch(i % 4)).loss.item() for i in range(50)]
+    assert np.mean(losses[-5:]) < 0.88 * np.mean(losses[:3])
+
+
+def test_no_weight_decay_on_biases_norms_positions_and_the_mask_token():
+    state = make_state()
+    names = {id(p): name for name, p in state.core.trained_parameters()}
+    decayed, plain = ({names[id(p)] for p in g["params"]} for g in state.optimizer.param_groups)
+    assert decayed and all(n.endswith("weight") and "norm" not in n for n in decayed)
+    assert {n for n in plain if not n.endswith("bias") and "norm" not in n} == {
+        "context_encoder.positions", "predictor.positions", "predictor.mask_token",
+    }  # fmt: skip
+    assert len(decayed) + len(plain) == len(names)
+
+
+def test_a_poisoned_clip_stops_the_run_and_leaves_the_weights_alone():
+    state, batch = make_state(), make_batch()
+    batch.log_mel[3] = np.nan
+    before = {k: v.clone() for k, v in state.core.state_dict().items()}
+    with pytest.raises(NonFiniteLoss, match=r"step 0: .*rows of the batch: \[0, 1"):
+        train_step(state, batch)
+    assert all(torch.equal(before[k], v) for k, v in state.core.state_dict().items())
+    assert state.step == 0
+
+
+def test_gradients_are_clipped():
+    state = make_state(grad_clip=1e-9, weight_decay=0.0)
+    norm = train_step(state, make_batch()).grad_norm
+    clipped = torch.stack([p.grad.norm() for _, p in state.core.trained_parameters()]).norm()
+    assert norm > 1e-4 and clipped < 1.01e-9
+
+
+def test_half_batches_average_to_the_gradient_of_the_whole():
+    """What data parallelism relies on: equal shares of a batch, exact to float64."""
+    whole = make_batch(size=8)
+    gradients = []
+    for part in (slice(0, 8), slice(0, 4), slice(4, 8)):
+        core = build_model(Config(model=MODEL, train=TrainConfig())).double()
+        context, targets = mask_batch(core.config, whole.samples[part])
+        core(torch.from_numpy(whole.log_mel[part]).double(), context, targets)[0].backward()
+        gradients.append([p.grad for _, p in core.trained_parameters()])
+    for full, first, second in zip(*gradients, strict=True):
+        # The loss itself is taken in float32.
+        torch.testing.assert_close(full, (first + second) / 2, rtol=1e-5, atol=1e-7)
+
+
+def test_bf16_stays_close_to_fp32():
+    losses = [train_step(make_state(precision=p), make_batch()).loss.item() for p in ("fp32", "bf16")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_normaliser_gives_zero_mean_and_unit_std():
+    mean, std = np.linspace(-8, 0, 128), np.linspace(1, 3, 128)
+    x = torch.from_numpy(mean[:, None] + std[:, None] * np.random.default_rng(0).normal(size=(4, 128, 500)))
+    y = Normaliser(Statistics(mean, std, 1))(x)
+    assert y.mean().abs() < 0.02 and (y.std() - 1).abs() < 0.02
