@@ -22,6 +22,7 @@ from ajepa.evaluation.features import POOLINGS
 from ajepa.shards.dataset import open_dataset
 from pipelines import figures, pretrain, probe, tracking
 from pipelines.common import cluster_cpus, parse, run_command, start_ray, warn_relative_output
+from pipelines.history import read_history
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def run_trial(params: dict[str, Any]) -> None:
         probe.ProbeArgs(encoder=folder, data=args.data, random_seeds=1, mlflow_uri=args.mlflow_uri),
         parent=probe.source_run(folder)["mlflow_run"],
     )
-    last = pretrain.read_history(folder)[-1]
+    last = read_history(folder)[-1]
     result = probe.metrics(rows) | {
         "effective_rank": last["effective_rank"],
         "loss": last["loss"],

@@ -14,6 +14,7 @@ from ajepa.config import PRESETS, Config, FrontEndConfig
 from ajepa.shards.dataset import open_dataset
 from pipelines import figures, preprocess, pretrain, probe, tracking
 from pipelines.common import parse, run_command, start_ray
+from pipelines.history import read_history
 from pipelines.synthesis import CLASSES, SECONDS, write_clips
 
 
@@ -73,7 +74,7 @@ def main(args: DemoArgs) -> None:
         dataset = open_dataset(str(folder / "shards"))
         masks, curves = folder / "figures" / "masks.png", folder / "figures" / "training.png"
         figures.draw_masks(dataset, config, masks)
-        figures.draw_training(pretrain.read_history(str(run)), config.model.width, curves)
+        figures.draw_training(read_history(str(run)), config.model.width, curves)
         tracker = tracking.Tracker(uri, probe.source_run(str(run))["mlflow_run"])
         for path in (masks, curves):
             tracker.log_file(path, "figures")

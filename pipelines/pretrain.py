@@ -26,10 +26,10 @@ from ajepa.training.checkpoint import CheckpointInfo, latest_checkpoint, read_in
 from ajepa.training.loop import WorkerContext, train
 from pipelines import tracking
 from pipelines.common import cluster_cpus, parse, run_command, start_ray, warn_relative_output
+from pipelines.history import append_history, read_history
 
 RANK_FIGURES = ("loss", "prediction_std", "target_std")
 RUN_JSON = "run.json"  # what the run is; "finished" once its last checkpoint is written
-HISTORY = "history.jsonl"  # every report, for figures without MLflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class PretrainArgs:
     num_workers: int = 1
     """Data-parallel workers (one GPU each where there are GPUs); 0 trains inside this process, without Ray."""
     threads: int | None = None
-    """CPU threads of a worker; by default the machine's CPUs shared out among the workers."""
+    """CPU threads of a worker; by default the machine's CPUs shared out among its workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes GPUs when the cluster has any."""
     max_failures: int = 3
@@ -73,6 +73,7 @@ class Reporter(UserCallback):
 
     def __init__(self, tracker: tracking.Tracker, output: str, quiet: bool = False) -> None:
         self.tracker, self.output, self.quiet = tracker, output, quiet
+        self.pending: list[dict[str, Any]] = []  # not yet in the history file
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         # Rank 0 measures what is measured once; what each rank measured on its own clips is averaged.
@@ -81,7 +82,10 @@ class Reporter(UserCallback):
         step, total = report["step"], report["total_steps"]
         figures = {k: v for k, v in report.items() if k not in ("step", "total_steps")}
         self.tracker.log_metrics(step, figures)
-        append_history(self.output, report)
+        self.pending.append(report)
+        if not storage.is_uri(self.output) or "effective_rank" in report:
+            append_history(self.output, self.pending)
+            self.pending = []
         if not self.quiet and step:
             rank = f"  rank {report['effective_rank']:.1f}" if "effective_rank" in report else ""
             left = (total - step) * report["seconds_per_step"]
@@ -92,23 +96,11 @@ class Reporter(UserCallback):
             )
 
 
-def append_history(output: str, report: dict[str, Any]) -> None:
-    where = storage.join(output, HISTORY)
-    old = storage.read_text(where) if storage.kind(where) == "file" else ""
-    kept = [line for line in old.splitlines() if json.loads(line)["step"] < report["step"]]  # replayed after a crash
-    storage.write_text(where, "\n".join([*kept, json.dumps(report)]) + "\n")
-
-
-def read_history(output: str) -> list[dict[str, Any]]:
-    """The reports of a run, in order of steps."""
-    return [json.loads(line) for line in storage.read_text(storage.join(output, HISTORY)).splitlines()]
-
-
 def train_worker(settings: dict[str, Any]) -> None:
     """Entry of one Ray Train worker."""
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    torch.set_num_threads(settings["threads"])
+    torch.set_num_threads(choose_threads(settings["threads"], context.get_local_world_size()))
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints every report of every rank
 
     worker = WorkerContext(rank, context.get_world_size(), ray.train.torch.get_device(), ray.train.report)
@@ -141,17 +133,15 @@ def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] 
     return run
 
 
-def choose_threads(threads: int | None, num_workers: int) -> int:
-    """Threads of a worker: as told, or the CPUs shared out. Too many slow a step down several times over."""
-    return threads or max(
-        1, (len(os.sched_getaffinity(0)) if num_workers <= 1 else cluster_cpus()) // max(1, num_workers)
-    )
+def choose_threads(threads: int | None, workers_here: int) -> int:
+    """Threads of a worker: as told, or this machine's CPUs shared out. Too many slow a step down several times over."""
+    return threads or max(1, len(os.sched_getaffinity(0)) // max(1, workers_here))
 
 
 def fit(args: PretrainArgs, tracker: tracking.Tracker, callbacks: Sequence[UserCallback]) -> None:
     """Train with `num_workers` Ray Train workers, or inside this process with 0."""
     output = storage.absolute(args.output)
-    settings: dict[str, Any] = {"config": args.config, "data": storage.absolute(args.data), "output": output}
+    settings = {"config": args.config, "data": args.data, "output": output, "threads": args.threads}
     if args.num_workers == 0:
         torch.set_num_threads(choose_threads(args.threads, 1))
 
@@ -160,7 +150,7 @@ def fit(args: PretrainArgs, tracker: tracking.Tracker, callbacks: Sequence[UserC
                 callback.after_report(None, [metrics], None)
 
         device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-        train(args.config, open_dataset(settings["data"]), output, WorkerContext(0, 1, device, report))
+        train(args.config, open_dataset(args.data), output, WorkerContext(0, 1, device, report))
         return
     start_ray()
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -168,7 +158,6 @@ def fit(args: PretrainArgs, tracker: tracking.Tracker, callbacks: Sequence[UserC
     resource, have = ("GPU", gpus) if use_gpu else ("CPU", cluster_cpus())
     if args.num_workers > have:
         raise UserError(f"--num-workers {args.num_workers} needs as many {resource}s; the cluster has {have}")
-    settings["threads"] = choose_threads(args.threads, args.num_workers)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,

@@ -1,7 +1,5 @@
 """The front end against a float64 reference and against torchaudio."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,9 @@ from ajepa.audio.logmel import LogMel, filterbank
 from ajepa.config import FrontEndConfig
 
 CONFIG = FrontEndConfig()
+# Log units. A float32 FFT leaves 1e-9 of a clip's power in its silent bins, which near log(1e-6) is an error of
+# 1.2e-3 (torchaudio's own, to the digit); a stored float16 steps by 7.8e-3 there.
+TOLERANCE = 2e-3
 
 
 def slaney_hz(mel):
@@ -61,14 +62,14 @@ SYNTHETIC = {
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_equals_the_float64_reference(name):
     ours = LogMel(CONFIG)(torch.from_numpy(SYNTHETIC[name])).numpy()
-    np.testing.assert_allclose(ours, reference_log_mel(SYNTHETIC[name]), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(ours, reference_log_mel(SYNTHETIC[name]), rtol=0, atol=TOLERANCE)
 
 
 def test_equals_the_float64_reference_on_real_clips(esc10):
     for path in sorted((esc10 / "audio").iterdir())[::40]:
         waveform, _ = decode(str(path), 16_000)
         ours = LogMel(CONFIG)(torch.from_numpy(waveform)).numpy()
-        np.testing.assert_allclose(ours, reference_log_mel(waveform), rtol=0, atol=1e-3, err_msg=path.name)
+        np.testing.assert_allclose(ours, reference_log_mel(waveform), rtol=0, atol=TOLERANCE, err_msg=path.name)
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)
@@ -81,6 +82,14 @@ def test_equals_torchaudio(name):
     torch.testing.assert_close(LogMel(CONFIG)(waveform), torch.log(theirs(waveform) + 1e-6), rtol=0, atol=1e-3)
 
 
+def test_audible_bins_equal_the_reference_to_a_thousandth(esc10):
+    for path in sorted((esc10 / "audio").iterdir())[20::40]:
+        waveform, _ = decode(str(path), 16_000)
+        wanted = reference_log_mel(waveform)
+        error = np.abs(LogMel(CONFIG)(torch.from_numpy(waveform)).numpy() - wanted)
+        assert error[wanted > -12].max() <= 1e-3, path.name
+
+
 def test_filterbank_equals_its_definition():
     np.testing.assert_allclose(filterbank(CONFIG).numpy(), reference_filters(), atol=1e-4)
 
@@ -89,14 +98,14 @@ def test_every_filter_covers_an_fft_bin():
     assert (filterbank(CONFIG).sum(dim=0) > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:At least one mel filterbank")
 def test_the_htk_scale_would_leave_a_filter_empty():
     """Decision 1 of the design: why the filters are Slaney's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        htk = torchaudio.functional.melscale_fbanks(257, 0.0, 8_000.0, 128, 16_000, mel_scale="htk")
+    htk = torchaudio.functional.melscale_fbanks(257, 0.0, 8_000.0, 128, 16_000, mel_scale="htk")
     assert (htk.sum(dim=0) == 0).any()
 
 
+@pytest.mark.filterwarnings("ignore:At least one mel filterbank")
 def test_empty_filters_are_refused():
     with pytest.raises(ValueError, match="cover no FFT bin"):
         filterbank(FrontEndConfig(n_mels=256, n_fft=512))

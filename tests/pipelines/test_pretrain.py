@@ -13,7 +13,8 @@ from ajepa.config import PRESETS
 from ajepa.errors import UserError
 from ajepa.training.checkpoint import latest_checkpoint, read_weights
 from pipelines import pretrain
-from pipelines.pretrain import PretrainArgs, main, parse_args, read_history
+from pipelines.history import append_history, read_history
+from pipelines.pretrain import PretrainArgs, main, parse_args
 
 
 @pytest.fixture
@@ -50,9 +51,9 @@ def test_an_interrupted_run_resumes_into_the_same_mlflow_run(args, mlflow_uri, m
     main(undisturbed)
     append = pretrain.append_history
 
-    def interrupt(output, report):
-        append(output, report)
-        if report["step"] == 3:
+    def interrupt(output, reports):
+        append(output, reports)
+        if reports[-1]["step"] == 3:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(pretrain, "append_history", interrupt)
@@ -68,6 +69,14 @@ def test_an_interrupted_run_resumes_into_the_same_mlflow_run(args, mlflow_uri, m
     assert [r["step"] for r in read_history(args.output)] == [0, 2, 3, 4, 6]
     a, b = (read_weights(latest_checkpoint(path)) for path in (args.output, undisturbed.output))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_history_counts_replayed_steps_once_and_skips_a_torn_line(tmp_path):
+    append_history(str(tmp_path), [{"step": s, "try": 1} for s in (0, 2, 4)])
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write('{"step": 6, "tr\n')
+    append_history(str(tmp_path), [{"step": s, "try": 2} for s in (4, 6)])
+    assert [(r["step"], r["try"]) for r in read_history(str(tmp_path))] == [(0, 1), (2, 1), (4, 2), (6, 2)]
 
 
 def test_other_settings_into_the_same_run_are_refused(args):

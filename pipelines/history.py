@@ -1,0 +1,36 @@
+"""history.jsonl of a run: a line a report, so that curves can be drawn without MLflow."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ajepa import storage
+
+HISTORY = "history.jsonl"
+
+
+def append_history(output: str, reports: Sequence[dict[str, Any]]) -> None:
+    """Add reports. An object store cannot append: there the file is written anew."""
+    where = storage.join(output, HISTORY)
+    lines = "".join(json.dumps(report) + "\n" for report in reports)
+    if not storage.is_uri(output):
+        with Path(where).open("a") as file:
+            file.write(lines)
+    else:
+        old = storage.read_text(where) if storage.kind(where) == "file" else ""
+        storage.write_text(where, old + lines)
+
+
+def read_history(output: str) -> list[dict[str, Any]]:
+    """The reports of a run in order of steps; steps replayed after a crash count once, as replayed."""
+    reports: list[dict[str, Any]] = []
+    for line in storage.read_text(storage.join(output, HISTORY)).splitlines():
+        try:
+            report = json.loads(line)
+        except json.JSONDecodeError:  # torn by a crash while it was written; the replay wrote it again
+            continue
+        while reports and reports[-1]["step"] >= report["step"]:
+            reports.pop()
+        reports.append(report)
+    return reports
