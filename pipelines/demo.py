@@ -1,13 +1,14 @@
 """The whole chain on sounds it makes itself: synthesise, preprocess, pretrain, probe, and pictures. No download."""
 
 import dataclasses
-import resource
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import ray
 
 from ajepa.config import PRESETS, Config, FrontEndConfig
@@ -30,6 +31,8 @@ class DemoArgs:
     """Pretraining steps; by default the nano recipe's."""
     num_workers: int = 1
     """Ray Train workers; 0 trains inside this process."""
+    overwrite: bool = False
+    """Delete shards and run of an earlier demo first; without it, what is finished is kept."""
 
 
 def demo_config(max_steps: int | None) -> Config:
@@ -37,6 +40,20 @@ def demo_config(max_steps: int | None) -> Config:
     if max_steps is None:
         return config
     return dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=max_steps))
+
+
+class MemoryWatch:
+    """The most memory in use on this machine since the start, by all processes, over what was in use then."""
+
+    def __init__(self) -> None:
+        self.start = psutil.virtual_memory().available
+        self.peak_gb = 0.0
+        threading.Thread(target=self._watch, daemon=True, name="memory-watch").start()
+
+    def _watch(self) -> None:
+        while True:
+            self.peak_gb = max(self.peak_gb, (self.start - psutil.virtual_memory().available) / 1e9)
+            time.sleep(0.5)
 
 
 @contextmanager
@@ -52,6 +69,7 @@ def main(args: DemoArgs) -> None:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     folder.mkdir(parents=True, exist_ok=True)
     times: dict[str, float] = {}
+    memory = MemoryWatch()
     with stage(f"synthesise {len(CLASSES)} classes of {args.clips_per_class} clips", times):
         manifest = write_clips(folder / "audio", args.clips_per_class)
     config = demo_config(args.max_steps)
@@ -60,12 +78,13 @@ def main(args: DemoArgs) -> None:
         start_ray()
         preprocess.main(preprocess.PreprocessArgs(
             source="manifest", input=str(manifest), output=str(folder / "shards"), mlflow_uri=uri,
-            front_end=FrontEndConfig(clip_frames=frames),
+            front_end=FrontEndConfig(clip_frames=frames), overwrite=args.overwrite,
         ))  # fmt: skip
     run = folder / "run"
     with stage("pretrain (Ray Train)", times):
         pretrain.main(pretrain.PretrainArgs(
             data=str(folder / "shards"), output=str(run), num_workers=args.num_workers, mlflow_uri=uri, config=config,
+            overwrite=args.overwrite,
         ))  # fmt: skip
     ray.shutdown()
     with stage("probe, beside random init and log-mel statistics", times):
@@ -79,9 +98,8 @@ def main(args: DemoArgs) -> None:
         for path in (masks, curves):
             tracker.log_file(path, "figures")
             print(path)
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print("\n" + ", ".join(f"{name.split(' (')[0].split(',')[0]} {seconds:.0f} s" for name, seconds in times.items()))
-    print(f"{sum(times.values()) / 60:.1f} min in all, largest process {peak / 1024**2:.1f} GB")
+    print(f"{sum(times.values()) / 60:.1f} min in all, peak memory {memory.peak_gb:.1f} GB over the start")
     print(f"look at the runs: {tracking.ui_command(uri)}")
 
 

@@ -1,0 +1,224 @@
+"""The training reader: a stream that depends on the seed and the position, and on nothing else."""
+
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ajepa import storage
+from ajepa.config import FrontEndConfig
+from ajepa.errors import UserError
+from ajepa.shards.dataset import finish_dataset
+from ajepa.shards.reader import ShardReader
+from ajepa.shards.schema import OK, ROW_GROUP, encode_row, ok_schema
+from ajepa.shards.writer import shard_path
+
+CONFIG = FrontEndConfig(n_mels=16, clip_frames=48)
+SHARDS = (100, 7, 0, 130)  # rows: 6 row groups, one of them alone in its shard, one shard empty
+CLIPS = sum(SHARDS)
+VALID = 1 + np.arange(CLIPS) * 11 % 48  # valid frames, every length from 1 to 48
+CROP = 16
+
+
+def write_shards(output):
+    """Clips whose bin 0 holds their row in storage order and bin 1 the frame's place in time."""
+    storage.make_folder(storage.join(output, OK))
+    clips = iter(range(CLIPS))
+    for index, count in enumerate(SHARDS):
+        rows = []
+        for clip in (next(clips) for _ in range(count)):
+            log_mel = np.zeros((16, VALID[clip]), np.float32)
+            log_mel[0], log_mel[1] = clip, np.arange(VALID[clip])
+            manifest = {"clip_id": f"{clip:04d}", "uri": "", "start_s": 0.0, "split": "", "fold": -1, "labels": []}
+            rows.append(manifest | encode_row(log_mel, CONFIG))
+        table = pa.Table.from_pylist(rows, ok_schema(CONFIG))
+        pq.write_table(table, shard_path(output, OK, index), row_group_size=ROW_GROUP)
+    return finish_dataset(output, CONFIG, [], CLIPS, {})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_shards(str(tmp_path_factory.mktemp("reader")))
+
+
+def reader(dataset, **changes):
+    return ShardReader(dataset, **({"crop_frames": CROP, "batch_size": 24, "seed": 0, "window": 2} | changes))
+
+
+def same(one, other):
+    for name in ("log_mel", "samples", "rows"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("window", [1, 2, 64])
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_an_epoch_holds_every_clip_once(dataset, window, epoch):
+    np.testing.assert_array_equal(np.sort(reader(dataset, window=window).epoch_order(epoch)), np.arange(CLIPS))
+
+
+@pytest.mark.parametrize("batch_size", [1, 24, CLIPS, 2 * CLIPS + 5])
+def test_batches_go_through_epoch_after_epoch(dataset, batch_size):
+    source = reader(dataset, batch_size=batch_size)
+    steps = -(-3 * CLIPS // batch_size)
+    rows = np.concatenate([source.batch(step).rows for step in range(steps)])
+    for epoch in range(3):
+        np.testing.assert_array_equal(np.sort(rows[epoch * CLIPS : (epoch + 1) * CLIPS]), np.arange(CLIPS))
+
+
+def test_samples_are_numbered_without_gaps(dataset):
+    source = reader(dataset)
+    samples = np.concatenate([source.batch(step).samples for step in range(20)])
+    np.testing.assert_array_equal(samples, np.arange(20 * 24))
+
+
+def test_rows_are_those_of_the_clips(dataset):
+    source = reader(dataset, batch_size=CLIPS)
+    batch = source.batch(0)
+    np.testing.assert_array_equal(batch.log_mel[:, 0, 0], batch.rows)
+
+
+@pytest.mark.parametrize("step", [0, 9, 10, 40])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_batch_of_one(dataset, world_size, step):
+    """Step 9 crosses into the second epoch."""
+    parts = [reader(dataset, rank=rank, world_size=world_size).batch(step) for rank in range(world_size)]
+    whole = reader(dataset).batch(step)
+    for name in ("log_mel", "samples", "rows"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+def test_after_a_restart_the_step_is_the_same(dataset):
+    source = reader(dataset)
+    for step in range(30):
+        last = source.batch(step)
+    same(reader(dataset).batch(29), last)
+
+
+def test_steps_may_be_read_in_any_order(dataset):
+    source = reader(dataset)
+    wanted = {step: reader(dataset).batch(step) for step in (25, 3, 60, 0)}
+    for step, batch in wanted.items():
+        same(source.batch(step), batch)
+
+
+def test_a_tiny_cache_gives_the_same_batches(dataset):
+    source, tiny = reader(dataset), reader(dataset)
+    tiny._capacity = 1
+    for step in range(15):
+        same(tiny.batch(step), source.batch(step))
+    assert len(tiny._cache) == 1
+
+
+def test_epochs_have_different_orders(dataset):
+    orders = [tuple(reader(dataset).epoch_order(epoch)) for epoch in range(4)]
+    assert len(set(orders)) == 4
+
+
+def test_seeds_have_different_orders(dataset):
+    assert (reader(dataset, seed=1).epoch_order(0) != reader(dataset, seed=2).epoch_order(0)).any()
+
+
+def test_a_window_mixes_clips_of_its_row_groups(dataset):
+    order = reader(dataset, window=64).epoch_order(0)
+    assert np.abs(np.diff(order)).mean() > CLIPS / 5
+
+
+def frames_by_epoch(dataset, epochs):
+    """The places in time of every crop, [epochs, clips, crop], by row."""
+    source = reader(dataset, batch_size=CLIPS)
+    places = np.empty((epochs, CLIPS, CROP), int)
+    for epoch in range(epochs):
+        batch = source.batch(epoch)
+        places[epoch, batch.rows] = batch.log_mel[:, 1]
+    return places
+
+
+def test_long_clips_give_one_contiguous_piece(dataset):
+    places = frames_by_epoch(dataset, 3)[:, VALID >= CROP]
+    np.testing.assert_array_equal(places - places[:, :, :1], np.broadcast_to(np.arange(CROP), places.shape))
+
+
+def test_pieces_lie_within_the_valid_frames(dataset):
+    assert (frames_by_epoch(dataset, 3)[:, VALID >= CROP].max(axis=(0, 2)) < VALID[VALID >= CROP]).all()
+
+
+def test_short_clips_are_repeated_cyclically(dataset):
+    places = frames_by_epoch(dataset, 3)[:, VALID < CROP]
+    wanted = (places[:, :, :1] + np.arange(CROP)) % VALID[VALID < CROP][:, None]
+    np.testing.assert_array_equal(places, wanted)
+
+
+def test_padding_is_never_read(dataset):
+    """Padding is negative; the frames of these clips are not."""
+    source = reader(dataset, batch_size=CLIPS)
+    assert min(source.batch(epoch).log_mel.min() for epoch in range(3)) == 0
+
+
+def test_a_crop_may_be_longer_than_the_clip_array(dataset):
+    batch = reader(dataset, crop_frames=112, batch_size=CLIPS).batch(0)
+    wanted = (batch.log_mel[:, 1, :1] + np.arange(112)) % VALID[batch.rows][:, None]
+    np.testing.assert_array_equal(batch.log_mel[:, 1], wanted)
+
+
+def test_crops_differ_from_epoch_to_epoch(dataset):
+    starts = frames_by_epoch(dataset, 2)[:, VALID > 2 * CROP, 0]
+    assert (starts[0] != starts[1]).mean() > 0.8
+
+
+def test_every_start_of_a_crop_occurs(dataset):
+    clip = int(np.flatnonzero(VALID == 20)[0])
+    assert set(frames_by_epoch(dataset, 60)[:, clip, 0]) == set(range(5))
+
+
+def test_the_crop_does_not_depend_on_the_batch_size(dataset):
+    big, small = reader(dataset, batch_size=60).batch(2), reader(dataset, batch_size=12).batch(10)
+    np.testing.assert_array_equal(big.log_mel[:12], small.log_mel)
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 50])
+def test_reading_ahead_gives_the_same_batches(dataset, prefetch):
+    batches = list(reader(dataset).batches(5, 17, prefetch))
+    assert len(batches) == 12
+    for step, batch in enumerate(batches, start=5):
+        same(batch, reader(dataset).batch(step))
+
+
+def test_no_steps_give_no_batches(dataset):
+    assert list(reader(dataset).batches(3, 3)) == []
+
+
+def test_an_error_in_the_thread_is_raised_here(tmp_path):
+    damaged = write_shards(str(tmp_path))
+    source = reader(damaged)
+    storage.delete(storage.join(damaged.path, damaged.shards[0].name))
+    with pytest.raises(FileNotFoundError):
+        list(source.batches(0, 10))
+
+
+def test_leaving_early_ends_the_thread(dataset):
+    batches = reader(dataset).batches(0, 1_000)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "shard-reader"]
+
+
+def test_a_shard_with_other_rows_than_promised_is_noticed(tmp_path):
+    damaged = write_shards(str(tmp_path))
+    shard = storage.join(damaged.path, damaged.shards[1].name)
+    pq.write_table(pq.ParquetFile(shard).read().slice(0, 5), shard)
+    with pytest.raises(RuntimeError, match="row group 0 has 5 rows, not 7"):
+        reader(damaged, batch_size=CLIPS).batch(0)
+
+
+@pytest.mark.parametrize("world_size", [5, 7])
+def test_a_batch_that_does_not_divide_is_a_users_mistake(dataset, world_size):
+    with pytest.raises(UserError, match=f"batch_size 24 does not divide over {world_size} workers"):
+        reader(dataset, world_size=world_size)
+
+
+def test_the_small_dataset_is_read(small_dataset):
+    batch = ShardReader(small_dataset, crop_frames=128, batch_size=40, seed=0).batch(0)
+    assert (batch.log_mel.shape, batch.log_mel.dtype) == ((40, 128, 128), np.float16)
+    assert sorted(batch.rows) == list(range(40))
