@@ -258,7 +258,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 def _small_data(**changes: Any) -> TrainConfig:
     """Recipe for hundreds to thousands of clips on a few CPU cores; how it was found is in the README."""
     values: dict[str, Any] = {
-        "batch_size": 64, "epochs": 300, "warmup_epochs": 30, "max_steps": 1500, "lr": 5e-4,
+        "batch_size": 64, "epochs": 300, "warmup_epochs": 30, "max_steps": 1500, "lr": 1e-3, "ema_end": 0.999,
         "target_layers": 4, "eval_every": 100, "checkpoint_every": 500,
     }  # fmt: skip
     return TrainConfig(**(values | changes))
@@ -270,6 +270,7 @@ PRESETS: dict[str, Config] = {
             crop_frames=128, depth=4, width=192, heads=3,
             predictor_depth=2, predictor_width=96, predictor_heads=3,
         ),
+        mask=MaskConfig(placement="inside"),
         train=_small_data(),
     ),
     "tiny": Config(
@@ -277,6 +278,7 @@ PRESETS: dict[str, Config] = {
             crop_frames=256, depth=6, width=192, heads=3,
             predictor_depth=3, predictor_width=96, predictor_heads=3,
         ),
+        mask=MaskConfig(placement="inside"),
         train=_small_data(max_steps=6000),
     ),
     "small": Config(

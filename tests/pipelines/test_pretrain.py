@@ -81,7 +81,7 @@ def test_history_counts_replayed_steps_once_and_skips_a_torn_line(tmp_path):
 
 def test_other_settings_into_the_same_run_are_refused(args):
     main(args)
-    with pytest.raises(UserError, match=r"train.lr: 0.0005 -> 0.01"):
+    with pytest.raises(UserError, match=r"train.lr: 0.001 -> 0.01"):
         main(dataclasses.replace(args, config=tiny_config(lr=0.01)))
     assert main(dataclasses.replace(args, config=tiny_config(lr=0.01), overwrite=True)).config.train.lr == 0.01
 
