@@ -196,6 +196,7 @@ class TrainConfig:
         _require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs must lie between 0 and epochs")
         _require(0 <= self.ema_start <= self.ema_end <= 1, "need 0 <= ema_start <= ema_end <= 1")
         _require(self.lr > 0 and self.final_lr >= 0, "lr must be positive and final_lr not negative")
+        _require(0 <= self.seed < 1 << 63, f"seed must lie between 0 and 2^63 - 1, got {self.seed}")
         _require(self.masks_per_clip > 0, "masks_per_clip must be positive")
 
 

@@ -82,9 +82,10 @@ def _walk_local(root: str) -> Iterator[tuple[str, int]]:
             folders.clear()
             continue
         seen.add((info.st_dev, info.st_ino))
+        folders.sort()  # which of two links to one folder is listed must not depend on the filesystem
         for name in files:
             full = Path(folder, name)
-            with contextlib.suppress(FileNotFoundError):  # a dangling link
+            with contextlib.suppress(OSError):  # a dangling link, or one to itself
                 yield str(full.relative_to(root)), full.stat().st_size
 
 

@@ -51,9 +51,7 @@ def start_ray(num_cpus: int | None = None) -> None:
     """Connect to the cluster of RAY_ADDRESS (also inside a submitted job), or start Ray on this machine."""
     if ray.is_initialized():
         return
-    # Processes of a worker share its cores, so one thread each unless a job asks for more.
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; spares a warning
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level="WARNING")
     else:

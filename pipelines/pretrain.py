@@ -15,8 +15,17 @@ from typing import Annotated, Any, Literal
 import ray.train
 import torch
 import tyro
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import (
+    Checkpoint,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution import context as report_internals
 
 from ajepa import storage
 from ajepa.config import PRESETS, Config, differences
@@ -24,6 +33,7 @@ from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.training.checkpoint import CheckpointInfo, latest_checkpoint, read_info
 from ajepa.training.loop import WorkerContext, train
+from ajepa.training.step import NonFiniteLoss
 from pipelines import tracking
 from pipelines.common import cluster_cpus, parse, run_command, start_ray, warn_relative_output
 from pipelines.history import append_history, read_history
@@ -101,8 +111,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     torch.set_num_threads(choose_threads(settings["threads"], context.get_local_world_size()))
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints every report of every rank
-
+    # Ray names this logger by its file, so LoggingConfig misses it; it would print every report of every rank.
+    logging.getLogger(report_internals.__file__).setLevel(logging.WARNING)
     worker = WorkerContext(rank, context.get_world_size(), ray.train.torch.get_device(), ray.train.report)
     train(settings["config"], open_dataset(settings["data"]), settings["output"], worker)
 
@@ -170,9 +180,19 @@ def fit(args: PretrainArgs, tracker: tracking.Tracker, callbacks: Sequence[UserC
             name=uuid.uuid4().hex[:12],
             failure_config=FailureConfig(max_failures=args.max_failures),
             callbacks=list(callbacks),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "cause", None) or failure
+            if isinstance(cause, (UserError, NonFiniteLoss)):  # said by our own code: the message is enough
+                raise UserError(str(cause)) from error
+        raise
+    except SystemExit as error:  # how Ray Train's own handler leaves after Ctrl-C
+        raise KeyboardInterrupt from error
 
 
 def main(
@@ -223,7 +243,9 @@ def main(
     start = time.perf_counter()
     with _closing_run(tracker):
         fit(args, tracker, [Reporter(tracker, args.output, quiet), *callbacks])
-    info = read_info(latest_checkpoint(args.output))
+        info = read_info(latest_checkpoint(args.output))
+        if info.step < info.total_steps:  # Ray Train ends quietly after Ctrl-C
+            raise KeyboardInterrupt
     storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run | {"finished": True}, indent=1))
     tracker.log_text(args.config.to_json(), "config.json")
     tracker.finish()
@@ -243,6 +265,8 @@ def _closing_run(tracker: tracking.Tracker) -> Iterator[None]:
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+    except SystemExit as error:  # how Ray Train's own handler leaves after Ctrl-C
+        raise KeyboardInterrupt from error
 
 
 if __name__ == "__main__":

@@ -81,7 +81,12 @@ def _table(
         [[number[name] for name in row] for row in labels],
     ]  # fmt: skip
     arrays = [pa.array(c, f.type) for c, f in zip(columns, MANIFEST_SCHEMA, strict=True)]
-    return pa.table(arrays, schema=MANIFEST_SCHEMA)
+    defaults = {"start_s": 0.0, "split": "", "fold": -1}  # of empty cells
+    filled = [
+        pc.fill_null(a, defaults[f.name]) if f.name in defaults else a
+        for a, f in zip(arrays, MANIFEST_SCHEMA, strict=True)
+    ]
+    return pa.table(filled, schema=MANIFEST_SCHEMA)
 
 
 def _folder(path: str, labels_from_folders: bool) -> Manifest:
@@ -89,6 +94,8 @@ def _folder(path: str, labels_from_folders: bool) -> Manifest:
     path = storage.absolute(path)
     files = [name for name, _ in storage.list_files(path)]
     audio = [name for name in files if PurePosixPath(name).suffix.lower() in AUDIO_EXTENSIONS]
+    unnameable = [name for name in audio if not _is_text(name)]
+    audio = [name for name in audio if _is_text(name)]
     if not audio:
         what = "is empty" if not files else f"holds {len(files)} files, none with an audio extension"
         raise UserError(f"the input folder {path!r} {what} ({' '.join(sorted(AUDIO_EXTENSIONS))})")
@@ -97,8 +104,16 @@ def _folder(path: str, labels_from_folders: bool) -> Manifest:
         raise UserError(f"--labels-from-folders: {audio[labels.index([''])]!r} lies in no subfolder of {path!r}")
     names = sorted({name for row in labels for name in row})
     table = _table(audio, [storage.join(path, name) for name in audio], labels, names)
-    other = len(files) - len(audio)
-    return Manifest(table, names, (f"{other} files without an audio extension left out",) if other else ())
+    other = len(files) - len(audio) - len(unnameable)
+    remarks = [f"{other} files without an audio extension left out"] if other else []
+    if unnameable:
+        remarks.append(f"{len(unnameable)} audio files whose names are not UTF-8 left out: {unnameable[0]!r}")
+    return Manifest(table, names, tuple(remarks))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file name is valid UTF-8; os.walk hands out the others with surrogates."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)
 
 
 def _esc50(path: str) -> Manifest:
@@ -109,19 +124,21 @@ def _esc50(path: str) -> Manifest:
     tables = [n for n in files if n.startswith("meta/") and n.endswith(".csv") and "/." not in n]
     if len(tables) != 1:
         raise UserError(f"{path!r} is not an ESC-50 copy: expected one meta/*.csv, found {len(tables)}")
-    rows = list(csv.DictReader(io.StringIO(storage.read_text(storage.join(path, tables[0])))))
-    missing = {"filename", "fold", "target", "category"} - set(rows[0] if rows else {})
-    if missing:
-        raise UserError(f"{tables[0]} lacks the columns {', '.join(sorted(missing))}")
-    names = [name for _, name in sorted({(int(r["target"]), r["category"]) for r in rows})]
-    table = _table(
-        [r["filename"] for r in rows],
-        [storage.join(path, "audio", r["filename"]) for r in rows],
-        [[r["category"]] for r in rows],
-        names,
-        fold=[int(r["fold"]) for r in rows],
-    )
-    return Manifest(table, names)
+    try:
+        text = storage.read_text(storage.join(path, tables[0])).removeprefix("\ufeff")  # spreadsheets' mark
+        rows = list(csv.DictReader(io.StringIO(text)))
+        missing = {"filename", "fold", "target", "category"} - set(rows[0] if rows else {})
+        if missing:
+            raise UserError(f"{tables[0]} lacks the columns {', '.join(sorted(missing))}")
+        names = [name for _, name in sorted({(int(r["target"]), r["category"]) for r in rows})]
+        folds = [int(r["fold"]) for r in rows]
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"cannot read {tables[0]!r} of {path!r}: {error}") from error
+    files_named = [r["filename"] for r in rows]
+    uris = [storage.join(path, "audio", name) for name in files_named]
+    return Manifest(_table(files_named, uris, [[r["category"]] for r in rows], names, fold=folds), names)
 
 
 def _manifest(path: str) -> Manifest:
@@ -145,6 +162,9 @@ def _manifest(path: str) -> Manifest:
     unknown = set(table.column_names) - set(MANIFEST_SCHEMA.names)
     if "uri" not in table.column_names:
         raise UserError(f"the manifest {path!r} has no column `uri` (it has: {', '.join(table.column_names)})")
+    for name in ("uri", "clip_id"):
+        if name in table.column_names and table[name].null_count:
+            raise UserError(f"the manifest {path!r} has {table[name].null_count} rows without a {name}")
     columns = table.to_pydict()
     folder = str(PurePosixPath(path).parent) if not storage.is_uri(path) else path.rpartition("/")[0]
     uris = [u if storage.is_uri(u) or u.startswith("/") else storage.join(folder, u) for u in columns["uri"]]

@@ -79,13 +79,20 @@ def open_dataset(path: str) -> ShardDataset:
     try:
         info = json.loads(storage.read_text(where))
         version = info["contract_version"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{where!r} is damaged ({error}); run preprocess into a new folder") from error
     if version != CONTRACT_VERSION:
         raise UserError(f"{where!r} follows shard contract {version}, this version reads {CONTRACT_VERSION}")
+    try:
+        return _from_info(storage.absolute(path), info)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where!r} is damaged ({error!r}); run preprocess into a new folder") from error
+
+
+def _from_info(path: str, info: dict[str, Any]) -> ShardDataset:
     statistics = info["statistics"]
     return ShardDataset(
-        path=storage.absolute(path),
+        path=path,
         front_end=from_dict(FrontEndConfig, info["front_end"]),
         statistics=Statistics(np.array(statistics["mean"]), np.array(statistics["std"]), statistics["frames"]),
         label_names=tuple(info["label_names"]),
@@ -116,9 +123,8 @@ def finish_dataset(
         with storage.open_input(storage.join(output, OK, name)) as stream:
             tables.append(pq.read_table(stream, columns=columns))
         shards.append({"name": f"{OK}/{name}", "rows": tables[-1].num_rows})
-    rows = pa.concat_tables(tables)
     bad, reasons = _read_bad(output)
-    ids = rows["clip_id"].to_pylist()
+    ids = [clip_id for table in tables for clip_id in table["clip_id"].to_pylist()]
     if len(ids) + len(bad) != expected or len(set(ids) | set(bad)) != expected:
         raise RuntimeError(
             f"{output}: {len(ids)} ok and {len(bad)} bad rows, {len(set(ids) | set(bad))} distinct ids, "
@@ -126,6 +132,7 @@ def finish_dataset(
         )
     if not ids:
         raise UserError(f"not one of {expected} clips could be read: {dict(reasons)}; see {output}/{BAD}")
+    rows = pa.concat_tables(tables)
     num_frames = rows["num_frames"].to_numpy()
     stacked = [np.stack(rows[name].to_numpy()) for name in ("bin_sum", "bin_sumsq")]
     statistics = reduce_statistics(ids, num_frames, *stacked)

@@ -1,5 +1,9 @@
 """Manifests: what each source lists, what it leaves out, and the mistakes it names."""
 
+import os
+from pathlib import Path
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -235,3 +239,44 @@ def test_mistakes_in_a_parquet_manifest_are_named(tmp_path):
     assert "wrong type" in refused("manifest", table(tmp_path / "id.parquet", uri=["a.wav"], clip_id=[7]))
     assert "is not a file" in refused("manifest", tmp_path / "gone.csv")
     assert "is not a file" in refused("manifest", tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_left_out_with_a_remark(tmp_path, write_wav):
+    write_wav(tmp_path / "good.wav", np.zeros(1000), 16_000)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav")).touch()
+    manifest = load_manifest("folder", str(tmp_path))
+    assert manifest.clips.num_rows == 1 and "names are not UTF-8" in manifest.remarks[0]
+
+
+def test_a_link_to_itself_is_left_out(tmp_path, write_wav):
+    write_wav(tmp_path / "good.wav", np.zeros(1000), 16_000)
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    assert load_manifest("folder", str(tmp_path)).clips["clip_id"].to_pylist() == ["good.wav"]
+
+
+@pytest.mark.parametrize(("fold", "encoding", "ok"), [("1", "utf-8-sig", True), ("one", "utf-8", False)])
+def test_esc50_tables_with_a_byte_order_mark_are_read_and_broken_folds_named(tmp_path, fold, encoding, ok):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "esc50.csv").write_text(
+        f"filename,fold,target,category\na.wav,{fold},0,dog\n", encoding=encoding
+    )
+    if ok:
+        assert load_manifest("esc50", str(tmp_path)).clips["fold"].to_pylist() == [1]
+    else:
+        with pytest.raises(UserError, match="cannot read 'meta/esc50.csv'"):
+            load_manifest("esc50", str(tmp_path))
+
+
+def test_empty_cells_of_a_manifest_get_the_defaults(tmp_path):
+    table = {"uri": ["a.wav", "b.wav"], "start_s": [None, 2.0], "fold": [None, 3], "split": [None, "train"]}
+    pq.write_table(pa.table(table), tmp_path / "m.parquet")
+    clips = load_manifest("manifest", str(tmp_path / "m.parquet")).clips
+    assert clips.select(["start_s", "fold", "split"]).to_pydict() == {
+        "start_s": [0.0, 2.0], "fold": [-1, 3], "split": ["", "train"],
+    }  # fmt: skip
+
+
+def test_a_manifest_row_without_a_uri_is_refused(tmp_path):
+    pq.write_table(pa.table({"uri": ["a.wav", None]}), tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="1 rows without a uri"):
+        load_manifest("manifest", str(tmp_path / "m.parquet"))

@@ -106,6 +106,12 @@ def test_the_shard_size_changes_neither_hash_nor_statistics(build, shard_size):
     assert one.statistics.std.tobytes() == other.statistics.std.tobytes()
 
 
+def test_the_order_of_the_clips_changes_neither_hash_nor_statistics(build, clips):
+    one, other = build("one"), build("other", clips[::-1])
+    assert one.content_hash == other.content_hash
+    assert one.statistics.mean.tobytes() == other.statistics.mean.tobytes()
+
+
 def test_other_content_has_another_hash(build, clips):
     relabelled = [clips[0] | {"labels": [1]}, *clips[1:]]
     refolded = [clips[0] | {"fold": 4}, *clips[1:]]
@@ -185,7 +191,9 @@ def test_settings_of_another_version_are_refused(build, tmp_path):
         open_dataset(dataset.path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not json", b'{"contract_version": 1', b"{}", b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not json", b'{"contract_version": 1', b"{}", b"[]", b"null", b"\xff\xfe\x00"]
+)
 def test_a_damaged_dataset_json_is_refused(tmp_path, content):
     (tmp_path / "dataset.json").write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
