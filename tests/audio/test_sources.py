@@ -263,7 +263,7 @@ def test_esc50_tables_with_a_byte_order_mark_are_read_and_broken_folds_named(tmp
     if ok:
         assert load_manifest("esc50", str(tmp_path)).clips["fold"].to_pylist() == [1]
     else:
-        with pytest.raises(UserError, match="cannot read 'meta/esc50.csv'"):
+        with pytest.raises(UserError, match=r"cannot read 'meta/esc50.csv'"):
             load_manifest("esc50", str(tmp_path))
 
 
