@@ -123,7 +123,8 @@ def run_trial(params: dict[str, Any]) -> None:
         data=args.data, output=folder, preset=args.preset, num_workers=args.num_workers, threads=args.threads,
         mlflow_uri=args.mlflow_uri, config=config,
     )  # fmt: skip
-    pretrain.main(pretrain_args, parent=params["parent"], callbacks=[TuneReportCallback()], quiet=True)
+    name = f"{args.ablation}={value} seed {seed}"
+    pretrain.main(pretrain_args, parent=params["parent"], name=name, callbacks=[TuneReportCallback()], quiet=True)
     rows = probe.main(
         probe.ProbeArgs(encoder=folder, data=args.data, random_seeds=1, mlflow_uri=args.mlflow_uri),
         parent=probe.source_run(folder)["mlflow_run"],
@@ -209,22 +210,18 @@ def main(args: AblateArgs) -> pd.DataFrame:
         tune_config=tune.TuneConfig(max_concurrent_trials=limit),
         run_config=tune.RunConfig(storage_path=storage.join(args.output, "ray"), name="tune", verbose=0),
     )  # fmt: skip
-    try:
+    with tracker.recording():
         results = tuner.fit()
-    except BaseException:
-        tracker.finish("KILLED")
-        raise
-    trials = [
-        r.metrics | {"value": r.metrics["config"]["value"]} for r in results if r.metrics and r.metrics.get("finished")
-    ]
-    table = summarise(trials, values)
-    write_report(args, table, trials, tracker)
-    if results.num_errors:
-        tracker.finish("FAILED")
-        raise UserError(
-            f"{results.num_errors} of {len(results)} trials failed ({results.errors[0]}); run it again to resume"
-        )
-    tracker.finish()
+        trials = [
+            r.metrics | {"value": r.metrics["config"]["value"]}
+            for r in results
+            if r.metrics and r.metrics.get("finished")
+        ]
+        table = summarise(trials, values)
+        write_report(args, table, trials, tracker)
+        if results.num_errors:
+            last = str(results.errors[0]).strip().splitlines()[-1]
+            raise UserError(f"{results.num_errors} of {len(results)} trials failed ({last}); run it again to resume")
     print(f"\n{len(trials)} trials; table, CSV and figure in {args.output}; {tracking.ui_command(uri)}")
     return table
 

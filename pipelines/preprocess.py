@@ -181,21 +181,17 @@ def main(args: PreprocessArgs) -> ShardDataset:
     uri = tracking.tracking_uri(args.mlflow_uri, output)
     params = tracking.flatten({k: v for k, v in plan.items() if k != "label_names"}) | {"output": output}
     tracker = tracking.start_run(uri, f"preprocess {args.source}", params=params, tags={"ajepa.job": "preprocess"})
-    try:
+    with tracker.recording():
         figures = write_all(output, plan, args.front_end, args.num_workers)
         about = {"plan": plan, "remarks": manifest.remarks, "mlflow_run": tracker.run_id, "version": ajepa.__version__}
         dataset = finish_dataset(output, args.front_end, manifest.label_names, plan["clips"], about)
-    except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    storage.delete(storage.join(output, PLAN))
-    rate = figures["clips"] / max(figures["seconds"], 1e-9)
-    tracker.log_metrics(0, {
-        "clips_ok": dataset.num_clips, "clips_bad": dataset.num_failed, "hours": dataset.hours,
-        "seconds": figures["seconds"], "clips_per_second": rate,
-    })  # fmt: skip
-    tracker.log_text(json.dumps(dataset.info, indent=1), DATASET_JSON)
-    tracker.finish()
+        storage.delete(storage.join(output, PLAN))
+        rate = figures["clips"] / max(figures["seconds"], 1e-9)
+        tracker.log_metrics(0, {
+            "clips_ok": dataset.num_clips, "clips_bad": dataset.num_failed, "hours": dataset.hours,
+            "seconds": figures["seconds"], "clips_per_second": rate,
+        })  # fmt: skip
+        tracker.log_text(json.dumps(dataset.info, indent=1), DATASET_JSON)
     _print_summary(dataset, figures, rate, manifest.remarks)
     return dataset
 

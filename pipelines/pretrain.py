@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -199,6 +199,7 @@ def main(
     args: PretrainArgs,
     *,
     parent: str | None = None,
+    name: str | None = None,
     callbacks: Sequence[UserCallback] = (),
     quiet: bool = False,
 ) -> CheckpointInfo:
@@ -206,6 +207,7 @@ def main(
 
     Args:
         parent: MLflow run this one is nested under.
+        name: of the MLflow run; by default "pretrain" and the preset.
         callbacks: more Ray Train callbacks, beside the one that records.
     """
     warn_relative_output(args.output)
@@ -232,7 +234,7 @@ def main(
             "preset": args.preset, "data": args.data, "dataset_hash": dataset.content_hash,
             "num_workers": args.num_workers, "output": args.output,
         }  # fmt: skip
-        name = f"pretrain {args.preset}"
+        name = name or f"pretrain {args.preset}"
         tracker = tracking.start_run(uri, name, params=params, tags={"ajepa.job": "pretrain"}, parent=parent)
         run = {
             "config": args.config.to_dict(), "dataset_hash": dataset.content_hash, "data": args.data, "finished": False,
@@ -241,32 +243,19 @@ def main(
         storage.make_folder(args.output)
         storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run, indent=1))
     start = time.perf_counter()
-    with _closing_run(tracker):
+    with tracker.recording():
         fit(args, tracker, [Reporter(tracker, args.output, quiet), *callbacks])
         info = read_info(latest_checkpoint(args.output))
         if info.step < info.total_steps:  # Ray Train ends quietly after Ctrl-C
             raise KeyboardInterrupt
-    storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run | {"finished": True}, indent=1))
-    tracker.log_text(args.config.to_json(), "config.json")
-    tracker.finish()
+        storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run | {"finished": True}, indent=1))
+        tracker.log_text(args.config.to_json(), "config.json")
     last = read_history(args.output)[-1]
     print(
         f"{info.step} steps in {(time.perf_counter() - start) / 60:.1f} min, loss {last['loss']:.4f}, effective rank "
         f"{last['effective_rank']:.1f} of {args.config.model.width}; encoder at {args.output}"
     )
     return info
-
-
-@contextlib.contextmanager
-def _closing_run(tracker: tracking.Tracker) -> Iterator[None]:
-    """Mark the MLflow run killed or failed when the training inside does not end well."""
-    try:
-        yield
-    except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    except SystemExit as error:  # how Ray Train's own handler leaves after Ctrl-C
-        raise KeyboardInterrupt from error
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ajepa import storage
 from ajepa.encoder import Branch, load_encoder
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import PRETRAINED, Row, compare, markdown_table
+from ajepa.evaluation.probe import labels_and_folds
 from ajepa.shards.dataset import open_dataset
 from ajepa.training.checkpoint import latest_checkpoint, read_info
 from pipelines import tracking
@@ -58,14 +59,7 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
     if args.output is None and storage.is_uri(path):
         raise UserError("--output is needed when the encoder lies at a URI")
     folder = Path(args.output or storage.join(path, "probes", f"{args.protocol}-{dataset.content_hash[:8]}"))
-    torch.set_num_threads(choose_threads(None, 1))
-    rows = compare(encoder, info.config, dataset, args.protocol, args.random_seeds)
-    table = markdown_table(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(table + "\n")
-    pd.DataFrame([dataclasses.asdict(r) | {"mean": r.mean, "std": r.std} for r in rows]).to_csv(
-        folder / "table.csv", index=False
-    )
+    labels_and_folds(dataset)  # what cannot be probed is said before anything is recorded
     run = source_run(path)
     uri = tracking.tracking_uri(args.mlflow_uri or run.get("mlflow_uri"), str(folder))
     tracker = tracking.start_run(
@@ -78,10 +72,18 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
         tags={"ajepa.job": "probe", "ajepa.pretrain_run": run.get("mlflow_run", "")},
         parent=parent,
     )  # fmt: skip
-    tracker.log_metrics(info.step, metrics(rows))
-    tracker.log_file(folder / "table.md")
-    tracker.log_file(folder / "table.csv")
-    tracker.finish()
+    with tracker.recording():
+        torch.set_num_threads(choose_threads(None, 1))
+        rows = compare(encoder, info.config, dataset, args.protocol, args.random_seeds)
+        table = markdown_table(rows)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "table.md").write_text(table + "\n")
+        pd.DataFrame([dataclasses.asdict(r) | {"mean": r.mean, "std": r.std} for r in rows]).to_csv(
+            folder / "table.csv", index=False
+        )
+        tracker.log_metrics(info.step, metrics(rows))
+        tracker.log_file(folder / "table.md")
+        tracker.log_file(folder / "table.csv")
     print(
         f"{args.protocol} probe of step {info.step} on {dataset.num_clips} clips, {len(rows[0].fold_accuracy)} folds\n"
     )

@@ -1,13 +1,14 @@
 """MLflow: where runs are recorded, and a handle that any process can log through."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from ajepa import storage
@@ -39,9 +40,17 @@ class Tracker:
     def log_text(self, text: str, name: str) -> None:
         self.client.log_text(self.run_id, text, name)
 
-    def finish(self, status: str = "FINISHED") -> None:
-        """FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """End the run FINISHED with the block, FAILED on an error and KILLED on Ctrl-C."""
+        self.client.update_run(self.run_id, "RUNNING")  # a resumed run has ended once already
+        try:
+            yield
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            self.client.set_terminated(self.run_id, status)
+            raise
+        self.client.set_terminated(self.run_id, "FINISHED")
 
 
 def tracking_uri(mlflow_uri: str | None, output: str) -> str:
@@ -102,10 +111,6 @@ def start_run(
     except (MlflowException, OSError) as error:
         raise UserError(f"cannot record to MLflow at {uri!r}: {str(error).splitlines()[0]}") from error
     return Tracker(uri, run_id)
-
-
-def set_tags(tracker: Tracker, tags: Mapping[str, str]) -> None:
-    tracker.client.log_batch(tracker.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
