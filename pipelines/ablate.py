@@ -222,7 +222,7 @@ def main(args: AblateArgs) -> pd.DataFrame:
         if results.num_errors:
             last = str(results.errors[0]).strip().splitlines()[-1]
             raise UserError(f"{results.num_errors} of {len(results)} trials failed ({last}); run it again to resume")
-    print(f"\n{len(trials)} trials; table, CSV and figure in {args.output}; {tracking.ui_command(uri)}")
+    print(f"\n{len(trials)} trials; table, CSV and figure in {args.output}; look: {tracking.ui_command(uri)}")
     return table
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +73,8 @@ def tracking_uri(mlflow_uri: str | None, output: str) -> str:
 
 def ui_command(uri: str) -> str:
     """What to type to look at the runs."""
-    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else f"open {uri}"
+    program = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).parent / "mlflow")  # .venv not active
+    return f"{program} ui --backend-store-uri {uri}" if uri.startswith("sqlite") else f"open {uri}"
 
 
 def start_run(
