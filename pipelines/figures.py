@@ -64,7 +64,7 @@ def draw_training(history: Sequence[dict[str, Any]], width: int, path: Path) -> 
     """Loss, effective rank and feature spread over steps."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     _curve(axes[0], history, "loss", "prediction loss")
-    _curve(axes[1], history, "effective_rank", f"effective rank of {width} (held-out crops)")
+    _curve(axes[1], history, "effective_rank", f"effective rank of {width} (fixed crops)")
     axes[1].set_ylim(bottom=0)
     _curve(axes[2], history, "target_std", "targets")
     _curve(axes[2], history, "prediction_std", "predictions")

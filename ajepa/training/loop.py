@@ -20,8 +20,8 @@ from ajepa.training.checkpoint import latest_checkpoint, restore, save_checkpoin
 from ajepa.training.diagnostics import representation_health
 from ajepa.training.step import Normaliser, TrainState, build_model, build_optimizer, train_step
 
-HELD_CLIPS = 256  # of the fixed set that health is measured on
-HELD_STEP = 1 << 40  # its place in the sample stream, never reached by training
+FIXED_CLIPS = 256  # of the fixed set that health is measured on
+FIXED_STEP = 1 << 40  # its place in the sample stream, never reached by training
 
 
 def checkpoint_path(output: str, step: int) -> str:
@@ -68,11 +68,11 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
         rank=worker.rank,
         world_size=worker.world_size,
     )
-    held = held_clips(dataset, config, state) if worker.rank == 0 else None
+    fixed = fixed_crops(dataset, config, state) if worker.rank == 0 else None
     every = config.train
     losses, began, began_step = [], time.perf_counter(), state.step
     if state.step == 0:
-        worker.report({**_health(state, held), "step": 0, "total_steps": state.total_steps})
+        worker.report({**_health(state, fixed), "step": 0, "total_steps": state.total_steps})
     for batch in reader.batches(state.step, state.total_steps):
         result = train_step(state, batch)
         losses.append(result.loss)
@@ -94,19 +94,19 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
             "clips_per_second": every.batch_size / seconds,
         }
         if last or measure:
-            report |= _health(state, held)
+            report |= _health(state, fixed)
         if (last or save) and worker.rank == 0:
             save_checkpoint(checkpoint_path(output, state.step), state, dataset)
         worker.report(report)
         losses, began, began_step = [], time.perf_counter(), state.step
 
 
-def held_clips(dataset: ShardDataset, config: Config, state: TrainState) -> torch.Tensor:
+def fixed_crops(dataset: ShardDataset, config: Config, state: TrainState) -> torch.Tensor:
     """A fixed set of crops, [<= 256, n_mels, crop_frames] normalised, on the device."""
-    count = min(HELD_CLIPS, dataset.num_clips)
+    count = min(FIXED_CLIPS, dataset.num_clips)
     reader = ShardReader(dataset, crop_frames=config.model.crop_frames, batch_size=count, seed=config.train.seed)
-    return state.normalise(torch.from_numpy(reader.batch(HELD_STEP // count).log_mel).to(state.device))
+    return state.normalise(torch.from_numpy(reader.batch(FIXED_STEP // count).log_mel).to(state.device))
 
 
-def _health(state: TrainState, held: torch.Tensor | None) -> dict[str, float]:
-    return {} if held is None else representation_health(state.core.target_encoder, held)
+def _health(state: TrainState, fixed: torch.Tensor | None) -> dict[str, float]:
+    return {} if fixed is None else representation_health(state.core.target_encoder, fixed)
