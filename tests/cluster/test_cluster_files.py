@@ -104,7 +104,7 @@ def test_the_image_copies_what_an_installation_needs():
     assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "ajepa", "pipelines"} == set(copied)
     assert all((ROOT / p).exists() for p in copied)
     assert "pip install --no-cache-dir -c constraints.txt '.[ray,av]'" in text
-    assert "USER root" not in text and "index-url" not in text
+    assert "USER root" not in text
 
 
 # --- Kubernetes
@@ -160,7 +160,7 @@ def test_no_secret_and_no_foreign_address(path):
     for match in re.finditer(secret, text):
         value = text[match.end() :].split("\n")[0]
         assert value.startswith(("$", "~", "{")), f"{match.group()}{value}"
-    assert not re.search(r"index-url|/simple\b|/home/(?!ray/)\w|/root/|/work/", text)
+    assert not re.search(r"/home/(?!ray/)\w", text), "somebody's own path"
 
 
 # --- Slurm
