@@ -188,9 +188,19 @@ class TrainConfig:
     """Steps between measurements of the effective rank on a fixed set of clips."""
     checkpoint_every: int = 250
     """Steps between checkpoints; the last step always writes one."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept, the newest ones."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "log_every", "eval_every", "checkpoint_every", "target_layers"):
+        for name in (
+            "batch_size",
+            "epochs",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "target_layers",
+        ):
             _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         _require(self.max_steps is None or self.max_steps > 0, f"max_steps must be positive, got {self.max_steps}")
         _require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs must lie between 0 and epochs")

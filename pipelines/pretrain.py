@@ -1,6 +1,5 @@
 """Pretrain an A-JEPA encoder on log-mel shards with Ray Train. Interrupted, the same command goes on."""
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -31,9 +30,8 @@ from ajepa import storage
 from ajepa.config import PRESETS, Config, differences
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset, open_dataset
-from ajepa.training.checkpoint import CheckpointInfo, latest_checkpoint, read_info
+from ajepa.training.checkpoint import CheckpointInfo, find_checkpoint, latest_checkpoint, read_info
 from ajepa.training.loop import WorkerContext, train
-from ajepa.training.step import NonFiniteLoss
 from pipelines import tracking
 from pipelines.common import cluster_cpus, parse, run_command, start_ray, warn_relative_output
 from pipelines.history import append_history, read_history
@@ -188,7 +186,7 @@ def fit(args: PretrainArgs, tracker: tracking.Tracker, callbacks: Sequence[UserC
     except WorkerGroupError as error:
         for failure in error.worker_failures.values():
             cause = getattr(failure, "cause", None) or failure
-            if isinstance(cause, (UserError, NonFiniteLoss)):  # said by our own code: the message is enough
+            if isinstance(cause, UserError):  # said by our own code: the message is enough
                 raise UserError(str(cause)) from error
         raise
     except SystemExit as error:  # how Ray Train's own handler leaves after Ctrl-C
@@ -226,8 +224,8 @@ def main(
         return info
     if run:
         tracker = tracking.Tracker(run["mlflow_uri"], run["mlflow_run"])
-        with contextlib.suppress(UserError):
-            print(f"resuming at step {read_info(latest_checkpoint(args.output)).step}")
+        checkpoint = find_checkpoint(args.output)
+        print(f"resuming at step {read_info(checkpoint).step if checkpoint else 0}")
     else:
         uri = tracking.tracking_uri(args.mlflow_uri, args.output)
         params = tracking.flatten(args.config.to_dict()) | {

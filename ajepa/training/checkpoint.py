@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ from ajepa.training.step import TrainState
 
 FORMAT_VERSION = 1
 MANIFEST, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.pt"
+CHECKPOINTS = "checkpoints"  # folder of a run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,28 +111,62 @@ def restore(folder: str, state: TrainState) -> None:
     state.step = info.step
 
 
-def latest_checkpoint(run: str) -> str:
-    """The newest intact checkpoint of a run folder, or the folder itself if it is a checkpoint.
+def checkpoint_path(run: str, step: int) -> str:
+    """Where a run keeps the checkpoint of a step."""
+    return storage.join(run, CHECKPOINTS, f"step-{step:08d}")
+
+
+def find_checkpoint(run: str, needed: tuple[str, ...] = (MODEL, OPTIMIZER)) -> str | None:
+    """The newest checkpoint of a run folder whose needed files are intact; None where the run has none yet.
+
+    A torn checkpoint is passed over with a warning.
 
     Raises:
-        UserError: nothing there, or no intact checkpoint among those found.
+        UserError: there are checkpoints, and none is intact.
+    """
+    steps = _steps(run)
+    for name in reversed(steps):
+        folder = storage.join(run, CHECKPOINTS, name)
+        try:
+            for file in needed:
+                _verified(folder, file)
+        except UserError as error:
+            logger.warning("passed over: %s", error)
+            continue
+        return folder
+    if steps:
+        raise UserError(f"{run!r} is no trained run: none of its {len(steps)} checkpoints is intact")
+    return None
+
+
+def latest_checkpoint(run: str) -> str:
+    """The newest checkpoint with intact weights of a run folder, or the folder itself if it is a checkpoint.
+
+    Raises:
+        UserError: nothing there, or no intact checkpoint.
     """
     if storage.kind(run) == "missing":
         raise UserError(f"the run or checkpoint {run!r} does not exist")
     storage.require_folder(run, "the run or checkpoint")
-    files = [name for name, _ in storage.list_files(run)]
-    if MANIFEST in files:
+    if storage.kind(storage.join(run, MANIFEST)) == "file":
         return run
-    found = sorted((n.rpartition("/")[0] for n in files if n.endswith("/" + MANIFEST)), reverse=True)
-    for name in found:
-        try:
-            folder = storage.join(run, name)
-            _verified(folder, MODEL)
-        except UserError:
-            continue  # torn; an older one is used
-        return folder
-    what = f"none of its {len(found)} checkpoints is intact" if found else "it holds no checkpoint yet"
-    raise UserError(f"{run!r} is no trained run: {what}")
+    found = find_checkpoint(run, (MODEL,))
+    if found is None:
+        raise UserError(f"{run!r} is no trained run: it holds no checkpoint yet")
+    return found
+
+
+def prune_checkpoints(run: str, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    for name in _steps(run)[:-keep]:
+        storage.delete(storage.join(run, CHECKPOINTS, name))
+
+
+def _steps(run: str) -> list[str]:
+    """Names of the checkpoint folders of a run, oldest first."""
+    where = storage.join(run, CHECKPOINTS)
+    names = storage.list_files(where) if storage.kind(where) == "folder" else []
+    return sorted({name.partition("/")[0] for name, _ in names if "/" in name})
 
 
 def _to_bytes(value: Any) -> bytes:

@@ -1,6 +1,5 @@
 """The training loop: from a checkpoint or the start to the last step. Who reports to whom is the caller's affair."""
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,22 +9,22 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ajepa import storage
 from ajepa.config import Config
-from ajepa.errors import UserError
 from ajepa.model.schedules import total_steps
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import ShardReader
-from ajepa.training.checkpoint import latest_checkpoint, restore, save_checkpoint
+from ajepa.training.checkpoint import (
+    checkpoint_path,
+    find_checkpoint,
+    prune_checkpoints,
+    restore,
+    save_checkpoint,
+)
 from ajepa.training.diagnostics import representation_health
 from ajepa.training.step import Normaliser, TrainState, build_model, build_optimizer, train_step
 
 FIXED_CLIPS = 256  # of the fixed set that health is measured on
 FIXED_STEP = 1 << 40  # its place in the sample stream, never reached by training
-
-
-def checkpoint_path(output: str, step: int) -> str:
-    return storage.join(output, "checkpoints", f"step-{step:08d}")
 
 
 @dataclass
@@ -56,10 +55,16 @@ def build_state(config: Config, dataset: ShardDataset, worker: WorkerContext) ->
 
 
 def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerContext) -> None:
-    """Train from the newest intact checkpoint of `output`, or from the start, to the last step."""
+    """Train from the newest intact checkpoint of `output`, or from the start, to the last step.
+
+    Raises:
+        UserError: `output` has checkpoints, and none is intact.
+        NonFiniteLoss: a batch that cannot be trained on.
+    """
     state = build_state(config, dataset, worker)
-    with contextlib.suppress(UserError):  # no checkpoint yet
-        restore(latest_checkpoint(output), state)
+    checkpoint = find_checkpoint(output)
+    if checkpoint is not None:
+        restore(checkpoint, state)
     reader = ShardReader(
         dataset,
         crop_frames=config.model.crop_frames,
@@ -97,6 +102,7 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
             report |= _health(state, fixed)
         if (last or save) and worker.rank == 0:
             save_checkpoint(checkpoint_path(output, state.step), state, dataset)
+            prune_checkpoints(output, every.keep_checkpoints)
         worker.report(report)
         losses, began, began_step = [], time.perf_counter(), state.step
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ajepa.config import Config, TrainConfig
+from ajepa.errors import UserError
 from ajepa.model.ajepa import AJEPA
 from ajepa.model.masking import sample_masks
 from ajepa.model.schedules import ema_momentum, learning_rate
@@ -14,7 +15,7 @@ from ajepa.shards.reader import Batch
 from ajepa.shards.statistics import Statistics
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError):
     """The loss or a gradient is NaN or infinite; the message names the step."""
 
 

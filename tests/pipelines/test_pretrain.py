@@ -100,6 +100,16 @@ def test_the_preset_sets_the_defaults_and_options_change_them():
     assert (args.config.train.max_steps, args.config.mask.mask_ratio) == (3, 0.6)
 
 
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.ray)])
+def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(args, num_workers, request):
+    if num_workers:
+        request.getfixturevalue("ray_session")
+    config = tiny_config(lr=1e30, warmup_epochs=0)
+    wild = dataclasses.replace(args, config=config, num_workers=num_workers, max_failures=0)
+    with pytest.raises(UserError, match=r"step \d+: loss .*dataset rows of the batch"):
+        main(wild)
+
+
 @pytest.mark.ray
 def test_two_workers_do_what_one_does(args, ray_session):
     config = tiny_config(precision="fp32")

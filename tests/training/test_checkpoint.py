@@ -7,7 +7,14 @@ import torch
 from training.test_step import make_batch, make_state
 
 from ajepa.errors import UserError
-from ajepa.training.checkpoint import latest_checkpoint, read_info, read_weights, restore, save_checkpoint
+from ajepa.training.checkpoint import (
+    find_checkpoint,
+    latest_checkpoint,
+    read_info,
+    read_weights,
+    restore,
+    save_checkpoint,
+)
 from ajepa.training.step import train_step
 
 
@@ -70,6 +77,14 @@ def test_another_architecture_is_refused(tmp_path, small_dataset):
     other.core.predictor.mask_token = torch.nn.Parameter(torch.zeros(8))
     with pytest.raises(RuntimeError, match="mask_token"):
         restore(latest_checkpoint(str(tmp_path)), other)
+
+
+def test_a_torn_optimizer_matters_for_resuming_only(tmp_path, small_dataset, caplog):
+    save_run(tmp_path, small_dataset)
+    (tmp_path / "checkpoints" / "step-00000003" / "optimizer.pt").write_bytes(b"torn")
+    assert latest_checkpoint(str(tmp_path)).endswith("3")
+    assert find_checkpoint(str(tmp_path)).endswith("2")
+    assert "optimizer.pt does not match its digest" in caplog.text
 
 
 @pytest.mark.parametrize(

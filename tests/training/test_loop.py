@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ajepa.config import Config, MaskConfig, ModelConfig, TrainConfig
+from ajepa.errors import UserError
 from ajepa.training.checkpoint import latest_checkpoint, read_weights
 from ajepa.training.loop import WorkerContext, train
 
@@ -52,6 +53,23 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, small_dataset, 
     run(tmp_path / "interrupted", small_dataset)
     a, b = (read_weights(latest_checkpoint(str(tmp_path / n))) for n in ("undisturbed", "interrupted"))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path, small_dataset):
+    config = dataclasses.replace(
+        CONFIG, train=dataclasses.replace(CONFIG.train, checkpoint_every=2, keep_checkpoints=2)
+    )
+    train(config, small_dataset, str(tmp_path), WorkerContext(0, 1, torch.device("cpu"), lambda _: None))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000008", "step-00000010"]
+
+
+def test_a_run_whose_checkpoints_are_all_torn_does_not_start_over(tmp_path, small_dataset):
+    with pytest.raises(Interrupted):
+        run(tmp_path, small_dataset, 8)
+    for path in tmp_path.rglob("optimizer.pt"):
+        path.write_bytes(b"torn")
+    with pytest.raises(UserError, match="none of its 2 checkpoints is intact"):
+        run(tmp_path, small_dataset)
 
 
 def test_a_finished_run_does_no_more_steps(tmp_path, small_dataset):
