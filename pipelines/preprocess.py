@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 import ajepa
 from ajepa import storage
-from ajepa.audio.sources import Manifest, SourceName, load_manifest
+from ajepa.audio.manifest import Manifest
+from ajepa.audio.sources import SourceName, load_manifest
 from ajepa.config import FrontEndConfig, differences
 from ajepa.errors import UserError
 from ajepa.shards.dataset import DATASET_JSON, ShardDataset, finish_dataset, open_dataset
@@ -30,6 +31,7 @@ from pipelines import tracking
 from pipelines.common import parse, run_command, start_ray, warn_relative_output
 
 PLAN = "_plan"  # of an unfinished job: plan.json and manifest.parquet, a row group a shard
+MISSING = "missing.txt"  # clips the source lists and has no audio of, a line each
 MAX_CLIPS_PER_SHARD = 500
 
 
@@ -38,13 +40,16 @@ class PreprocessArgs:
     """Turn audio into log-mel Parquet shards."""
 
     source: SourceName
-    """Where clips come from: `folder` of audio files, `manifest` (CSV or Parquet with a column uri), or `esc50`."""
+    """Where clips come from: `folder` of audio files, `manifest` (CSV or Parquet with a column uri), or a copy of
+    `esc50`, `speech_commands` (v2) or `audioset` in the layout of its authors."""
     input: str
     """The folder or manifest file; a local path or a URI (s3://, gs://, file://)."""
     output: str
     """The shard folder to write; a local path or a URI."""
     labels_from_folders: bool = False
     """Source `folder`: label each clip with the name of the subfolder it lies in."""
+    whole_videos: bool = False
+    """Source `audioset`: files hold whole videos' audio, to be cut at each segment's start."""
     clips_per_shard: int | None = None
     """Clips in a shard; by default an eighth of the clips, between 32 and 500."""
     num_workers: int | None = None
@@ -104,6 +109,8 @@ def prepare_output(output: str, plan: dict[str, Any], manifest: Manifest, overwr
         return None
     for folder in (PLAN, OK, BAD):
         storage.make_folder(storage.join(output, folder))
+    if manifest.missing:
+        storage.write_text(storage.join(output, MISSING), "".join(f"{clip}\n" for clip in manifest.missing))
     with storage.atomic_output(storage.join(output, PLAN, "manifest.parquet")) as stream:
         pq.write_table(manifest.clips, stream, row_group_size=plan["shard_size"])
     storage.write_text(storage.join(output, PLAN, "plan.json"), json.dumps(plan))
@@ -172,7 +179,9 @@ def main(args: PreprocessArgs) -> ShardDataset:
     warn_relative_output(args.output)
     output = storage.absolute(args.output)
     storage.resolve(output)
-    manifest = load_manifest(args.source, args.input, labels_from_folders=args.labels_from_folders)
+    manifest = load_manifest(
+        args.source, args.input, labels_from_folders=args.labels_from_folders, whole_videos=args.whole_videos
+    )
     plan = plan_job(args, manifest)
     finished = prepare_output(output, plan, manifest, args.overwrite)
     if finished is not None:
@@ -183,7 +192,13 @@ def main(args: PreprocessArgs) -> ShardDataset:
     tracker = tracking.start_run(uri, f"preprocess {args.source}", params=params, tags={"ajepa.job": "preprocess"})
     with tracker.recording():
         figures = write_all(output, plan, args.front_end, args.num_workers)
-        about = {"plan": plan, "remarks": manifest.remarks, "mlflow_run": tracker.run_id, "version": ajepa.__version__}
+        about = {
+            "plan": plan,
+            "remarks": manifest.remarks,
+            "missing": len(manifest.missing),
+            "mlflow_run": tracker.run_id,
+            "version": ajepa.__version__,
+        }
         dataset = finish_dataset(output, args.front_end, manifest.label_names, plan["clips"], about)
         storage.delete(storage.join(output, PLAN))
         rate = figures["clips"] / max(figures["seconds"], 1e-9)
@@ -192,13 +207,16 @@ def main(args: PreprocessArgs) -> ShardDataset:
             "seconds": figures["seconds"], "clips_per_second": rate,
         })  # fmt: skip
         tracker.log_text(json.dumps(dataset.info, indent=1), DATASET_JSON)
-    _print_summary(dataset, figures, rate, manifest.remarks)
+    _print_summary(dataset, figures, rate, manifest)
     return dataset
 
 
-def _print_summary(dataset: ShardDataset, figures: dict[str, Any], rate: float, remarks: tuple[str, ...]) -> None:
-    for remark in remarks:
+def _print_summary(dataset: ShardDataset, figures: dict[str, Any], rate: float, manifest: Manifest) -> None:
+    for remark in manifest.remarks:
         print(f"note: {remark}")
+    if manifest.missing:
+        listed = storage.join(dataset.path, MISSING)
+        print(f"note: {len(manifest.missing)} clips of the source have no audio file, listed in {listed}")
     if figures["cut"]:
         seconds = dataset.front_end.clip_frames / dataset.front_end.frame_rate
         print(f"note: {figures['cut']} clips were longer than {seconds:g} s and cut (--clip-frames)")

@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from ajepa import storage
-from ajepa.audio.sources import MANIFEST_SCHEMA
+from ajepa.audio.manifest import MANIFEST_SCHEMA
 from ajepa.config import FrontEndConfig
 from ajepa.shards.dataset import ShardDataset, finish_dataset
 from ajepa.shards.schema import BAD, OK
@@ -39,6 +39,12 @@ def esc10() -> Path:
 def fsdd() -> Path:
     """Recordings of the Free Spoken Digit Dataset."""
     return _data("fsdd/recordings")
+
+
+@pytest.fixture(scope="session")
+def audioset_tables() -> Path:
+    """AudioSet's label table and the head of a segment list, without audio."""
+    return _data("audioset")
 
 
 def _write_wav(path: Path, samples: np.ndarray, rate: int = 16_000, **options: Any) -> str:

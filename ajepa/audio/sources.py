@@ -1,9 +1,6 @@
 """Where clips come from: each source lists its clips as one manifest table, and says what it left out."""
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -13,35 +10,17 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ajepa import storage
+from ajepa.audio import corpora
 from ajepa.audio.decode import AUDIO_EXTENSIONS
+from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest, make_table
 from ajepa.errors import UserError
 
-SourceName = Literal["folder", "manifest", "esc50"]
-
-# One row a clip. `duration_s` null: to the end of the file. `fold` -1: none.
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("uri", pa.string()),
-        ("start_s", pa.float64()),
-        ("duration_s", pa.float64()),
-        ("split", pa.string()),
-        ("fold", pa.int32()),
-        ("labels", pa.list_(pa.int32())),
-    ]
-)
+SourceName = Literal["folder", "manifest", "esc50", "speech_commands", "audioset"]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The clips of a dataset: table of MANIFEST_SCHEMA, label names by id, and remarks on what was left out."""
-
-    clips: pa.Table
-    label_names: list[str]
-    remarks: tuple[str, ...] = ()
-
-
-def load_manifest(source: SourceName, path: str, *, labels_from_folders: bool = False) -> Manifest:
+def load_manifest(
+    source: SourceName, path: str, *, labels_from_folders: bool = False, whole_videos: bool = False
+) -> Manifest:
     """List the clips of `path`, sorted by clip id.
 
     Raises:
@@ -50,7 +29,11 @@ def load_manifest(source: SourceName, path: str, *, labels_from_folders: bool = 
     if source == "folder":
         manifest = _folder(path, labels_from_folders)
     elif source == "esc50":
-        manifest = _esc50(path)
+        manifest = corpora.esc50(path)
+    elif source == "speech_commands":
+        manifest = corpora.speech_commands(path)
+    elif source == "audioset":
+        manifest = corpora.audioset(path, whole_videos)
     else:
         manifest = _manifest(path)
     if not manifest.clips.num_rows:
@@ -60,33 +43,7 @@ def load_manifest(source: SourceName, path: str, *, labels_from_folders: bool = 
     twice = [c["values"] for c in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
     if twice:
         raise UserError(f"{len(twice)} clip ids occur more than once in {path!r}: {', '.join(twice[:5])}")
-    return Manifest(clips, manifest.label_names, manifest.remarks)
-
-
-def _table(
-    ids: Sequence[str],
-    uris: Sequence[str],
-    labels: Sequence[Sequence[str]],
-    names: list[str],
-    *,
-    start: Sequence[float] | None = None,
-    duration: Sequence[float | None] | None = None,
-    split: Sequence[str] | None = None,
-    fold: Sequence[int] | None = None,
-) -> pa.Table:
-    n = len(ids)
-    number = {name: i for i, name in enumerate(names)}
-    columns = [
-        ids, uris, start or [0.0] * n, duration or [None] * n, split or [""] * n, fold or [-1] * n,
-        [[number[name] for name in row] for row in labels],
-    ]  # fmt: skip
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, MANIFEST_SCHEMA, strict=True)]
-    defaults = {"start_s": 0.0, "split": "", "fold": -1}  # of empty cells
-    filled = [
-        pc.fill_null(a, defaults[f.name]) if f.name in defaults else a
-        for a, f in zip(arrays, MANIFEST_SCHEMA, strict=True)
-    ]
-    return pa.table(filled, schema=MANIFEST_SCHEMA)
+    return dataclasses.replace(manifest, clips=clips)
 
 
 def _folder(path: str, labels_from_folders: bool) -> Manifest:
@@ -103,7 +60,7 @@ def _folder(path: str, labels_from_folders: bool) -> Manifest:
     if labels_from_folders and [""] in labels:
         raise UserError(f"--labels-from-folders: {audio[labels.index([''])]!r} lies in no subfolder of {path!r}")
     names = sorted({name for row in labels for name in row})
-    table = _table(audio, [storage.join(path, name) for name in audio], labels, names)
+    table = make_table(audio, [storage.join(path, name) for name in audio], labels, names)
     other = len(files) - len(audio) - len(unnameable)
     remarks = [f"{other} files without an audio extension left out"] if other else []
     if unnameable:
@@ -114,31 +71,6 @@ def _folder(path: str, labels_from_folders: bool) -> Manifest:
 def _is_text(name: str) -> bool:
     """Whether a file name is valid UTF-8; os.walk hands out the others with surrogates."""
     return not any("\ud800" <= c <= "\udfff" for c in name)
-
-
-def _esc50(path: str) -> Manifest:
-    """ESC-50's own layout: meta/*.csv with filename, fold, target, category, and audio/. Also ESC-10."""
-    storage.require_folder(path, "the ESC-50 folder")
-    path = storage.absolute(path)
-    files = [name for name, _ in storage.list_files(path)]
-    tables = [n for n in files if n.startswith("meta/") and n.endswith(".csv") and "/." not in n]
-    if len(tables) != 1:
-        raise UserError(f"{path!r} is not an ESC-50 copy: expected one meta/*.csv, found {len(tables)}")
-    try:
-        text = storage.read_text(storage.join(path, tables[0])).removeprefix("\ufeff")  # spreadsheets' mark
-        rows = list(csv.DictReader(io.StringIO(text)))
-        missing = {"filename", "fold", "target", "category"} - set(rows[0] if rows else {})
-        if missing:
-            raise UserError(f"{tables[0]} lacks the columns {', '.join(sorted(missing))}")
-        names = [name for _, name in sorted({(int(r["target"]), r["category"]) for r in rows})]
-        folds = [int(r["fold"]) for r in rows]
-    except UserError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise UserError(f"cannot read {tables[0]!r} of {path!r}: {error}") from error
-    files_named = [r["filename"] for r in rows]
-    uris = [storage.join(path, "audio", name) for name in files_named]
-    return Manifest(_table(files_named, uris, [[r["category"]] for r in rows], names, fold=folds), names)
 
 
 def _manifest(path: str) -> Manifest:
@@ -171,7 +103,7 @@ def _manifest(path: str) -> Manifest:
     labels = [_split_labels(value) for value in columns.get("labels", [None] * len(uris))]
     names = sorted({name for row in labels for name in row})
     try:
-        clips = _table(
+        clips = make_table(
             columns.get("clip_id", columns["uri"]),
             uris,
             labels,

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ajepa.audio.decode import decode
-from ajepa.audio.sources import MANIFEST_SCHEMA, load_manifest
+from ajepa.audio.manifest import MANIFEST_SCHEMA
+from ajepa.audio.sources import load_manifest
 from ajepa.errors import UserError
 
 

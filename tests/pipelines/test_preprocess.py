@@ -137,6 +137,19 @@ def test_a_killed_job_goes_on_and_ends_the_same(ray_session, args, sounds, tmp_p
             path.unlink()
 
 
+def test_clips_a_corpus_lists_and_lacks_are_counted_and_named(ray_session, args, sounds, tmp_path, capsys):
+    folder = tmp_path / "commands"
+    for word in ("yes", "no"):
+        (folder / word).mkdir(parents=True)
+        (folder / word / "a.wav").write_bytes((sounds / "tone" / "tone 1.wav").read_bytes())
+    (folder / "validation_list.txt").write_text("yes/lost.wav\n")
+    (folder / "testing_list.txt").write_text("no/a.wav\n")
+    dataset = main(dataclasses.replace(args, source="speech_commands", input=str(folder), labels_from_folders=False))
+    assert dataset.num_clips == 2
+    assert Path(args.output, "missing.txt").read_text() == "yes/lost.wav\n"
+    assert "1 clips of the source have no audio file, listed in" in capsys.readouterr().out
+
+
 def test_esc10_gives_400_good_rows(ray_session, args, esc10):
     dataset = main(
         dataclasses.replace(args, source="esc50", input=str(esc10), labels_from_folders=False, clips_per_shard=None)
