@@ -3,8 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import os
+import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -26,9 +29,11 @@ from ajepa.config import FrontEndConfig, differences
 from ajepa.errors import UserError
 from ajepa.shards.dataset import DATASET_JSON, ShardDataset, finish_dataset, open_dataset
 from ajepa.shards.schema import BAD, OK
+from ajepa.shards.verify import verify_dataset
 from ajepa.shards.writer import shard_path, write_shard
 from pipelines import tracking
 from pipelines.common import parse, run_command, start_ray, warn_relative_output
+from pipelines.estimate import estimate
 
 PLAN = "_plan"  # of an unfinished job: plan.json and manifest.parquet, a row group a shard
 MISSING = "missing.txt"  # clips the source lists and has no audio of, a line each
@@ -54,11 +59,42 @@ class PreprocessArgs:
     """Clips in a shard; by default an eighth of the clips, between 32 and 500."""
     num_workers: int | None = None
     """Tasks that run at once; by default one a CPU of the cluster."""
+    dry_run: bool = False
+    """Read a sample of the clips, say what the job would take and which share would fail, and write nothing."""
     overwrite: bool = False
     """Delete a dataset or an unfinished job found at the output first."""
     mlflow_uri: str | None = None
     """MLflow tracking URI; by default $MLFLOW_TRACKING_URI or mlflow.db in this directory."""
     front_end: Annotated[FrontEndConfig, tyro.conf.arg(name="")] = field(default_factory=FrontEndConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyArgs:
+    """Read a finished dataset back and check every row of it."""
+
+    verify: str
+    """The shard folder; a local path or a URI."""
+
+
+def parse_args(argv: Sequence[str]) -> PreprocessArgs | VerifyArgs:
+    if any(a == "--verify" or a.startswith("--verify=") for a in argv):
+        return parse(VerifyArgs, "Check every row of a finished dataset; the first rot is named.", argv)
+    return parse(PreprocessArgs, f"{__doc__} With --verify SHARDS alone, check a finished dataset.", argv)
+
+
+def verify(path: str) -> None:
+    """Check a dataset with live progress and say what was checked."""
+    dataset = open_dataset(path)
+    with tqdm(total=dataset.num_clips, unit="clip", desc="verify", mininterval=1.0) as bar:
+        for rows in verify_dataset(path):
+            bar.update(rows)
+    print(f"intact: {dataset.num_clips} clips in {len(dataset.shards)} shards, hash {dataset.content_hash}")
+
+
+def list_clips(args: PreprocessArgs) -> Manifest:
+    return load_manifest(
+        args.source, args.input, labels_from_folders=args.labels_from_folders, whole_videos=args.whole_videos
+    )
 
 
 def plan_job(args: PreprocessArgs, manifest: Manifest) -> dict[str, Any]:
@@ -179,9 +215,7 @@ def main(args: PreprocessArgs) -> ShardDataset:
     warn_relative_output(args.output)
     output = storage.absolute(args.output)
     storage.resolve(output)
-    manifest = load_manifest(
-        args.source, args.input, labels_from_folders=args.labels_from_folders, whole_videos=args.whole_videos
-    )
+    manifest = list_clips(args)
     plan = plan_job(args, manifest)
     finished = prepare_output(output, plan, manifest, args.overwrite)
     if finished is not None:
@@ -211,6 +245,16 @@ def main(args: PreprocessArgs) -> ShardDataset:
     return dataset
 
 
+def run(args: PreprocessArgs | VerifyArgs) -> None:
+    if isinstance(args, VerifyArgs):
+        verify(args.verify)
+    elif args.dry_run:
+        for line in estimate(list_clips(args), args.front_end).lines(args.num_workers or os.cpu_count() or 1):
+            print(line)
+    else:
+        main(args)
+
+
 def _print_summary(dataset: ShardDataset, figures: dict[str, Any], rate: float, manifest: Manifest) -> None:
     for remark in manifest.remarks:
         print(f"note: {remark}")
@@ -229,4 +273,4 @@ def _print_summary(dataset: ShardDataset, figures: dict[str, Any], rate: float, 
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse(PreprocessArgs, __doc__ or "")))
+    run_command(lambda: run(parse_args(sys.argv[1:])))

@@ -19,6 +19,7 @@ from ajepa.shards.schema import BAD, CONTRACT_VERSION, OK, decode_log_mels
 from ajepa.shards.statistics import Statistics, reduce_statistics
 
 DATASET_JSON = "dataset.json"
+SMALL_COLUMNS = ["clip_id", "num_frames", "bin_sum", "bin_sumsq", "digest", "labels", "split", "fold"]
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,10 @@ def finish_dataset(
         UserError: not one clip could be read.
     """
     names = sorted(n for n, _ in storage.list_files(storage.join(output, OK)) if n.endswith(".parquet"))
-    columns = ["clip_id", "num_frames", "bin_sum", "bin_sumsq", "digest", "labels", "split", "fold"]
     tables, shards = [], []
     for name in names:
         with storage.open_input(storage.join(output, OK, name)) as stream:
-            tables.append(pq.read_table(stream, columns=columns))
+            tables.append(pq.read_table(stream, columns=SMALL_COLUMNS))
         shards.append({"name": f"{OK}/{name}", "rows": tables[-1].num_rows})
     bad, reasons = _read_bad(output)
     ids = [clip_id for table in tables for clip_id in table["clip_id"].to_pylist()]
@@ -133,9 +133,7 @@ def finish_dataset(
     if not ids:
         raise UserError(f"not one of {expected} clips could be read: {dict(reasons)}; see {output}/{BAD}")
     rows = pa.concat_tables(tables)
-    num_frames = rows["num_frames"].to_numpy()
-    stacked = [np.stack(rows[name].to_numpy()) for name in ("bin_sum", "bin_sumsq")]
-    statistics = reduce_statistics(ids, num_frames, *stacked)
+    statistics = statistics_of(rows)
     info = {
         "contract_version": CONTRACT_VERSION,
         "front_end": dataclasses.asdict(front_end),
@@ -151,7 +149,7 @@ def finish_dataset(
             "hours": statistics.frames / front_end.frame_rate / 3600,
         },
         "label_names": label_names,
-        "content_hash": _content_hash(rows, front_end, label_names),
+        "content_hash": content_hash(rows, front_end, label_names),
         "shards": shards,
         **extra,
     }
@@ -173,7 +171,13 @@ def _read_bad(output: str) -> tuple[list[str], Counter[str]]:
     return ids, reasons
 
 
-def _content_hash(rows: pa.Table, front_end: FrontEndConfig, label_names: list[str]) -> str:
+def statistics_of(rows: pa.Table) -> Statistics:
+    """The statistics of ok rows, from their per-row sums."""
+    sums, squares = (np.stack(rows[name].to_numpy()) for name in ("bin_sum", "bin_sumsq"))
+    return reduce_statistics(rows["clip_id"].to_pylist(), rows["num_frames"].to_numpy(), sums, squares)
+
+
+def content_hash(rows: pa.Table, front_end: FrontEndConfig, label_names: list[str]) -> str:
     """Hash of front end, labels and every ok row's identity and content, in order of clip id."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([dataclasses.asdict(front_end), label_names], sort_keys=True).encode())

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def preprocess_main(argv):
-    preprocess.main(parse(preprocess.PreprocessArgs, "", argv))
+    preprocess.run(preprocess.parse_args(argv))
 
 
 def pretrain_main(argv):
@@ -65,6 +65,7 @@ def places(small_dataset, sounds, tmp_path_factory):
 PREPROCESS = ["--source", "folder", "--output", "{new}", "--input"]
 PRETRAIN = ["--output", "{new}", "--num-workers", "0", "--data"]
 MISTAKES = {
+    "verify an unfinished folder": (preprocess_main, ["--verify", "{unfinished}"], "unfinished preprocess job"),
     "input folder missing": (preprocess_main, [*PREPROCESS, "{gone}"], "does not exist"),
     "input folder empty": (preprocess_main, [*PREPROCESS, "{empty}"], "is empty"),
     "no audio in the folder": (preprocess_main, [*PREPROCESS, "{texts}"], "none with an audio extension"),
