@@ -1,0 +1,49 @@
+"""The README's commands are accepted by the commands they name, and what it states as fact still is one."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ajepa.config import PRESETS
+from pipelines import ablate, demo, preprocess, pretrain, probe
+from pipelines.common import parse
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+PARSERS = {
+    "preprocess": preprocess.parse_args,
+    "pretrain": pretrain.parse_args,
+    "probe": lambda argv: parse(probe.ProbeArgs, "", argv),
+    "ablate": lambda argv: parse(ablate.AblateArgs, "", argv),
+    "demo": lambda argv: parse(demo.DemoArgs, "", argv),
+}
+COMMANDS = re.findall(r"python pipelines/(\w+)\.py ([^\n#`]*)", README)
+
+
+def test_the_readme_has_commands():
+    assert {name for name, _ in COMMANDS} >= {"preprocess", "pretrain", "probe", "ablate"}
+
+
+@pytest.mark.parametrize(("name", "options"), COMMANDS)
+def test_a_command_of_the_readme_is_accepted(name, options):
+    assert PARSERS[name](shlex.split(options)) is not None
+
+
+def test_the_preset_table_is_that_of_the_presets():
+    for name, config in PRESETS.items():
+        line = next(x for x in README.splitlines() if x.startswith(f"| `{name}` |"))
+        model = config.model
+        assert f"{model.depth} x {model.width}" in line
+        assert f"{model.predictor_depth} x {model.predictor_width}" in line
+        assert f"{model.crop_frames / 100:.2f} s" in line
+
+
+def test_the_snippet_for_pandas_reads_a_shard(small_dataset):
+    snippet = re.search(r"```python\nimport numpy as np, pandas as pd\n(.*?)```", README, re.DOTALL)[1]
+    path = f"{small_dataset.path}/{small_dataset.shards[0].name}"
+    names = {"np": np, "pd": pd}
+    exec(snippet.replace("data/sounds/status=ok/shard-00000.parquet", path), names)
+    assert names["log_mel"].shape == (128, names["row"].num_frames)
