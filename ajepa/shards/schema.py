@@ -7,21 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ajepa.audio.manifest import MANIFEST_SCHEMA
 from ajepa.config import FrontEndConfig
 
 CONTRACT_VERSION = 1
 ROW_GROUP = 64  # rows; a training window is made of row groups, so they stay small
 OK, BAD = "status=ok", "status=bad"  # hive partitions
 
-_COMMON = [
-    ("clip_id", pa.string()),
-    ("uri", pa.string()),
-    ("start_s", pa.float64()),
-    ("duration_s", pa.float64()),
-    ("split", pa.string()),
-    ("fold", pa.int32()),
-    ("labels", pa.list_(pa.int32())),
-]
+_COMMON = list(MANIFEST_SCHEMA)  # a row starts as the manifest row it was made from
 BAD_SCHEMA = pa.schema([*_COMMON, ("error", pa.string())])
 OK_SCHEMA = pa.schema(
     [
