@@ -125,9 +125,10 @@ def run_trial(params: dict[str, Any]) -> None:
     )  # fmt: skip
     name = f"{args.ablation}={value} seed {seed}"
     pretrain.main(pretrain_args, parent=params["parent"], name=name, callbacks=[TuneReportCallback()], quiet=True)
+    run = probe.source_run(folder)
     rows = probe.main(
         probe.ProbeArgs(encoder=folder, data=args.data, random_seeds=1, mlflow_uri=args.mlflow_uri),
-        parent=probe.source_run(folder)["mlflow_run"],
+        parent=run["mlflow_run"],
     )
     last = read_history(folder)[-1]
     result = probe.metrics(rows) | {
@@ -135,7 +136,6 @@ def run_trial(params: dict[str, Any]) -> None:
         "loss": last["loss"],
         "step": last["step"],
     }
-    run = probe.source_run(folder)
     tracking.Tracker(run["mlflow_uri"], run["mlflow_run"]).log_metrics(last["step"], probe.metrics(rows))
     tune.report(result | {"finished": True})
 
