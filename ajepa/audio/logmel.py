@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from ajepa.audio.decode import AudioError
 from ajepa.config import FrontEndConfig
 
+BAND = 8  # mel filters in a band; divides every n_mels
+
 
 def filterbank(config: FrontEndConfig) -> Tensor:
     """Triangular filters [n_fft // 2 + 1, n_mels] on the Slaney mel scale, unit peak.
@@ -39,6 +41,10 @@ class LogMel(nn.Module):
     """log(mel power + epsilon) of a waveform: [..., samples] -> [..., n_mels, 1 + samples // hop_length].
 
     Frame t is centred on sample t * hop_length (the ends are mirrored), so its time is t * hop / rate.
+
+    A mel filter covers few FFT bins, so the filterbank is applied in bands of neighbouring filters, each to the
+    bins it covers. It takes the squares of real and imaginary parts as they lie, side by side: their sum, the
+    power, is part of the same product.
     """
 
     window: Tensor
@@ -49,18 +55,27 @@ class LogMel(nn.Module):
         self.config = config
         left = (config.n_fft - config.win_length) // 2
         window = F.pad(torch.hann_window(config.win_length), (left, config.n_fft - config.win_length - left))
+        filters = filterbank(config).T
         self.register_buffer("window", window, persistent=False)
-        self.register_buffer("filters", filterbank(config).T.contiguous(), persistent=False)
+        self.register_buffer("filters", filters.repeat_interleave(2, dim=1).contiguous(), persistent=False)
+        used = [row.nonzero().flatten().tolist() for row in filters]
+        self.bands = [  # (first and last filter, first and last column of `filters`), ends excluded
+            (i, i + BAND, 2 * min(u[0] for u in used[i : i + BAND]), 2 * max(u[-1] for u in used[i : i + BAND]) + 2)
+            for i in range(0, config.n_mels, BAND)
+        ]
 
     def forward(self, waveform: Tensor) -> Tensor:
         config = self.config
         half = config.n_fft // 2
-        if waveform.shape[-1] < config.win_length:
-            raise AudioError(f"waveform: {waveform.shape[-1]} samples, shorter than one window of {config.win_length}")
-        flat = waveform.reshape(-1, 1, waveform.shape[-1])
-        padded = F.pad(flat, (half, half), mode="reflect").squeeze(1)
-        frames = padded.unfold(-1, config.n_fft, config.hop_length) * self.window  # [b, frames, n_fft]
-        spectrum = torch.view_as_real(torch.fft.rfft(frames))
-        power = spectrum.square_().sum(dim=-1)  # [b, frames, n_fft // 2 + 1]
-        mel = self.filters @ power.transpose(1, 2)  # [b, n_mels, frames]
+        shortest = max(config.win_length, half + 1)
+        if waveform.shape[-1] < shortest:
+            raise AudioError(f"waveform: {waveform.shape[-1]} samples, shorter than one window of {shortest}")
+        flat = waveform.reshape(-1, waveform.shape[-1])
+        mirrored = torch.cat([flat[:, 1 : half + 1].flip(1), flat, flat[:, -half - 1 : -1].flip(1)], dim=1)
+        frames = mirrored.unfold(-1, config.n_fft, config.hop_length) * self.window  # [b, frames, n_fft]
+        squares = torch.view_as_real(torch.fft.rfft(frames)).square_().flatten(2)  # [b, frames, 2 * bins]
+        mel = squares.new_empty(len(flat), config.n_mels, frames.shape[1])
+        for clip, out in zip(squares, mel, strict=True):  # one by one: a GEMM's last digits depend on its size
+            for first, last, low, high in self.bands:
+                torch.mm(self.filters[first:last, low:high], clip[:, low:high].T, out=out[first:last])
         return mel.add_(config.log_epsilon).log_().reshape(*waveform.shape[:-1], *mel.shape[1:])
