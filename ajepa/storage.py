@@ -1,10 +1,14 @@
 """Paths that are local or any URI pyarrow.fs reads (s3://, gs://, file://): resolve, list, read, write atomically."""
 
 import contextlib
+import functools
+import io
 import os
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -12,30 +16,80 @@ from pyarrow import fs as pafs
 
 from ajepa.errors import UserError
 
+T = TypeVar("T")
+
+OBJECT_STORES = ("s3", "gs")
+READ_AHEAD = 1 << 20  # bytes asked of an object store at a time
+WAITS = (1.0, 5.0)  # seconds before another try; each try already holds the client's own retries
+# What the store answered about the object itself; anything else is the connection's or the server's fault.
+ANSWERED = re.compile(r"ACCESS_DENIED|HTTP status (?!408|429)4\d\d")
+
+
+class UnreachableError(OSError):
+    """A store did not answer, after several tries: nothing is known about the file."""
+
 
 def is_uri(path: str) -> bool:
     return "://" in path
 
 
 def absolute(path: str) -> str:
-    """The path as any process on any host reads it: URIs unchanged, local paths absolute."""
-    return path if is_uri(path) else os.path.abspath(Path(path).expanduser())  # noqa: PTH100 (removes "..")
+    """The path as any process on any host reads it: local ones absolute (file:// too), other URIs unchanged."""
+    if is_uri(path) and urlsplit(path).scheme != "file":
+        return path
+    local = unquote(urlsplit(path).path) if is_uri(path) else Path(path).expanduser()
+    return os.path.abspath(local)  # noqa: PTH100 (removes "..")
 
 
 def resolve(path: str) -> tuple[pafs.FileSystem, str]:
-    """(filesystem, path within it). UserError for a scheme pyarrow cannot read."""
-    if not is_uri(path):
+    """(filesystem, path within it). The key of an object is taken as it stands, without escapes.
+
+    Raises:
+        UserError: a scheme pyarrow cannot read, or a URI with options.
+    """
+    scheme, _, rest = path.partition("://")
+    if not is_uri(path) or scheme == "file":
         return pafs.LocalFileSystem(), absolute(path)
-    if urlsplit(path).scheme == "file":
-        return pafs.LocalFileSystem(), unquote(urlsplit(path).path)
+    if scheme not in OBJECT_STORES:
+        return _filesystem(path)
+    bucket = rest.partition("/")[0]
+    if "?" in bucket or re.search(r"\?\w+=", rest):
+        raise UserError(f"{path!r}: options in a URI are not read; set AWS_ENDPOINT_URL and AWS_DEFAULT_REGION instead")
+    return _filesystem(f"{scheme}://{bucket}")[0], rest
+
+
+@functools.lru_cache(maxsize=64)
+def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """One client a bucket: making one may ask the store for its region."""
     try:
-        return pafs.FileSystem.from_uri(path)
+        return pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, ValueError, NotImplementedError) as error:
-        scheme = urlsplit(path).scheme
         raise UserError(
-            f"cannot read {path!r}: the scheme {scheme}:// is not supported here "
-            "(use a local path, file://, s3:// or gs://)"
+            f"cannot read {uri!r}: the scheme {urlsplit(uri).scheme}:// is not supported here "
+            f"(use a local path, file://, s3:// or gs://): {str(error).splitlines()[0]}"
         ) from error
+
+
+def with_retries(path: str, work: Callable[[], T]) -> T:
+    """Do `work` on `path`, again after a while where a store does not answer.
+
+    Raises:
+        UnreachableError: it never did.
+        OSError: what is wrong with a local file or with the object itself.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return work()
+        except UnreachableError:
+            raise
+        except OSError as error:
+            answered = isinstance(error, FileNotFoundError | PermissionError) or ANSWERED.search(str(error))
+            if not is_uri(path) or path.startswith("file:") or answered:
+                raise
+            if wait is None:
+                raise UnreachableError(f"cannot reach {path!r}: {str(error).splitlines()[0]}") from error
+        time.sleep(wait)
+    raise AssertionError("unreachable")
 
 
 def join(path: str, *parts: str) -> str:
@@ -44,8 +98,8 @@ def join(path: str, *parts: str) -> str:
 
 def kind(path: str) -> str:
     """ "file", "folder" or "missing"."""
-    filesystem, inner = resolve(path)
     try:
+        filesystem, inner = resolve(path)
         info = filesystem.get_file_info(inner)
     except OSError as error:
         raise UserError(f"cannot reach {path!r}: {str(error).splitlines()[0]}") from error
@@ -93,6 +147,55 @@ def open_input(path: str) -> pa.NativeFile:
     """A seekable input stream. OSError (FileNotFoundError included) where it cannot be read."""
     filesystem, inner = resolve(path)
     return filesystem.open_input_file(inner)
+
+
+class RemoteFile(io.RawIOBase):
+    """A file of a store for decoders written in C, which take an exception in a callback for the end of the file:
+    the first one is kept in `error`."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open_input(path)
+        self.error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception as error:
+            self.error = self.error or error
+            raise
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._file.seek(offset, whence)
+        return self._file.tell()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+@contextlib.contextmanager
+def decoder_input(path: str) -> Iterator[Any]:
+    """An input for decoders: a plain file where there is one (libsndfile then reads by its descriptor), else a
+    buffered remote one, whose read errors come out of the block whatever the decoder made of them."""
+    if not is_uri(path) or path.startswith("file:"):
+        with Path(absolute(path)).open("rb", buffering=0) as file:
+            yield file
+        return
+    remote = RemoteFile(path)
+    try:
+        yield io.BufferedReader(remote, READ_AHEAD)
+    except Exception:
+        if remote.error is None:
+            raise
+    if remote.error is not None:
+        raise remote.error
 
 
 def read_text(path: str) -> str:

@@ -3,8 +3,8 @@ wanted, never by what a header claims."""
 
 import importlib.util
 import io
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -29,9 +29,15 @@ class AudioError(Exception):
     """This file cannot become a clip. The message is "stage: reason" and ends up in the row's `error`."""
 
 
-def decode(
-    uri: str, sample_rate: int, start_s: float = 0.0, duration_s: float | None = None
-) -> tuple[np.ndarray, float]:
+class Decoded(NamedTuple):
+    """A clip's sound, and what it was made from."""
+
+    waveform: np.ndarray  # [samples] float32, mono
+    seconds: float  # of source audio
+    source_rate: int  # of the file, in Hz
+
+
+def decode(uri: str, sample_rate: int, start_s: float = 0.0, duration_s: float | None = None) -> Decoded:
     """Read one clip of an audio file.
 
     Args:
@@ -41,27 +47,33 @@ def decode(
         duration_s: at most this many seconds; None reads to the end.
 
     Returns:
-        Waveform [samples], float32, mono (channels averaged before resampling), and the seconds of
-        source audio it was made from.
+        The waveform, its channels averaged before resampling.
 
     Raises:
         AudioError: the file is missing, unreadable, empty, not audio, or holds non-finite samples.
+        UnreachableError: its store does not answer, so nothing is known about the file.
     """
-    try:
-        with _open(uri) as stream:
+
+    def read() -> tuple[np.ndarray, int]:
+        with storage.decoder_input(uri) as stream:
             if not stream.read(1):
                 raise AudioError("decode: empty file (0 bytes)")
             stream.seek(0)
-            read = _decode_av if PurePosixPath(uri).suffix.lower() in AV_EXTENSIONS else _decode_soundfile
-            waveform, rate = read(stream, start_s, duration_s)
-    except (OSError, ValueError) as error:  # missing file, no permission, unknown scheme, connection lost for good
+            by_av = PurePosixPath(uri).suffix.lower() in AV_EXTENSIONS
+            return (_decode_av if by_av else _decode_soundfile)(stream, start_s, duration_s)
+
+    try:
+        waveform, rate = storage.with_retries(uri, read)
+    except storage.UnreachableError:
+        raise
+    except (OSError, ValueError) as error:  # missing file, no permission, unknown scheme
         raise AudioError(f"read: {_one_line(error)}") from error
     if not len(waveform):
         raise AudioError(f"decode: no samples at {start_s:g} s" if start_s else "decode: no samples")
     bad = int(np.count_nonzero(~(np.abs(waveform) <= MAX_AMPLITUDE)))
     if bad:
         raise AudioError(f"waveform: {bad} of {len(waveform)} samples are NaN, infinite or beyond {MAX_AMPLITUDE:g}")
-    return resample(waveform, rate, sample_rate), len(waveform) / rate
+    return Decoded(resample(waveform, rate, sample_rate), len(waveform) / rate, rate)
 
 
 def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -69,11 +81,6 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     if rate == new_rate:
         return waveform
     return soxr.resample(waveform, rate, new_rate, quality="HQ")
-
-
-def _open(uri: str) -> Any:
-    """A Python file where there is one: libsndfile then reads by its descriptor, without calls back into Python."""
-    return storage.open_input(uri) if storage.is_uri(uri) else Path(uri).open("rb", buffering=0)
 
 
 def _one_line(error: BaseException) -> str:

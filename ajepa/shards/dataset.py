@@ -5,20 +5,23 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.config import FrontEndConfig, from_dict
 from ajepa.errors import UserError
 from ajepa.shards.schema import BAD, CONTRACT_VERSION, OK, decode_log_mels
-from ajepa.shards.statistics import Statistics, reduce_statistics
+from ajepa.shards.statistics import Statistics, Totals
 
 DATASET_JSON = "dataset.json"
+READ_AHEAD = 16  # shards whose small columns are read at a time (a few MB each)
 SMALL_COLUMNS = ["clip_id", "num_frames", "bin_sum", "bin_sumsq", "digest", "labels", "split", "fold"]
 
 
@@ -106,34 +109,74 @@ def _from_info(path: str, info: dict[str, Any]) -> ShardDataset:
     )
 
 
+class Reduction:
+    """What a dataset comes to, taken from its ok rows shard by shard in any order; memory holds the clip ids."""
+
+    def __init__(self, front_end: FrontEndConfig, label_names: list[str]) -> None:
+        self._about = json.dumps([dataclasses.asdict(front_end), label_names], sort_keys=True)
+        self._n_mels = front_end.n_mels
+        self._totals = Totals(front_end.n_mels)
+        self._ids: list[pa.Array] = []
+        self._rows_hash = 0
+
+    def add(self, rows: pa.Table) -> None:
+        """Add ok rows with the columns SMALL_COLUMNS.
+
+        Raises:
+            ValueError: a row's sums do not have one value a mel bin.
+        """
+        n = rows.num_rows
+        sums = [pc.list_flatten(rows[name]).to_numpy().reshape(n, self._n_mels) for name in ("bin_sum", "bin_sumsq")]
+        self._totals.add(rows["num_frames"].to_numpy(), *sums)
+        self._ids += rows["clip_id"].chunks
+        hashed = ["clip_id", "digest", "labels", "split", "fold"]
+        for row in zip(*(rows[c].to_pylist() for c in hashed), strict=True):
+            digest = hashlib.blake2b(json.dumps(row).encode(), digest_size=32).digest()
+            self._rows_hash += int.from_bytes(digest, "little")
+
+    def clip_ids(self) -> pa.ChunkedArray:
+        return pa.chunked_array(self._ids, pa.string())
+
+    def statistics(self) -> Statistics:
+        return self._totals.statistics()
+
+    def content_hash(self) -> str:
+        """Hash of front end, labels and every ok row's identity and content. Row hashes are added, so that neither
+        the order of the rows nor their shards matter."""
+        rows = (self._rows_hash % (1 << 256)).to_bytes(32, "little")
+        return hashlib.blake2b(self._about.encode() + rows, digest_size=16).hexdigest()
+
+
 def finish_dataset(
     output: str, front_end: FrontEndConfig, label_names: list[str], expected: int, extra: dict[str, Any]
 ) -> ShardDataset:
     """Check that every clip is there exactly once, reduce the statistics and write dataset.json.
 
-    Reads only the small columns. `extra` is stored as it is.
+    Reads only the small columns, a few shards at a time. `extra` is stored as it is.
 
     Raises:
         RuntimeError: the shards do not hold the expected clips.
         UserError: not one clip could be read.
     """
-    names = sorted(n for n, _ in storage.list_files(storage.join(output, OK)) if n.endswith(".parquet"))
-    tables, shards = [], []
-    for name in names:
-        with storage.open_input(storage.join(output, OK, name)) as stream:
-            tables.append(pq.read_table(stream, columns=SMALL_COLUMNS))
-        shards.append({"name": f"{OK}/{name}", "rows": tables[-1].num_rows})
-    bad, reasons = _read_bad(output)
-    ids = [clip_id for table in tables for clip_id in table["clip_id"].to_pylist()]
-    if len(ids) + len(bad) != expected or len(set(ids) | set(bad)) != expected:
+    reduction, shards = Reduction(front_end, label_names), []
+    for name, table in _read_shards(output, OK, SMALL_COLUMNS):
+        reduction.add(table)
+        shards.append({"name": f"{OK}/{name}", "rows": table.num_rows})
+    bad, reasons = [], Counter[str]()
+    for _, table in _read_shards(output, BAD, ["clip_id", "error"]):
+        bad += table["clip_id"].chunks
+        reasons.update(error.partition(":")[0] for error in table["error"].to_pylist())
+    ids = reduction.clip_ids()
+    failed = sum(map(len, bad))
+    distinct = pc.count_distinct(pa.chunked_array([*ids.chunks, *bad], pa.string())).as_py()
+    if len(ids) + failed != expected or distinct != expected:
         raise RuntimeError(
-            f"{output}: {len(ids)} ok and {len(bad)} bad rows, {len(set(ids) | set(bad))} distinct ids, "
+            f"{output}: {len(ids)} ok and {failed} bad rows, {distinct} distinct ids, "
             f"for {expected} clips: delete the folder and run preprocess again"
         )
-    if not ids:
+    if not len(ids):
         raise UserError(f"not one of {expected} clips could be read: {dict(reasons)}; see {output}/{BAD}")
-    rows = pa.concat_tables(tables)
-    statistics = statistics_of(rows)
+    statistics = reduction.statistics()
     info = {
         "contract_version": CONTRACT_VERSION,
         "front_end": dataclasses.asdict(front_end),
@@ -144,12 +187,12 @@ def finish_dataset(
         },
         "counts": {
             "ok": len(ids),
-            "bad": len(bad),
+            "bad": failed,
             "bad_by_stage": dict(reasons),
             "hours": statistics.frames / front_end.frame_rate / 3600,
         },
         "label_names": label_names,
-        "content_hash": content_hash(rows, front_end, label_names),
+        "content_hash": reduction.content_hash(),
         "shards": shards,
         **extra,
     }
@@ -157,31 +200,16 @@ def finish_dataset(
     return open_dataset(output)
 
 
-def _read_bad(output: str) -> tuple[list[str], Counter[str]]:
-    """Ids and failure counts by stage of the rejected clips."""
-    ids: list[str] = []
-    reasons: Counter[str] = Counter()
-    folder = storage.join(output, BAD)
-    for name, _ in storage.list_files(folder) if storage.kind(folder) == "folder" else []:
-        if name.endswith(".parquet"):
-            with storage.open_input(storage.join(folder, name)) as stream:
-                table = pq.read_table(stream, columns=["clip_id", "error"])
-            ids += table["clip_id"].to_pylist()
-            reasons.update(error.partition(":")[0] for error in table["error"].to_pylist())
-    return ids, reasons
+def _read_shards(output: str, status: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
+    """(file name, columns) of every shard in order, read ahead by threads: a store answers many at a time."""
+    folder = storage.join(output, status)
+    listed = storage.list_files(folder) if storage.kind(folder) == "folder" else []
+    names = sorted(name for name, _ in listed if name.endswith(".parquet"))
 
+    def read(name: str) -> tuple[str, pa.Table]:
+        with storage.open_input(storage.join(folder, name)) as stream:
+            return name, pq.read_table(stream, columns=columns, use_threads=False)
 
-def statistics_of(rows: pa.Table) -> Statistics:
-    """The statistics of ok rows, from their per-row sums."""
-    sums, squares = (np.stack(rows[name].to_numpy()) for name in ("bin_sum", "bin_sumsq"))
-    return reduce_statistics(rows["clip_id"].to_pylist(), rows["num_frames"].to_numpy(), sums, squares)
-
-
-def content_hash(rows: pa.Table, front_end: FrontEndConfig, label_names: list[str]) -> str:
-    """Hash of front end, labels and every ok row's identity and content, in order of clip id."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([dataclasses.asdict(front_end), label_names], sort_keys=True).encode())
-    columns = ["clip_id", "digest", "labels", "split", "fold"]
-    for row in sorted(zip(*(rows[c].to_pylist() for c in columns), strict=True)):
-        digest.update(json.dumps(row).encode())
-    return digest.hexdigest()
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        for start in range(0, len(names), READ_AHEAD):
+            yield from pool.map(read, names[start : start + READ_AHEAD])

@@ -10,7 +10,7 @@ import pyarrow as pa
 from ajepa.audio.manifest import MANIFEST_SCHEMA
 from ajepa.config import FrontEndConfig
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 ROW_GROUP = 64  # rows; a training window is made of row groups, so they stay small
 OK, BAD = "status=ok", "status=bad"  # hive partitions
 
@@ -19,6 +19,7 @@ BAD_SCHEMA = pa.schema([*_COMMON, ("error", pa.string())])
 OK_SCHEMA = pa.schema(
     [
         *_COMMON,
+        ("source_rate", pa.int32()),  # sample rate of the file, in Hz
         ("num_frames", pa.int32()),  # valid frames; the rest of the row is padding
         ("bin_sum", pa.list_(pa.float64())),  # per mel bin, over the valid frames of the stored values
         ("bin_sumsq", pa.list_(pa.float64())),

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.errors import UserError
-from ajepa.shards.dataset import SMALL_COLUMNS, Shard, ShardDataset, content_hash, open_dataset, statistics_of
+from ajepa.shards.dataset import SMALL_COLUMNS, Reduction, Shard, ShardDataset, open_dataset
 from ajepa.shards.schema import OK, decode_log_mels
 
 
@@ -29,12 +30,12 @@ def verify_dataset(path: str) -> Iterator[int]:
     if listed != found:
         odd = sorted(listed ^ found)[0]
         raise UserError(f"{dataset.path}: {odd} is {'missing' if odd in listed else 'not listed in dataset.json'}")
-    tables = []
+    reduction = Reduction(dataset.front_end, list(dataset.label_names))
     for shard in dataset.shards:
         for table in _verify_shard(dataset, shard):
-            tables.append(table)
+            reduction.add(table)
             yield table.num_rows
-    _verify_whole(dataset, pa.concat_tables(tables))
+    _verify_whole(dataset, reduction)
 
 
 def _verify_shard(dataset: ShardDataset, shard: Shard) -> Iterator[pa.Table]:
@@ -70,16 +71,18 @@ def _verify_rows(dataset: ShardDataset, shard: str, first: int, table: pa.Table)
         if not np.isfinite(valid).all():
             raise UserError(f"{where}: values that are not finite")
         for name, values in (("bin_sum", valid.sum(axis=1)), ("bin_sumsq", np.square(valid).sum(axis=1))):
-            if not np.allclose(values, row[name], rtol=1e-9, atol=1e-9):
+            stored = row[name] or []
+            if len(stored) != len(values) or not np.allclose(values, stored, rtol=1e-9, atol=1e-9):
                 raise UserError(f"{where}: {name} is not that of its log_mel")
 
 
-def _verify_whole(dataset: ShardDataset, rows: pa.Table) -> None:
-    if len(set(rows["clip_id"].to_pylist())) != rows.num_rows or rows.num_rows != dataset.num_clips:
-        raise UserError(f"{dataset.path}: {rows.num_rows} rows for {dataset.num_clips} clips, or a clip id twice")
-    statistics = statistics_of(rows)
+def _verify_whole(dataset: ShardDataset, reduction: Reduction) -> None:
+    ids = reduction.clip_ids()
+    if pc.count_distinct(ids).as_py() != len(ids) or len(ids) != dataset.num_clips:
+        raise UserError(f"{dataset.path}: {len(ids)} rows for {dataset.num_clips} clips, or a clip id twice")
+    statistics = reduction.statistics()
     for name in ("mean", "std"):
         if not np.allclose(getattr(statistics, name), getattr(dataset.statistics, name), rtol=1e-9, atol=1e-9):
             raise UserError(f"{dataset.path}: the {name} in dataset.json is not that of the rows")
-    if content_hash(rows, dataset.front_end, list(dataset.label_names)) != dataset.content_hash:
+    if reduction.content_hash() != dataset.content_hash:
         raise UserError(f"{dataset.path}: the content hash in dataset.json is not that of the rows")

@@ -45,11 +45,11 @@ def make_row(clip: dict[str, Any], log_mel: LogMel) -> tuple[dict[str, Any], boo
     limit = config.clip_samples / config.sample_rate
     # One sample beyond the limit is enough to know that the audio goes on.
     wanted = min(limit + 2 / config.sample_rate, clip["duration_s"] or np.inf)
-    waveform, seconds = decode(clip["uri"], config.sample_rate, clip["start_s"], wanted)
+    waveform, seconds, rate = decode(clip["uri"], config.sample_rate, clip["start_s"], wanted)
     cut = len(waveform) > config.clip_samples
     waveform = waveform[: config.clip_samples]
     values = log_mel(torch.from_numpy(np.ascontiguousarray(waveform))).numpy()
-    return clip | {"duration_s": min(seconds, limit)} | encode_row(values, config), cut
+    return clip | {"duration_s": min(seconds, limit), "source_rate": rate} | encode_row(values, config), cut
 
 
 def write_shard(clips: pa.Table, index: int, output: str, config: FrontEndConfig) -> ShardResult:

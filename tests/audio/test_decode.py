@@ -42,13 +42,13 @@ def encode_av(path, codec, waveform, rate, layout="mono"):
     ("subtype", "step"), [("PCM_U8", 2**-7), ("PCM_16", 2**-15), ("PCM_24", 2**-23), ("FLOAT", 1e-7), ("DOUBLE", 1e-7)]
 )
 def test_wav_keeps_every_sample(tmp_path, write_wav, subtype, step):
-    waveform, _ = decode(write_wav(tmp_path / "a.wav", NOISE, subtype=subtype), RATE)
+    waveform, *_ = decode(write_wav(tmp_path / "a.wav", NOISE, subtype=subtype), RATE)
     np.testing.assert_allclose(waveform, NOISE, rtol=0, atol=step)
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.aiff", "a.caf", "a.au", "a.w64"])
 def test_lossless_formats_keep_every_sample(tmp_path, write_wav, name):
-    waveform, _ = decode(write_wav(tmp_path / name, NOISE, subtype="PCM_16"), RATE)
+    waveform, *_ = decode(write_wav(tmp_path / name, NOISE, subtype="PCM_16"), RATE)
     np.testing.assert_allclose(waveform, NOISE, rtol=0, atol=2**-15)
 
 
@@ -68,7 +68,7 @@ def test_lossy_formats_sound_the_same(tmp_path, write_wav, name, options):
         path = write_wav(tmp_path / name, wanted, **options)
     except (soundfile.LibsndfileError, ValueError) as error:
         pytest.skip(f"this libsndfile does not write {name}: {error}")
-    waveform, seconds = decode(path, RATE)
+    waveform, seconds, _ = decode(path, RATE)
     assert seconds == pytest.approx(3.0, abs=0.1)
     assert np.corrcoef(waveform[: len(wanted)], wanted[: len(waveform)])[0, 1] > 0.99
 
@@ -77,20 +77,20 @@ def test_lossy_formats_sound_the_same(tmp_path, write_wav, name, options):
     ("name", "codec", "rate"), [("a.m4a", "aac", RATE), ("a.mp4", "aac", 44_100), ("a.webm", "libopus", 48_000)]
 )
 def test_containers_of_pyav_sound_the_same(tmp_path, name, codec, rate):
-    waveform, seconds = decode(encode_av(tmp_path / name, codec, chirp(rate)[None], rate), RATE)
+    waveform, seconds, _ = decode(encode_av(tmp_path / name, codec, chirp(rate)[None], rate), RATE)
     wanted = chirp(RATE)
     assert seconds == pytest.approx(3.0, abs=0.1)
     assert np.corrcoef(waveform[: len(wanted)], wanted[: len(waveform)])[0, 1] > 0.99
 
 
 def test_the_waveform_is_one_row_of_float32(tmp_path, write_wav):
-    waveform, _ = decode(write_wav(tmp_path / "a.wav", NOISE), RATE)
+    waveform, *_ = decode(write_wav(tmp_path / "a.wav", NOISE), RATE)
     assert (waveform.shape, waveform.dtype) == ((RATE,), np.float32)
 
 
 @pytest.mark.parametrize("rate", [4_000, 8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000])
 def test_a_resampled_sine_keeps_its_frequency(tmp_path, write_wav, rate):
-    waveform, seconds = decode(write_wav(tmp_path / "a.wav", sine(440, rate), rate), RATE)
+    waveform, seconds, _ = decode(write_wav(tmp_path / "a.wav", sine(440, rate), rate), RATE)
     assert seconds == 1.0
     assert abs(len(waveform) - RATE) <= 1
     assert pitch(waveform) == pytest.approx(440, abs=1)
@@ -104,7 +104,7 @@ def test_resampling_does_not_alias():
 @pytest.mark.parametrize("channels", [1, 2, 8])
 def test_channels_are_mixed_to_their_mean(tmp_path, write_wav, channels):
     samples = np.random.default_rng(channels).uniform(-0.5, 0.5, (5_000, channels))
-    waveform, _ = decode(write_wav(tmp_path / "a.wav", samples, subtype="FLOAT"), RATE)
+    waveform, *_ = decode(write_wav(tmp_path / "a.wav", samples, subtype="FLOAT"), RATE)
     np.testing.assert_allclose(waveform, samples.mean(axis=1), rtol=0, atol=1e-6)
 
 
@@ -119,7 +119,7 @@ def test_pyav_channels_are_mixed_to_their_mean(tmp_path, channels, layout):
         stream = container.add_stream("pcm_f32le", rate=RATE, layout=layout)
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    waveform, _ = decode(str(tmp_path / "a.mka"), RATE)
+    waveform, *_ = decode(str(tmp_path / "a.mka"), RATE)
     np.testing.assert_allclose(waveform, samples.mean(axis=0), rtol=0, atol=1e-6)
 
 
@@ -127,10 +127,10 @@ def test_pyav_channels_are_mixed_to_their_mean(tmp_path, channels, layout):
 @pytest.mark.parametrize(("start_s", "duration_s"), [(0.0, 0.25), (0.5, 0.25), (0.3, None), (0.9, 5.0)])
 def test_a_cut_equals_that_part_of_the_whole(tmp_path, write_wav, name, start_s, duration_s):
     path = write_wav(tmp_path / name, NOISE)
-    whole, _ = decode(path, RATE)
+    whole, *_ = decode(path, RATE)
     stop = None if duration_s is None else round((start_s + duration_s) * RATE)
     wanted = whole[round(start_s * RATE) : stop]
-    waveform, seconds = decode(path, RATE, start_s, duration_s)
+    waveform, seconds, _ = decode(path, RATE, start_s, duration_s)
     assert seconds == len(wanted) / RATE
     np.testing.assert_allclose(waveform, wanted, rtol=0, atol=1e-5)
 
@@ -139,7 +139,7 @@ def test_a_cut_equals_that_part_of_the_whole(tmp_path, write_wav, name, start_s,
 def test_a_cut_of_m4a_equals_that_part_of_the_whole(tmp_path, start_s):
     """The decoder needs frames before the cut to start right."""
     path = encode_av(tmp_path / "a.m4a", "aac", chirp(RATE)[None], RATE)
-    whole, _ = decode(path, RATE)
+    whole, *_ = decode(path, RATE)
     first = round(start_s * RATE)
     np.testing.assert_allclose(decode(path, RATE, start_s, 0.5)[0], whole[first : first + 8_000], rtol=0, atol=1e-5)
 
@@ -178,6 +178,6 @@ def test_real_clips_are_read_to_their_end(esc10):
 
 def test_spoken_digits_are_resampled_from_8_khz(fsdd):
     path = sorted(fsdd.iterdir())[0]
-    waveform, seconds = decode(str(path), RATE)
+    waveform, seconds, _ = decode(str(path), RATE)
     assert seconds == soundfile.info(path).duration
     assert len(waveform) == pytest.approx(RATE * seconds, abs=1)

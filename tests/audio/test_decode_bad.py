@@ -96,7 +96,7 @@ def test_a_start_beyond_the_end_is_an_audio_error(tmp_path, write_wav):
 def test_a_header_that_claims_hours_gives_the_samples_there_are(tmp_path):
     (tmp_path / "a.wav").write_bytes(wav_header(0x7FFFFFFF) + b"\1\2" * 4_000)
     tracemalloc.start()
-    waveform, _ = decode(str(tmp_path / "a.wav"), RATE)
+    waveform, *_ = decode(str(tmp_path / "a.wav"), RATE)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(waveform) == 4_000
@@ -109,7 +109,7 @@ def test_memory_is_bounded_by_the_duration_wanted(tmp_path):
     with path.open("ab") as file:
         file.truncate(1 << 30)  # sparse: nine hours of silence
     tracemalloc.start()
-    waveform, _ = decode(str(path), RATE, start_s=3_600, duration_s=1.0)
+    waveform, *_ = decode(str(path), RATE, start_s=3_600, duration_s=1.0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(waveform) == RATE
@@ -133,7 +133,7 @@ def encoded(path, write_wav):
 def survives(path):
     """A clip or an AudioError; anything else is raised. Says which."""
     try:
-        waveform, _ = decode(str(path), RATE)
+        waveform, *_ = decode(str(path), RATE)
     except AudioError as error:
         assert str(error).partition(":")[0] in {"read", "decode", "waveform"}
         return False

@@ -179,7 +179,7 @@ def test_an_unfinished_folder_says_how_to_go_on(build, tmp_path):
 def test_another_contract_version_is_refused(build, tmp_path):
     dataset = build()
     (tmp_path / "shards/dataset.json").write_text(json.dumps(dataset.info | {"contract_version": 99}))
-    with pytest.raises(UserError, match="follows shard contract 99, this version reads 1"):
+    with pytest.raises(UserError, match="follows shard contract 99, this version reads 2"):
         open_dataset(dataset.path)
 
 

@@ -55,7 +55,7 @@ def test_the_digest_is_that_of_the_bytes():
 
 def test_the_layout_stands_in_the_metadata():
     metadata = ok_schema(CONFIG).metadata
-    assert metadata[b"ajepa.contract"] == b"1"
+    assert metadata[b"ajepa.contract"] == b"2"
     assert json.loads(metadata[b"ajepa.log_mel"]) == {
         "shape": [16, 32],
         "dtype": "<f2",

@@ -21,9 +21,63 @@ def test_local_paths_become_absolute(tmp_path, monkeypatch):
     assert storage.absolute("a/../b") == str(tmp_path / "b")
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/a/../b", "file:///a"])
+@pytest.mark.parametrize("path", ["s3://bucket/a/../b", "gs://bucket/two words"])
 def test_uris_stay_as_they_are(path):
     assert storage.absolute(path) == path
+
+
+def test_a_file_uri_is_a_local_path():
+    assert storage.absolute("file:///two%20words/a") == "/two words/a"
+
+
+def test_options_in_a_uri_are_refused():
+    with pytest.raises(UserError, match="set AWS_ENDPOINT_URL"):
+        storage.resolve("s3://bucket/a?endpoint_override=127.0.0.1:9000")
+
+
+def test_a_store_has_one_client_and_keys_have_no_escapes(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # else the region is asked of AWS
+    one, key = storage.resolve("s3://bucket/50% of a?.wav")
+    assert key == "bucket/50% of a?.wav"
+    assert storage.resolve("s3://bucket/other")[0] is one
+
+
+def fail(times, error, path, monkeypatch):
+    """How often work that fails `times` was done, and what came of it."""
+    monkeypatch.setattr(storage, "WAITS", (0.0, 0.0))
+    done = []
+
+    def work():
+        done.append(1)
+        if len(done) <= times:
+            raise error
+        return "there"
+
+    try:
+        return len(done), storage.with_retries(path, work), len(done)
+    except OSError as raised:
+        return 0, raised, len(done)
+
+
+@pytest.mark.parametrize(
+    "message", ["AWS Error NETWORK_CONNECTION: curlCode: 7", "HTTP status 503", "HTTP status 429", "SLOW_DOWN", "?"]
+)
+def test_a_store_that_does_not_answer_is_asked_again(monkeypatch, message):
+    assert fail(2, OSError(message), "s3://b/a", monkeypatch)[1:] == ("there", 3)
+    _, raised, tries = fail(9, OSError(message), "s3://b/a", monkeypatch)
+    assert isinstance(raised, storage.UnreachableError) and "s3://b/a" in str(raised) and tries == 3
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("gone"), OSError("AWS Error ACCESS_DENIED"), OSError("HTTP status 404")]
+)
+def test_an_answer_about_the_object_is_final(monkeypatch, error):
+    assert fail(1, error, "s3://b/a", monkeypatch) == (0, error, 1)
+
+
+def test_local_errors_are_final(monkeypatch):
+    error = OSError("Input/output error")
+    assert fail(1, error, "/a", monkeypatch) == (0, error, 1) == fail(1, error, "file:///a", monkeypatch)
 
 
 def test_a_file_uri_may_hold_escapes(tmp_path):
