@@ -1,43 +1,47 @@
 """Audio files to verified log-mel shards, as one Ray Data job. Interrupted at any time, the same command goes on."""
 
-import dataclasses
-import hashlib
+import functools
 import json
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
 import tyro
 from ray.data import DataContext, TaskPoolStrategy
-from tqdm import tqdm
+from ray.exceptions import RayError
 
 import ajepa
 from ajepa import storage
 from ajepa.audio.manifest import Manifest
+from ajepa.audio.segments import Last, segment
 from ajepa.audio.sources import SourceName, load_manifest
-from ajepa.config import FrontEndConfig, differences
+from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.shards.dataset import DATASET_JSON, ShardDataset, finish_dataset, open_dataset
+from ajepa.shards.merge import merge_datasets
 from ajepa.shards.schema import BAD, OK
 from ajepa.shards.verify import verify_dataset
 from ajepa.shards.writer import shard_path, write_shard
 from pipelines import tracking
 from pipelines.common import parse, run_command, start_ray, warn_relative_output
 from pipelines.estimate import estimate
+from pipelines.plan import MISSING, PLAN, make_plan, prepare_output
+from pipelines.progress import Progress
+from pipelines.report import write_report
+from pipelines.tracking import Tracker
 
-PLAN = "_plan"  # of an unfinished job: plan.json and manifest.parquet, a row group a shard
-MISSING = "missing.txt"  # clips the source lists and has no audio of, a line each
-MAX_CLIPS_PER_SHARD = 500
+REPORT = "report"  # folder of the end report in the dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,11 @@ class PreprocessArgs:
     """Source `folder`: label each clip with the name of the subfolder it lies in."""
     whole_videos: bool = False
     """Source `audioset`: files hold whole videos' audio, to be cut at each segment's start."""
+    segment: float | None = None
+    """Cut recordings longer than this many seconds into consecutive clips of that length; by default a recording
+    is one clip, cut at --clip-frames."""
+    segment_last: Last = "pad"
+    """With --segment: keep the shorter piece at a recording's end (`pad`) or leave it out (`drop`)."""
     clips_per_shard: int | None = None
     """Clips in a shard; by default an eighth of the clips, between 32 and 500."""
     num_workers: int | None = None
@@ -76,90 +85,56 @@ class VerifyArgs:
     """The shard folder; a local path or a URI."""
 
 
-def parse_args(argv: Sequence[str]) -> PreprocessArgs | VerifyArgs:
-    if any(a == "--verify" or a.startswith("--verify=") for a in argv):
-        return parse(VerifyArgs, "Check every row of a finished dataset; the first rot is named.", argv)
-    return parse(PreprocessArgs, f"{__doc__} With --verify SHARDS alone, check a finished dataset.", argv)
+@dataclass(frozen=True, kw_only=True)
+class MergeArgs:
+    """Make one dataset of two or more finished ones, with exact statistics."""
+
+    merge: tuple[str, ...]
+    """The shard folders; local paths or URIs. Same front end, no clip id twice."""
+    output: str
+    """The shard folder to write; a local path or a URI."""
+
+
+def parse_args(argv: Sequence[str]) -> PreprocessArgs | VerifyArgs | MergeArgs:
+    given = {a.partition("=")[0] for a in argv}
+    if "--verify" in given:
+        return parse(VerifyArgs, str(VerifyArgs.__doc__), argv)
+    if "--merge" in given:
+        return parse(MergeArgs, str(MergeArgs.__doc__), argv)
+    others = "With --verify SHARDS, check a finished dataset; with --merge SHARDS SHARDS --output PATH, join them."
+    return parse(PreprocessArgs, f"{__doc__} {others}", argv)
 
 
 def verify(path: str) -> None:
     """Check a dataset with live progress and say what was checked."""
     dataset = open_dataset(path)
-    with tqdm(total=dataset.num_clips, unit="clip", desc="verify", mininterval=1.0) as bar:
+    with Progress("verify", dataset.num_clips) as progress:
         for rows in verify_dataset(path):
-            bar.update(rows)
+            progress.update(rows)
     print(f"intact: {dataset.num_clips} clips in {len(dataset.shards)} shards, hash {dataset.content_hash}")
 
 
+def merge(args: MergeArgs) -> ShardDataset:
+    """Join finished datasets with live progress and say what came of it."""
+    output = storage.absolute(args.output)
+    with Progress("merge", sum(open_dataset(path).num_clips for path in args.merge)) as progress:
+        for rows in merge_datasets(args.merge, output):
+            progress.update(rows)
+    dataset = open_dataset(output)
+    save_report(dataset, [], 0)
+    print(
+        f"{dataset.num_clips} clips ok, {dataset.num_failed} bad, {dataset.hours:.2f} h in {len(dataset.shards)} "
+        f"shards at {output}, hash {dataset.content_hash}"
+    )
+    return dataset
+
+
 def list_clips(args: PreprocessArgs) -> Manifest:
-    return load_manifest(
+    """The clips of the source, long recordings cut where that was asked for."""
+    manifest = load_manifest(
         args.source, args.input, labels_from_folders=args.labels_from_folders, whole_videos=args.whole_videos
     )
-
-
-def plan_job(args: PreprocessArgs, manifest: Manifest) -> dict[str, Any]:
-    """What makes a job the same job: its clips, labels, front end and shard size."""
-    clips = manifest.clips.num_rows
-    if args.num_workers is not None and args.num_workers < 1:
-        raise UserError(f"--num-workers must be positive, got {args.num_workers}")
-    shard_size = args.clips_per_shard or min(MAX_CLIPS_PER_SHARD, max(32, -(-clips // 8)))
-    if shard_size <= 0:
-        raise UserError(f"--clips-per-shard must be positive, got {shard_size}")
-    buffer = pa.BufferOutputStream()
-    with pa.ipc.new_stream(buffer, manifest.clips.schema) as stream:
-        stream.write_table(manifest.clips.combine_chunks())
-    return {
-        "source": args.source,
-        "input": storage.absolute(args.input),
-        "clips": clips,
-        "manifest_hash": hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest(),
-        "shard_size": shard_size,
-        "front_end": dataclasses.asdict(args.front_end),
-        "label_names": manifest.label_names,
-    }
-
-
-def prepare_output(output: str, plan: dict[str, Any], manifest: Manifest, overwrite: bool) -> ShardDataset | None:
-    """Make the output ready for the job, or return the finished dataset of the same job found there.
-
-    Raises:
-        UserError: the output holds something else.
-    """
-    names = [n for n, _ in storage.list_files(output)] if storage.kind(output) == "folder" else []
-    ours = DATASET_JSON in names or f"{PLAN}/plan.json" in names
-    if storage.kind(output) == "file" or (names and not ours):
-        raise UserError(f"--output {output!r} exists and is no shard folder: choose another")
-    if ours and overwrite:
-        storage.delete(output)
-    elif DATASET_JSON in names:
-        dataset = open_dataset(output)
-        _refuse_other_job(output, dataset.info["plan"], plan, "a finished dataset")
-        return dataset
-    elif ours:
-        _refuse_other_job(
-            output,
-            json.loads(storage.read_text(storage.join(output, PLAN, "plan.json"))),
-            plan,
-            "an unfinished job",
-        )
-        return None
-    for folder in (PLAN, OK, BAD):
-        storage.make_folder(storage.join(output, folder))
-    if manifest.missing:
-        storage.write_text(storage.join(output, MISSING), "".join(f"{clip}\n" for clip in manifest.missing))
-    with storage.atomic_output(storage.join(output, PLAN, "manifest.parquet")) as stream:
-        pq.write_table(manifest.clips, stream, row_group_size=plan["shard_size"])
-    storage.write_text(storage.join(output, PLAN, "plan.json"), json.dumps(plan))
-    return None
-
-
-def _refuse_other_job(output: str, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
-    changed = differences(old, json.loads(json.dumps(new)))
-    if changed:
-        raise UserError(
-            f"--output {output!r} holds {what} made from other input or settings ({'; '.join(changed[:4])}): "
-            "choose another --output, or --overwrite to replace it"
-        )
+    return manifest if args.segment is None else segment(manifest, args.segment, args.segment_last, args.front_end)
 
 
 def write_shards(batch: dict[str, np.ndarray], output: str, front_end: FrontEndConfig) -> dict[str, Any]:
@@ -167,7 +142,11 @@ def write_shards(batch: dict[str, np.ndarray], output: str, front_end: FrontEndC
     torch.set_num_threads(1)  # a task a core
     with storage.open_input(storage.join(output, PLAN, "manifest.parquet")) as stream:
         manifest = pq.ParquetFile(stream)
-        results = [write_shard(manifest.read_row_group(int(i)), int(i), output, front_end) for i in batch["item"]]
+        clips = {int(i): manifest.read_row_group(int(i)) for i in batch["item"]}
+    results = [
+        storage.with_retries(output, functools.partial(write_shard, table, i, output, front_end))
+        for i, table in clips.items()
+    ]
     return {
         "ok": np.array([r.ok for r in results]),
         "cut": np.array([r.cut for r in results]),
@@ -197,17 +176,40 @@ def write_all(output: str, plan: dict[str, Any], front_end: FrontEndConfig, num_
             num_cpus=1,
         )
         missing = sum(min(plan["shard_size"], plan["clips"] - i * plan["shard_size"]) for i in todo)
-        with tqdm(total=missing, unit="clip", desc="preprocess", mininterval=1.0) as bar:
-            for row in job.iter_rows():
-                errors = Counter(json.loads(row["errors"]))
-                figures.update(ok=row["ok"], cut=row["cut"], failed=errors.total())
-                bar.update(row["ok"] + errors.total())
-                bar.set_postfix(failed=figures["failed"])
+        try:
+            with Progress("preprocess", missing) as progress:
+                for row in job.iter_rows():
+                    errors = Counter(json.loads(row["errors"]))
+                    figures.update(ok=row["ok"], cut=row["cut"], failed=errors.total())
+                    progress.update(row["ok"] + errors.total(), errors.total())
+        except (RayError, OSError) as error:
+            raise _cause(error) from error
     return {
         "seconds": time.perf_counter() - start,
         "clips": figures["ok"] + figures["failed"],
         "cut": figures["cut"],
     }
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a task died of, as one line where the way out is outside: a full disk, a store that is away."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and not isinstance(cause, RayError)):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    if cause is None:
+        return error
+    reason = " ".join(str(cause).split())
+    return UserError(f"stopped: {reason}. Finished shards are kept: mend it and run the same command again")
+
+
+def save_report(dataset: ShardDataset, remarks: Sequence[str], missing: int, tracker: Tracker | None = None) -> None:
+    """Write the end report into the dataset and, where there is a run, to MLflow."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in write_report(dataset, Path(folder), remarks, missing):
+            with storage.atomic_output(storage.join(dataset.path, REPORT, path.name)) as stream:
+                stream.write(path.read_bytes())
+            if tracker is not None:
+                tracker.log_file(path, REPORT)
 
 
 def main(args: PreprocessArgs) -> ShardDataset:
@@ -216,9 +218,13 @@ def main(args: PreprocessArgs) -> ShardDataset:
     output = storage.absolute(args.output)
     storage.resolve(output)
     manifest = list_clips(args)
-    plan = plan_job(args, manifest)
+    if args.num_workers is not None and args.num_workers < 1:
+        raise UserError(f"--num-workers must be positive, got {args.num_workers}")
+    plan = make_plan(args.source, args.input, manifest, args.clips_per_shard, args.front_end)
     finished = prepare_output(output, plan, manifest, args.overwrite)
     if finished is not None:
+        if storage.kind(storage.join(output, REPORT, "report.md")) == "missing":  # killed between the two
+            save_report(finished, manifest.remarks, len(manifest.missing))
         print(f"nothing to do: {output} is finished ({finished.num_clips} clips, hash {finished.content_hash})")
         return finished
     uri = tracking.tracking_uri(args.mlflow_uri, output)
@@ -235,6 +241,7 @@ def main(args: PreprocessArgs) -> ShardDataset:
         }
         dataset = finish_dataset(output, args.front_end, manifest.label_names, plan["clips"], about)
         storage.delete(storage.join(output, PLAN))
+        save_report(dataset, manifest.remarks, len(manifest.missing), tracker)
         rate = figures["clips"] / max(figures["seconds"], 1e-9)
         tracker.log_metrics(0, {
             "clips_ok": dataset.num_clips, "clips_bad": dataset.num_failed, "hours": dataset.hours,
@@ -245,9 +252,11 @@ def main(args: PreprocessArgs) -> ShardDataset:
     return dataset
 
 
-def run(args: PreprocessArgs | VerifyArgs) -> None:
+def run(args: PreprocessArgs | VerifyArgs | MergeArgs) -> None:
     if isinstance(args, VerifyArgs):
         verify(args.verify)
+    elif isinstance(args, MergeArgs):
+        merge(args)
     elif args.dry_run:
         for line in estimate(list_clips(args), args.front_end).lines(args.num_workers or os.cpu_count() or 1):
             print(line)
@@ -268,7 +277,7 @@ def _print_summary(dataset: ShardDataset, figures: dict[str, Any], rate: float, 
     print(
         f"{dataset.num_clips} clips ok, {dataset.num_failed} bad{f' ({stages}; see {BAD})' if stages else ''}, "
         f"{dataset.hours:.2f} h in {len(dataset.shards)} shards at {dataset.path}; "
-        f"{figures['seconds']:.1f} s, {rate:.0f} clips/s"
+        f"{figures['seconds']:.1f} s, {rate:.0f} clips/s; report in {REPORT}/report.md"
     )
 
 

@@ -3,8 +3,9 @@ wanted, never by what a header claims."""
 
 import importlib.util
 import io
+from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import soundfile
@@ -18,11 +19,14 @@ SOUNDFILE_EXTENSIONS = frozenset(
 AV_EXTENSIONS = frozenset({".m4a", ".aac", ".webm", ".mp4", ".wma", ".mka", ".mkv", ".mov"})
 AUDIO_EXTENSIONS = SOUNDFILE_EXTENSIONS | AV_EXTENSIONS
 
+T = TypeVar("T")
+
 BLOCK_FRAMES = 1 << 16  # frames decoded at a time, so that channels are mixed in small pieces
 MAX_CHANNELS = 256
 RATES = (1_000, 768_000)  # Hz, what a header may claim and be believed
 MAX_AMPLITUDE = 1e12  # beyond any integer scaling; its mel power would overflow float32
 PREROLL_S = 0.1  # AAC and Opus decode wrongly right after a seek
+SOUNDFILE_ERRORS = (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError, RuntimeError, ValueError, TypeError)
 
 
 class AudioError(Exception):
@@ -54,26 +58,46 @@ def decode(uri: str, sample_rate: int, start_s: float = 0.0, duration_s: float |
         UnreachableError: its store does not answer, so nothing is known about the file.
     """
 
-    def read() -> tuple[np.ndarray, int]:
-        with storage.decoder_input(uri) as stream:
-            if not stream.read(1):
-                raise AudioError("decode: empty file (0 bytes)")
-            stream.seek(0)
-            by_av = PurePosixPath(uri).suffix.lower() in AV_EXTENSIONS
-            return (_decode_av if by_av else _decode_soundfile)(stream, start_s, duration_s)
-
-    try:
-        waveform, rate = storage.with_retries(uri, read)
-    except storage.UnreachableError:
-        raise
-    except (OSError, ValueError) as error:  # missing file, no permission, unknown scheme
-        raise AudioError(f"read: {_one_line(error)}") from error
+    read = _decode_av if _by_av(uri) else _decode_soundfile
+    waveform, rate = _with_stream(uri, lambda stream: read(stream, start_s, duration_s))
     if not len(waveform):
         raise AudioError(f"decode: no samples at {start_s:g} s" if start_s else "decode: no samples")
     bad = int(np.count_nonzero(~(np.abs(waveform) <= MAX_AMPLITUDE)))
     if bad:
         raise AudioError(f"waveform: {bad} of {len(waveform)} samples are NaN, infinite or beyond {MAX_AMPLITUDE:g}")
     return Decoded(resample(waveform, rate, sample_rate), len(waveform) / rate, rate)
+
+
+def duration(uri: str) -> float:
+    """Seconds of audio that a file's header claims; 0 where the container does not say.
+
+    Raises:
+        AudioError: the file is missing, unreadable, empty or not audio.
+        UnreachableError: its store does not answer.
+    """
+    return _with_stream(uri, _duration_av if _by_av(uri) else _duration_soundfile)
+
+
+def _with_stream(uri: str, work: Callable[[Any], T]) -> T:
+    """Open the file and work on its stream, with errors as `decode` promises them."""
+
+    def read() -> T:
+        with storage.decoder_input(uri) as stream:
+            if not stream.read(1):
+                raise AudioError("decode: empty file (0 bytes)")
+            stream.seek(0)
+            return work(stream)
+
+    try:
+        return storage.with_retries(uri, read)
+    except storage.UnreachableError:
+        raise
+    except (OSError, ValueError) as error:  # missing file, no permission, unknown scheme
+        raise AudioError(f"read: {_one_line(error)}") from error
+
+
+def _by_av(uri: str) -> bool:
+    return PurePosixPath(uri).suffix.lower() in AV_EXTENSIONS
 
 
 def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -94,10 +118,23 @@ def _check_header(rate: int, channels: int) -> None:
         raise AudioError(f"decode: implausible channel count {channels}")
 
 
+def _file_of(stream: Any) -> Any:
+    """The descriptor of a plain file: libsndfile then reads without calls back into Python."""
+    return stream.fileno() if isinstance(stream, io.FileIO) else stream
+
+
+def _duration_soundfile(stream: Any) -> float:
+    try:
+        with soundfile.SoundFile(_file_of(stream), closefd=False) as sound:
+            _check_header(sound.samplerate, sound.channels)
+            return sound.frames / sound.samplerate
+    except SOUNDFILE_ERRORS as error:
+        raise AudioError(f"decode: {_one_line(error)}") from error
+
+
 def _decode_soundfile(stream: Any, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
     try:
-        file = stream.fileno() if isinstance(stream, io.FileIO) else stream
-        with soundfile.SoundFile(file, closefd=False) as sound:
+        with soundfile.SoundFile(_file_of(stream), closefd=False) as sound:
             rate = sound.samplerate
             _check_header(rate, sound.channels)
             if start_s:
@@ -112,20 +149,30 @@ def _decode_soundfile(stream: Any, start_s: float, duration_s: float | None) -> 
                     break
                 blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
                 left = None if left is None else left - len(block)
-    except (
-        soundfile.LibsndfileError,
-        soundfile.SoundFileRuntimeError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-    ) as error:
+    except SOUNDFILE_ERRORS as error:
         raise AudioError(f"decode: {_one_line(error)}") from error
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
 
 
-def _decode_av(stream: Any, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
+def _need_av() -> None:
     if importlib.util.find_spec("av") is None:
         raise AudioError("decode: this container needs PyAV: pip install 'ajepa[av]'")
+
+
+def _duration_av(stream: Any) -> float:
+    _need_av()
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with av.open(stream) as container:
+            return max(0.0, (container.duration or 0) / av.time_base)
+    except (FFmpegError, ValueError, TypeError) as error:
+        raise AudioError(f"decode: {_one_line(error)}") from error
+
+
+def _decode_av(stream: Any, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
+    _need_av()
     import av
     from av.error import FFmpegError
 

@@ -237,9 +237,17 @@ def test_mistakes_in_a_csv_manifest_are_named(tmp_path, text, reason):
 def test_mistakes_in_a_parquet_manifest_are_named(tmp_path):
     (tmp_path / "junk.parquet").write_bytes(b"not Parquet at all")
     assert "cannot read the manifest" in refused("manifest", tmp_path / "junk.parquet")
-    assert "wrong type" in refused("manifest", table(tmp_path / "id.parquet", uri=["a.wav"], clip_id=[7]))
+    assert "wrong type" in refused("manifest", table(tmp_path / "s.parquet", uri=["a.wav"], start_s=["soon"]))
     assert "is not a file" in refused("manifest", tmp_path / "gone.csv")
     assert "is not a file" in refused("manifest", tmp_path)
+
+
+def test_numbers_may_be_clip_ids_and_labels(tmp_path):
+    manifest = load_manifest(
+        "manifest", table(tmp_path / "n.parquet", uri=["a.wav", "b.wav"], clip_id=[7, 8], labels=[[3, 1], None])
+    )
+    assert column(manifest, "clip_id") == ["7", "8"] and manifest.label_names == ["1", "3"]
+    assert column(manifest, "labels") == [[1, 0], []]
 
 
 def test_a_name_that_is_not_utf8_is_left_out_with_a_remark(tmp_path, write_wav):

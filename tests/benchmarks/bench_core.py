@@ -3,14 +3,11 @@
 Run with `make bench`. Absolute figures of a shared machine mean little; the ratios and their spread do.
 """
 
-import statistics
-import time
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 import torchaudio
+from benchmarks.common import ROUNDS, paired, say, seconds
 from training.test_step import make_state
 
 from ajepa.audio.logmel import LogMel
@@ -19,26 +16,6 @@ from ajepa.model.masking import sample_masks
 from ajepa.shards.reader import Batch, ShardReader
 from ajepa.shards.statistics import Statistics
 from ajepa.training.step import Normaliser, TrainState, build_model, build_optimizer, train_step
-
-ROUNDS = 5
-
-
-def seconds(work: Callable[[], object], repeat: int = 1) -> float:
-    start = time.perf_counter()
-    for _ in range(repeat):
-        work()
-    return (time.perf_counter() - start) / repeat
-
-
-def paired(ours: Callable[[], object], peer: Callable[[], object], repeat: int = 1) -> tuple[float, list[float]]:
-    """Our median seconds, and the ratios peer / ours of ROUNDS interleaved rounds after a warm-up."""
-    seconds(ours), seconds(peer)
-    rounds = [(seconds(ours, repeat), seconds(peer, repeat)) for _ in range(ROUNDS)]
-    return statistics.median(a for a, _ in rounds), [b / a for a, b in rounds]
-
-
-def say(what: str, ratios: list[float], note: str = "") -> None:
-    print(f"\n{what}: {statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f}) {note}")
 
 
 def test_log_mel_against_torchaudio():

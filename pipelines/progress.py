@@ -1,0 +1,60 @@
+"""Live progress: a bar in a terminal, and now and then a line where output goes to a log."""
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+LOG_EVERY = 10.0  # seconds between two lines
+
+
+class Progress:
+    """Counts work done and failed, with the rate and the time left.
+
+    >>> with Progress("preprocess", total=400) as progress:
+    ...     progress.update(32, failed=1)
+    """
+
+    def __init__(self, what: str, total: int, unit: str = "clip") -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = self.failed = 0
+        self._start = self._said = time.monotonic()
+        self._bar = tqdm(total=total, unit=unit, desc=what, mininterval=0.5) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, count: int, failed: int = 0) -> None:
+        """`count` more are done, `failed` of them in vain."""
+        self.done += count
+        self.failed += failed
+        if self._bar is not None:
+            self._bar.update(count)
+            if self.failed:
+                self._bar.set_postfix(failed=self.failed)
+        elif time.monotonic() - self._said >= LOG_EVERY:
+            self._said = time.monotonic()
+            print(self.line(self._said - self._start), file=sys.stderr, flush=True)
+
+    def line(self, seconds: float) -> str:
+        """Where things stand after `seconds`."""
+        rate = self.done / max(seconds, 1e-9)
+        left = (self.total - self.done) / rate if rate else float("inf")
+        share = self.done / max(self.total, 1)
+        return (
+            f"{self.what}: {self.done} of {self.total} {self.unit}s ({share:.0%}), {rate:.0f} {self.unit}s/s, "
+            f"{self.failed} failed, about {_span(left)} left"
+        )
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
