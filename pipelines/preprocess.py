@@ -1,7 +1,7 @@
 """Audio files to verified log-mel shards, as one Ray Data job. Interrupted at any time, the same command goes on."""
 
-import functools
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -19,7 +19,6 @@ import ray.data
 import torch
 import tyro
 from ray.data import DataContext, TaskPoolStrategy
-from ray.exceptions import RayError
 
 import ajepa
 from ajepa import storage
@@ -32,7 +31,7 @@ from ajepa.shards.dataset import DATASET_JSON, ShardDataset, finish_dataset, ope
 from ajepa.shards.merge import merge_datasets
 from ajepa.shards.schema import BAD, OK
 from ajepa.shards.verify import verify_dataset
-from ajepa.shards.writer import shard_path, write_shard
+from ajepa.shards.writer import ShardResult, shard_path, write_shard
 from pipelines import tracking
 from pipelines.common import parse, run_command, start_ray, warn_relative_output
 from pipelines.estimate import estimate
@@ -138,20 +137,29 @@ def list_clips(args: PreprocessArgs) -> Manifest:
 
 
 def write_shards(batch: dict[str, np.ndarray], output: str, front_end: FrontEndConfig) -> dict[str, Any]:
-    """The map task: shard numbers in, a row of figures each out. The shard itself goes straight to storage."""
+    """The map task: shard numbers in, a row of figures each out. The shard itself goes straight to storage.
+
+    What stops the whole job (a full disk, a store that is away) comes back as a row too: as an exception it would
+    reach the driver as pages of Ray's.
+    """
     torch.set_num_threads(1)  # a task a core
-    with storage.open_input(storage.join(output, PLAN, "manifest.parquet")) as stream:
-        manifest = pq.ParquetFile(stream)
-        clips = {int(i): manifest.read_row_group(int(i)) for i in batch["item"]}
-    results = [
-        storage.with_retries(output, functools.partial(write_shard, table, i, output, front_end))
-        for i, table in clips.items()
-    ]
-    return {
-        "ok": np.array([r.ok for r in results]),
-        "cut": np.array([r.cut for r in results]),
-        "errors": np.array([json.dumps(r.errors) for r in results]),
-    }
+    rows = [_write_one(int(index), output, front_end) for index in batch["item"]]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _write_one(index: int, output: str, front_end: FrontEndConfig) -> dict[str, Any]:
+    path = storage.join(output, PLAN, "manifest.parquet")
+
+    def work() -> ShardResult:
+        with storage.open_input(path) as stream:
+            clips = pq.ParquetFile(stream).read_row_group(index)
+        return write_shard(clips, index, output, front_end)
+
+    try:
+        result, stopped = storage.with_retries(output, work), ""
+    except OSError as error:
+        result, stopped = ShardResult(index), " ".join(str(error).split())
+    return {"ok": result.ok, "cut": result.cut, "errors": json.dumps(result.errors), "stopped": stopped}
 
 
 def write_all(output: str, plan: dict[str, Any], front_end: FrontEndConfig, num_workers: int | None) -> dict[str, Any]:
@@ -168,6 +176,8 @@ def write_all(output: str, plan: dict[str, Any], front_end: FrontEndConfig, num_
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        for name in ("progress", "execution.streaming_executor"):  # which tell that there is no bar of theirs
+            logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
         job = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
             write_shards,
             fn_kwargs={"output": output, "front_end": front_end},
@@ -176,14 +186,15 @@ def write_all(output: str, plan: dict[str, Any], front_end: FrontEndConfig, num_
             num_cpus=1,
         )
         missing = sum(min(plan["shard_size"], plan["clips"] - i * plan["shard_size"]) for i in todo)
-        try:
-            with Progress("preprocess", missing) as progress:
-                for row in job.iter_rows():
-                    errors = Counter(json.loads(row["errors"]))
-                    figures.update(ok=row["ok"], cut=row["cut"], failed=errors.total())
-                    progress.update(row["ok"] + errors.total(), errors.total())
-        except (RayError, OSError) as error:
-            raise _cause(error) from error
+        with Progress("preprocess", missing) as progress:
+            for row in job.iter_rows():
+                if row["stopped"]:
+                    raise UserError(
+                        f"stopped: {row['stopped']}. Finished shards are kept: mend it and run the same command again"
+                    )
+                errors = Counter(json.loads(row["errors"]))
+                figures.update(ok=row["ok"], cut=row["cut"], failed=errors.total())
+                progress.update(row["ok"] + errors.total(), errors.total())
     return {
         "seconds": time.perf_counter() - start,
         "clips": figures["ok"] + figures["failed"],
@@ -191,19 +202,9 @@ def write_all(output: str, plan: dict[str, Any], front_end: FrontEndConfig, num_
     }
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What a task died of, as one line where the way out is outside: a full disk, a store that is away."""
-    cause: BaseException | None = error
-    while cause is not None and not (isinstance(cause, OSError) and not isinstance(cause, RayError)):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    if cause is None:
-        return error
-    reason = " ".join(str(cause).split())
-    return UserError(f"stopped: {reason}. Finished shards are kept: mend it and run the same command again")
-
-
 def save_report(dataset: ShardDataset, remarks: Sequence[str], missing: int, tracker: Tracker | None = None) -> None:
     """Write the end report into the dataset and, where there is a run, to MLflow."""
+    storage.make_folder(storage.join(dataset.path, REPORT))
     with tempfile.TemporaryDirectory() as folder:
         for path in write_report(dataset, Path(folder), remarks, missing):
             with storage.atomic_output(storage.join(dataset.path, REPORT, path.name)) as stream:

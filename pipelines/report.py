@@ -152,9 +152,7 @@ def draw_durations(dataset: ShardDataset, durations: np.ndarray, path: Path) -> 
     axis.axvline(limit, color="black", linestyle="--", linewidth=1, label=f"clip length {limit:g} s")
     _count_axis(axis, counts)
     axis.set_xlabel("duration in seconds")
-    axis.set_title(
-        f"{len(durations)} clip{'s' * (len(durations) > 1)}, median {np.median(durations):.2f} s; {cut:.1%} fill the clip length"
-    )
+    axis.set_title(f"median {np.median(durations):.2f} s; {cut:.1%} of the clips fill the clip length")
     axis.set_xlim(left=0)
     axis.legend()
     _save(figure, path)
@@ -227,7 +225,7 @@ def draw_log_mels(dataset: ShardDataset, labels: pa.ChunkedArray, path: Path) ->
         axis.set_xlabel("seconds")
     for axis in axes[:, 0]:
         axis.set_ylabel("mel bin")
-    figure.colorbar(image, ax=axes, label="log power", fraction=0.03, aspect=10 * lines, pad=0.01)
+    figure.colorbar(image, ax=axes, label="log power", fraction=0.03, aspect=12 + 6 * lines, pad=0.01)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a script the font lacks is drawn as boxes
         _save(figure, path)
