@@ -57,7 +57,7 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
         axis.set_ylabel("mel bin")
     share = len(targets[0]) / config.model.num_patches
     figure.suptitle(f"log-mel crops; the {share:.0%} of patches under the veil are predicted from the rest")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_training(history: Sequence[dict[str, Any]], width: int, path: Path) -> None:
@@ -74,7 +74,7 @@ def draw_training(history: Sequence[dict[str, Any]], width: int, path: Path) -> 
     for axis in axes:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_ablation(
@@ -97,7 +97,7 @@ def draw_ablation(
     axis.set_ylim(0, min(1.0, max(max(v) for v in [*accuracies, list(baselines.values())]) * 1.2))
     axis.legend(loc="lower right")
     axis.grid(axis="y", alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _curve(axis: Axes, history: Sequence[dict[str, Any]], key: str, label: str) -> None:
@@ -106,7 +106,7 @@ def _curve(axis: Axes, history: Sequence[dict[str, Any]], key: str, label: str) 
     axis.set_title(label)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ajepa import storage
-from ajepa.shards.dataset import ShardDataset, _read_shards
+from ajepa.shards.dataset import ShardDataset, read_shards
 from ajepa.shards.schema import BAD, OK, decode_log_mels
 from ajepa.shards.statistics import STD_FLOOR
-from pipelines.figures import _save
+from pipelines.figures import save
 
 COLUMNS = ["duration_s", "source_rate", "split", "fold", "labels"]  # all that is read of every ok row
 KINDS = 20  # of failures that are listed
@@ -78,7 +78,7 @@ def write_report(dataset: ShardDataset, folder: Path, remarks: Sequence[str] = (
 def failure_kinds(dataset: ShardDataset) -> dict[str, tuple[int, str, str]]:
     """Kind of failure to (clips, clip id and reason of the first of them), the commonest first."""
     kinds: dict[str, tuple[int, str, str]] = {}
-    for _, table in _read_shards(dataset.path, BAD, ["clip_id", "uri", "error"]):
+    for _, table in read_shards(dataset.path, BAD, ["clip_id", "uri", "error"]):
         for clip_id, uri, error in zip(*(c.to_pylist() for c in table.columns), strict=True):
             kind = kind_of(error, uri)
             count, first_id, first_error = kinds.get(kind, (0, clip_id, error))
@@ -155,7 +155,7 @@ def draw_durations(dataset: ShardDataset, durations: np.ndarray, path: Path) -> 
     axis.set_title(f"median {np.median(durations):.2f} s; {cut:.1%} of the clips fill the clip length")
     axis.set_xlim(left=0)
     axis.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_sample_rates(dataset: ShardDataset, source_rates: pa.ChunkedArray, path: Path) -> None:
@@ -178,7 +178,7 @@ def draw_sample_rates(dataset: ShardDataset, source_rates: pa.ChunkedArray, path
     axis.margins(y=0.12)
     axis.set_xlabel("sample rate of the file in Hz")
     axis.set_title(f"resampled to {wanted} Hz" + (" (orange: from a lower rate)" if ORANGE in colours else ""))
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_bins(dataset: ShardDataset, path: Path) -> None:
@@ -201,7 +201,7 @@ def draw_bins(dataset: ShardDataset, path: Path) -> None:
         axis.set_xlabel("mel bin")
         axis.set_ylabel("log power")
         axis.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_log_mels(dataset: ShardDataset, labels: pa.ChunkedArray, path: Path) -> None:
@@ -228,7 +228,7 @@ def draw_log_mels(dataset: ShardDataset, labels: pa.ChunkedArray, path: Path) ->
     figure.colorbar(image, ax=axes, label="log power", fraction=0.03, aspect=12 + 6 * lines, pad=0.01)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a script the font lacks is drawn as boxes
-        _save(figure, path)
+        save(figure, path)
 
 
 def choose_rows(labels: pa.ChunkedArray) -> list[int]:

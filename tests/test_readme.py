@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,3 +48,10 @@ def test_the_snippet_for_pandas_reads_a_shard(small_dataset):
     names = {"np": np, "pd": pd}
     exec(snippet.replace("data/sounds/status=ok/shard-00000.parquet", path), names)
     assert names["log_mel"].shape == (128, names["row"].num_frames)
+
+
+def test_the_query_for_duckdb_counts_the_clips(small_dataset):
+    query = re.search(r"```sql\n(.*?)```", README, re.DOTALL)[1]
+    rows = duckdb.sql(query.replace("data/sounds", small_dataset.path)).fetchall()
+    assert {tuple(labels): count for labels, count, _ in rows} == {(i,): 10 for i in range(4)}
+    assert abs(sum(hours for *_, hours in rows) - small_dataset.hours) < 1e-9

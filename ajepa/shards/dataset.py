@@ -50,11 +50,7 @@ class ShardDataset:
 
     def read_columns(self, columns: list[str]) -> pa.Table:
         """Columns of all ok rows, in storage order."""
-        tables = []
-        for shard in self.shards:
-            with storage.open_input(storage.join(self.path, shard.name)) as stream:
-                tables.append(pq.read_table(stream, columns=columns))
-        return pa.concat_tables(tables)
+        return pa.concat_tables(table for _, table in read_shards(self.path, OK, columns))
 
     def iter_log_mels(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(log_mels [rows, n_mels, clip_frames] float16, num_frames [rows]) by row group, in storage order."""
@@ -158,12 +154,17 @@ def finish_dataset(
         RuntimeError: the shards do not hold the expected clips.
         UserError: not one clip could be read.
     """
+    for status in (OK, BAD):  # what killed workers left half-written; nobody writes any more
+        folder = storage.join(output, status)
+        for name in _files(folder):
+            if name.endswith(".tmp"):
+                storage.delete(storage.join(folder, name))
     reduction, shards = Reduction(front_end, label_names), []
-    for name, table in _read_shards(output, OK, SMALL_COLUMNS):
+    for name, table in read_shards(output, OK, SMALL_COLUMNS):
         reduction.add(table)
         shards.append({"name": f"{OK}/{name}", "rows": table.num_rows})
     bad, reasons = [], Counter[str]()
-    for _, table in _read_shards(output, BAD, ["clip_id", "error"]):
+    for _, table in read_shards(output, BAD, ["clip_id", "error"]):
         bad += table["clip_id"].chunks
         reasons.update(error.partition(":")[0] for error in table["error"].to_pylist())
     ids = reduction.clip_ids()
@@ -200,11 +201,14 @@ def finish_dataset(
     return open_dataset(output)
 
 
-def _read_shards(output: str, status: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
+def _files(folder: str) -> list[str]:
+    return [name for name, _ in storage.list_files(folder)] if storage.kind(folder) == "folder" else []
+
+
+def read_shards(output: str, status: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
     """(file name, columns) of every shard in order, read ahead by threads: a store answers many at a time."""
     folder = storage.join(output, status)
-    listed = storage.list_files(folder) if storage.kind(folder) == "folder" else []
-    names = sorted(name for name, _ in listed if name.endswith(".parquet"))
+    names = [name for name in _files(folder) if name.endswith(".parquet")]
 
     def read(name: str) -> tuple[str, pa.Table]:
         with storage.open_input(storage.join(folder, name)) as stream:

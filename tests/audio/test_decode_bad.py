@@ -1,8 +1,11 @@
 """Bad files: each one is an AudioError with its stage and reason, never a crash and never unbounded memory."""
 
+import os
 import struct
+import tempfile
 import tracemalloc
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +72,21 @@ def test_a_missing_file_is_an_audio_error(tmp_path):
 def test_a_missing_uri_is_an_audio_error(tmp_path):
     with pytest.raises(AudioError, match=r"^read: "):
         decode((tmp_path / "none.wav").as_uri(), RATE)
+
+
+def test_a_file_one_may_not_read_is_an_audio_error(write_wav):
+    with tempfile.TemporaryDirectory() as folder:  # one that anybody may enter, unlike pytest's
+        Path(folder).chmod(0o755)
+        path = write_wav(Path(folder, "a.wav"), NOISE)
+        Path(path).chmod(0)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)  # root may read everything
+            with pytest.raises(AudioError, match=r"^read: .*Permission denied"):
+                decode(path, RATE)
+        finally:
+            os.seteuid(user)
 
 
 def test_a_folder_is_an_audio_error(tmp_path):

@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
 import mlflow
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -51,6 +53,8 @@ def test_a_folder_becomes_a_dataset(ray_session, args, mlflow_uri):
     assert not list(Path(args.output).glob("_plan*")) and not list(Path(args.output).rglob("*.tmp"))
     run = mlflow.MlflowClient(mlflow_uri).get_run(dataset.info["mlflow_run"])
     assert run.info.status == "FINISHED" and run.data.metrics["clips_ok"] == 20
+    listed = {Path(f.path).name for f in mlflow.MlflowClient(mlflow_uri).list_artifacts(run.info.run_id, "report")}
+    assert listed == {p.name for p in Path(args.output, "report").iterdir()} >= {"report.md", "log_mels.png"}
 
 
 def test_bad_files_are_counted_with_their_reason(ray_session, args, tmp_path, capsys):
@@ -156,6 +160,20 @@ def test_esc10_gives_400_good_rows(ray_session, args, esc10):
     )
     assert (dataset.num_clips, dataset.num_failed, len(dataset.label_names)) == (400, 0, 10)
     assert sorted(set(dataset.read_columns(["fold"])["fold"].to_pylist())) == [1, 2, 3, 4, 5]
+
+
+def test_spoken_digits_give_3000_good_rows(ray_session, args, fsdd, tmp_path):
+    """Read by pyarrow, pandas and DuckDB alike."""
+    dataset = main(dataclasses.replace(args, input=str(fsdd), labels_from_folders=False, clips_per_shard=None))
+    assert (dataset.num_clips, dataset.num_failed) == (3000, 0)
+    shards = f"{args.output}/status=ok/*.parquet"
+    (count,) = duckdb.sql(f"SELECT count(DISTINCT clip_id) FROM '{shards}'").fetchone()
+    assert count == 3000
+    one = sorted(Path(args.output, "status=ok").iterdir())[0]
+    frames = [pq.read_table(one).to_pandas(), pd.read_parquet(one), duckdb.sql(f"SELECT * FROM '{one}'").df()]
+    arrays = [np.frombuffer(bytes(f.log_mel.iloc[5]), "<f2").reshape(128, -1) for f in frames]
+    assert (arrays[0] == arrays[1]).all() and (arrays[0] == arrays[2]).all()
+    assert np.isfinite(arrays[0][:, : frames[0].num_frames.iloc[5]]).all()
 
 
 def test_ray_job_submit_runs_the_same_command(ray_session, sounds, tmp_path):

@@ -157,11 +157,12 @@ def test_a_copy_cannot_stand_in_for_a_missing_shard(build):
         finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {})
 
 
-def test_leftovers_of_a_killed_worker_are_ignored(build, tmp_path):
+def test_leftovers_of_a_killed_worker_are_swept_away(build, tmp_path):
     dataset = build()
     (tmp_path / "shards" / OK / "shard-00001.parquet.123.tmp").write_bytes(b"half a shard")
     again = finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {})
     assert again.content_hash == dataset.content_hash
+    assert not list((tmp_path / "shards").rglob("*.tmp"))
 
 
 def test_not_one_readable_clip_is_a_users_mistake(build, clips):

@@ -1,0 +1,110 @@
+"""What goes wrong in the middle of a job: killed workers, a full disk. The job ends the same, or stops and goes on."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ajepa.config import FrontEndConfig
+from ajepa.errors import UserError
+from ajepa.shards.dataset import open_dataset
+from ajepa.shards.verify import verify_dataset
+from pipelines.preprocess import PreprocessArgs, main, parse_args, run
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def args(sounds, tmp_path, mlflow_uri):
+    return PreprocessArgs(
+        source="folder", input=str(sounds), output=str(tmp_path / "shards"), labels_from_folders=True,
+        mlflow_uri=mlflow_uri, front_end=FrontEndConfig(clip_frames=256), clips_per_shard=3,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 700 KB, and how to make it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs more rights")
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=50m", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_job_clearly_and_the_same_command_goes_on(ray_session, args, small_disk):
+    folder, enlarge = small_disk
+    small = dataclasses.replace(args, output=str(folder / "shards"), num_workers=1)
+    with pytest.raises(UserError, match=r"stopped: .*No space left on device.*run the same command again"):
+        main(small)
+    done = {p: p.stat().st_mtime_ns for p in folder.glob("shards/status=ok/*.parquet")}
+    assert 1 <= len(done) < 7 and not list(folder.rglob("*.tmp"))
+    with pytest.raises(UserError, match="unfinished preprocess job"):
+        open_dataset(small.output)
+    enlarge()
+    resumed, whole = main(small), main(args)
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items())
+    assert resumed.content_hash == whole.content_hash
+    assert (resumed.statistics.std == whole.statistics.std).all()
+
+
+def test_a_killed_worker_loses_nothing(ray_session, args, sounds, tmp_path):
+    rows = [f"{path},{path.stem} {i}" for i in range(12) for path in sorted(sounds.rglob("*.wav"))]
+    (tmp_path / "list.csv").write_text("uri,clip_id\n" + "\n".join(rows) + "\n")
+    many = dataclasses.replace(args, source="manifest", input=str(tmp_path / "list.csv"), labels_from_folders=False)
+    whole = main(dataclasses.replace(many, output=str(tmp_path / "whole")))
+    done = []
+    job = threading.Thread(target=lambda: done.append(main(many)))
+    job.start()
+    killed, deadline = 0, time.monotonic() + 120
+    while job.is_alive() and killed < 2 and time.monotonic() < deadline:
+        if len(list(Path(many.output).glob("status=ok/*.parquet"))) > 3 * killed:
+            for process in psutil.process_iter(["cmdline"]):
+                if "".join(process.info["cmdline"] or []).startswith("ray::MapBatches(write_shards)"):
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed += 1
+                    break
+        time.sleep(0.01)
+    job.join()
+    assert killed == 2
+    assert done[0].num_clips == 240 and done[0].content_hash == whole.content_hash
+    assert (done[0].statistics.std == whole.statistics.std).all()
+    assert sum(verify_dataset(many.output)) == 240
+
+
+def test_a_job_killed_before_its_plan_stood_starts_anew(ray_session, args):
+    plan = Path(args.output, "_plan")
+    plan.mkdir(parents=True)
+    (plan / "manifest.parquet.77.tmp").write_bytes(b"half")
+    assert main(args).num_clips == 20
+
+
+def test_recordings_are_cut_and_datasets_merged(ray_session, args, sounds, tmp_path, capsys):
+    cut = main(dataclasses.replace(args, segment=0.5, segment_last="drop"))
+    starts = cut.read_columns(["clip_id", "start_s", "duration_s"]).to_pylist()
+    assert {r["duration_s"] for r in starts} == {0.5} and starts[1]["clip_id"].endswith("#00001")
+    assert "20 recordings cut into" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds a finished dataset made from other input or settings"):
+        main(args)
+    parts = []
+    for kind in ("noise", "tone"):
+        part = dataclasses.replace(
+            args, input=str(sounds / kind), output=str(tmp_path / kind), labels_from_folders=False
+        )
+        parts.append(main(part).path)
+    merged = str(tmp_path / "merged")
+    run(parse_args(["--merge", *parts, "--output", merged]))
+    assert "20 clips ok, 0 bad" in capsys.readouterr().out
+    assert sum(verify_dataset(merged)) == 20 and Path(merged, "report/report.md").exists()
+    in_one = main(
+        dataclasses.replace(args, output=str(tmp_path / "one"), labels_from_folders=False)
+    )  # other ids ("noise/..."), the same sound
+    assert (open_dataset(merged).statistics.std == in_one.statistics.std).all()
