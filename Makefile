@@ -30,8 +30,8 @@ lint: setup  ## style, types, and the rule of which package may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup  ## benchmarks: ratios against a floor or a peer in the same run
-	$(BIN)/python -m pytest tests/benchmarks -m '' --override-ini 'addopts=-q -s' --override-ini 'python_files=bench_*.py'
+bench: setup  ## ratios against a floor or a peer in the same run: about 45 minutes on 2 cores (AJEPA_BENCH_CLIPS=500 for less)
+	$(BIN)/python -m pytest tests/benchmarks -m '' --override-ini 'addopts=-q -s --import-mode=importlib --show-capture=no' --override-ini 'python_files=bench_*.py'
 
 clean:
 	rm -rf $(VENV) demo

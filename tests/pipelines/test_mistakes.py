@@ -66,6 +66,14 @@ PREPROCESS = ["--source", "folder", "--output", "{new}", "--input"]
 PRETRAIN = ["--output", "{new}", "--num-workers", "0", "--data"]
 MISTAKES = {
     "verify an unfinished folder": (preprocess_main, ["--verify", "{unfinished}"], "unfinished preprocess job"),
+    "merge of one": (preprocess_main, ["--merge", "{shards}", "--output", "{new}"], "at least two datasets"),
+    "merge of one twice": (preprocess_main, ["--merge", "{shards}", "{shards}", "--output", "{new}"], "given twice"),
+    "segments longer than a clip": (
+        preprocess_main, [*PREPROCESS, "{sounds}", "--segment", "60"], "at most 10.24 s (--clip-frames)",
+    ),
+    "options in a URI": (
+        preprocess_main, [*PREPROCESS, "s3://b/x?endpoint_override=127.0.0.1"], "set AWS_ENDPOINT_URL",
+    ),
     "input folder missing": (preprocess_main, [*PREPROCESS, "{gone}"], "does not exist"),
     "input folder empty": (preprocess_main, [*PREPROCESS, "{empty}"], "is empty"),
     "no audio in the folder": (preprocess_main, [*PREPROCESS, "{texts}"], "none with an audio extension"),
