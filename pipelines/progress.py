@@ -20,6 +20,7 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.done = self.failed = 0
         self._start = self._said = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when work first came in, and how much
         self._bar = tqdm(total=total, unit=unit, desc=what, mininterval=0.5) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "Progress":
@@ -35,17 +36,23 @@ class Progress:
         """`count` more are done, `failed` of them in vain."""
         self.done += count
         self.failed += failed
+        now = time.monotonic()
+        self._first = self._first or (now, self.done)
         if self._bar is not None:
             self._bar.update(count)
             if self.failed:
                 self._bar.set_postfix(failed=self.failed)
-        elif time.monotonic() - self._said >= LOG_EVERY:
-            self._said = time.monotonic()
-            print(self.line(self._said - self._start), file=sys.stderr, flush=True)
+        elif now - self._said >= LOG_EVERY:
+            self._said = now
+            print(self.line(self._rate(now, *self._first)), file=sys.stderr, flush=True)
 
-    def line(self, seconds: float) -> str:
-        """Where things stand after `seconds`."""
-        rate = self.done / max(seconds, 1e-9)
+    def _rate(self, now: float, first: float, at_first: int) -> float:
+        """Done a second; the start-up until the first result does not count where there are later ones."""
+        since, done = (first, self.done - at_first) if self.done > at_first else (self._start, self.done)
+        return done / max(now - since, 1e-9)
+
+    def line(self, rate: float) -> str:
+        """Where things stand, at `rate` a second."""
         left = (self.total - self.done) / rate if rate else float("inf")
         share = self.done / max(self.total, 1)
         return (

@@ -13,7 +13,16 @@ def test_a_line_says_where_things_stand():
 def test_long_times_are_minutes_and_hours():
     count = Progress("preprocess", total=1_000_000)
     count.update(1_000)
-    assert count.line(1.0).endswith("about 17 min left") and count.line(100.0).endswith("about 27.8 h left")
+    assert count.line(1_000.0).endswith("about 17 min left") and count.line(10.0).endswith("about 27.8 h left")
+
+
+def test_starting_up_does_not_slow_the_rate():
+    count = Progress("preprocess", total=100)
+    count.update(10)
+    first, at_first = count._first
+    assert count._rate(count._start + 5.0, first, at_first) == 2.0
+    count.update(20)
+    assert count._rate(first + 4.0, first, at_first) == 5.0
 
 
 def test_lines_come_now_and_then(capsys, monkeypatch):
