@@ -167,7 +167,7 @@ def test_spoken_digits_give_3000_good_rows(ray_session, args, fsdd, tmp_path):
     dataset = main(dataclasses.replace(args, input=str(fsdd), labels_from_folders=False, clips_per_shard=None))
     assert (dataset.num_clips, dataset.num_failed) == (3000, 0)
     shards = f"{args.output}/status=ok/*.parquet"
-    (count,) = duckdb.sql(f"SELECT count(DISTINCT clip_id) FROM '{shards}'").fetchone()
+    ((count,),) = duckdb.sql(f"SELECT count(DISTINCT clip_id) FROM '{shards}'").fetchall()
     assert count == 3000
     one = sorted(Path(args.output, "status=ok").iterdir())[0]
     frames = [pq.read_table(one).to_pandas(), pd.read_parquet(one), duckdb.sql(f"SELECT * FROM '{one}'").df()]
