@@ -33,9 +33,13 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
+def is_local(path: str) -> bool:
+    return not is_uri(path) or path.startswith("file:")
+
+
 def absolute(path: str) -> str:
     """The path as any process on any host reads it: local ones absolute (file:// too), other URIs unchanged."""
-    if is_uri(path) and urlsplit(path).scheme != "file":
+    if not is_local(path):
         return path
     local = unquote(urlsplit(path).path) if is_uri(path) else Path(path).expanduser()
     return os.path.abspath(local)  # noqa: PTH100 (removes "..")
@@ -48,7 +52,7 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
         UserError: a scheme pyarrow cannot read, or a URI with options.
     """
     scheme, _, rest = path.partition("://")
-    if not is_uri(path) or scheme == "file":
+    if is_local(path):
         return pafs.LocalFileSystem(), absolute(path)
     if scheme not in OBJECT_STORES:
         return _filesystem(path)
@@ -84,7 +88,7 @@ def with_retries(path: str, work: Callable[[], T]) -> T:
             raise
         except OSError as error:
             answered = isinstance(error, FileNotFoundError | PermissionError) or ANSWERED.search(str(error))
-            if not is_uri(path) or path.startswith("file:") or answered:
+            if is_local(path) or answered:
                 raise
             if wait is None:
                 raise UnreachableError(f"cannot reach {path!r}: {str(error).splitlines()[0]}") from error
@@ -184,7 +188,7 @@ class RemoteFile(io.RawIOBase):
 def decoder_input(path: str) -> Iterator[Any]:
     """An input for decoders: a plain file where there is one (libsndfile then reads by its descriptor), else a
     buffered remote one, whose read errors come out of the block whatever the decoder made of them."""
-    if not is_uri(path) or path.startswith("file:"):
+    if is_local(path):
         with Path(absolute(path)).open("rb", buffering=0) as file:
             yield file
         return

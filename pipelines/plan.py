@@ -12,11 +12,10 @@ from ajepa import storage
 from ajepa.audio.manifest import Manifest
 from ajepa.config import FrontEndConfig, differences
 from ajepa.errors import UserError
-from ajepa.shards.dataset import DATASET_JSON, ShardDataset, open_dataset
+from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, open_dataset
 from ajepa.shards.schema import BAD, OK
 
-PLAN = "_plan"  # of an unfinished job: plan.json and manifest.parquet, a row group a shard
-PLAN_JSON = f"{PLAN}/plan.json"
+PLAN_JSON = f"{PLAN}/plan.json"  # beside it manifest.parquet, a row group a shard
 MISSING = "missing.txt"  # clips the source lists and has no audio of, a line each
 MAX_CLIPS_PER_SHARD = 500
 

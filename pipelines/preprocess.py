@@ -27,7 +27,7 @@ from ajepa.audio.segments import Last, segment
 from ajepa.audio.sources import SourceName, load_manifest
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
-from ajepa.shards.dataset import DATASET_JSON, ShardDataset, finish_dataset, open_dataset
+from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, finish_dataset, open_dataset
 from ajepa.shards.merge import merge_datasets
 from ajepa.shards.schema import BAD, OK
 from ajepa.shards.verify import verify_dataset
@@ -35,7 +35,7 @@ from ajepa.shards.writer import ShardResult, shard_path, write_shard
 from pipelines import tracking
 from pipelines.common import parse, run_command, start_ray, warn_relative_output
 from pipelines.estimate import estimate
-from pipelines.plan import MISSING, PLAN, make_plan, prepare_output
+from pipelines.plan import MISSING, make_plan, prepare_output
 from pipelines.progress import Progress
 from pipelines.report import write_report
 from pipelines.tracking import Tracker

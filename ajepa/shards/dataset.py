@@ -21,6 +21,7 @@ from ajepa.shards.schema import BAD, CONTRACT_VERSION, OK, decode_log_mels
 from ajepa.shards.statistics import Statistics, Totals
 
 DATASET_JSON = "dataset.json"
+PLAN = "_plan"  # folder of an unfinished job or merge: what it is to become
 READ_AHEAD = 16  # shards whose small columns are read at a time (a few MB each)
 SMALL_COLUMNS = ["clip_id", "num_frames", "bin_sum", "bin_sumsq", "digest", "labels", "split", "fold"]
 

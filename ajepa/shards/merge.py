@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 from ajepa import storage
 from ajepa.config import differences
 from ajepa.errors import UserError
-from ajepa.shards.dataset import DATASET_JSON, Shard, ShardDataset, finish_dataset, open_dataset
+from ajepa.shards.dataset import DATASET_JSON, PLAN, Shard, ShardDataset, finish_dataset, open_dataset
 from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, ok_schema
 from ajepa.shards.writer import shard_path
 
-PLAN = "_plan"  # of an unfinished merge
 MERGE_JSON = f"{PLAN}/merge.json"
 TEMPORARY = re.compile(rf"({MERGE_JSON}|{DATASET_JSON}|({OK}|{BAD})/shard-\d+\.parquet)\.\d+\.tmp")
 AGAIN = "make that dataset again, then run the same merge again"
