@@ -178,18 +178,27 @@ class TrainConfig:
     """Targets are the mean of the last K layers' outputs, each layer-normed; 1 is the write-up."""
     masks_per_clip: int = 1
     """Masks drawn for each clip; the target encoder runs once for all of them."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the forward pass; weights stay in float32. auto: bf16 where the device multiplies it natively."""
+    micro_batch: int = 0
+    """Clips a worker computes at a time; gradients accumulate over its share of the batch. 0: all at once."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of the forward pass; weights stay in float32. auto: bf16 where the device multiplies it natively.
+    fp16 scales the loss dynamically."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the model; auto: on a GPU."""
     seed: int = 0
     """Seed of the weights, the data order, the crops and the masks."""
     log_every: int = 20
     """Steps between reports of the loss."""
     eval_every: int = 100
-    """Steps between measurements of the effective rank on a fixed set of clips."""
+    """Steps between measurements on a fixed set of crops: effective rank, online probe, pictures."""
+    holdout: int = 0
+    """Clips never trained on, whose crops the effective rank is measured on; 0: crops of training clips."""
+    stop_on_collapse: bool = False
+    """Stop the run with an error when the verdict is "collapsing"; without it, the verdict is only said."""
     checkpoint_every: int = 250
     """Steps between checkpoints; the last step always writes one."""
     keep_checkpoints: int = 3
-    """Checkpoints kept, the newest ones."""
+    """Checkpoints kept: the newest ones, and the one with the best online probe beside them."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -208,6 +217,8 @@ class TrainConfig:
         _require(self.lr > 0 and self.final_lr >= 0, "lr must be positive and final_lr not negative")
         _require(0 <= self.seed < 1 << 63, f"seed must lie between 0 and 2^63 - 1, got {self.seed}")
         _require(self.masks_per_clip > 0, "masks_per_clip must be positive")
+        _require(self.micro_batch >= 0 and self.holdout >= 0, "micro_batch and holdout must not be negative")
+        _require(self.grad_clip >= 0 and self.weight_decay >= 0, "grad_clip and weight_decay must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

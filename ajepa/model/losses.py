@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,14 +23,15 @@ def prediction_loss(
     kind: Literal["smooth_l1", "l1", "mse", "cosine"] = "smooth_l1",
     beta: float = 1.0,
 ) -> Tensor:
-    """Mean loss over samples, target patches and dimensions, in float32.
+    """Mean loss over samples, target patches and dimensions, in float32 or wider.
 
     smooth_l1 is the write-up's Huber loss with threshold `beta`; cosine is 1 - cosine similarity.
 
     Args:
         prediction, target: [B, M, D].
     """
-    prediction, target = prediction.float(), target.float()
+    if prediction.dtype != torch.float64:
+        prediction, target = prediction.float(), target.float()
     if kind == "smooth_l1":
         return F.smooth_l1_loss(prediction, target, beta=beta)
     if kind == "l1":

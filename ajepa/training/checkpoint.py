@@ -1,18 +1,20 @@
-"""Checkpoints: safetensors weights, optimizer state, and a manifest with digests that is checked on loading.
+"""Checkpoints: safetensors and a manifest with digests that is checked on loading. Nothing is ever unpickled.
 
-A checkpoint folder holds model.safetensors, optimizer.pt (plain tensors, read with weights_only) and
-checkpoint.json: step, config, statistics, front end, dataset hash, and the digest of the other files.
+A checkpoint folder holds model.safetensors (AJEPA's state dict), optimizer.safetensors (AdamW's moments by parameter
+name) and, written last, checkpoint.json: step, place in the data stream, loss scale, config, statistics, front end,
+dataset hash, and the digests of the other files. There is no random state to keep: every draw is a function of
+(seed, sample).
 """
 
 import dataclasses
 import hashlib
-import io
 import json
 import logging
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 
@@ -23,16 +25,17 @@ from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.statistics import Statistics
 from ajepa.training.step import TrainState
 
-FORMAT_VERSION = 1
-MANIFEST, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.pt"
+FORMAT_VERSION = 2
+MANIFEST, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
 CHECKPOINTS = "checkpoints"  # folder of a run
+BEST = "best.json"  # of a run: the checkpoint with the best score
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """checkpoint.json of a checkpoint whose files were verified."""
+    """checkpoint.json of a checkpoint."""
 
     path: str
     step: int
@@ -41,33 +44,68 @@ class CheckpointInfo:
     front_end: FrontEndConfig
     statistics: Statistics
     dataset_hash: str
+    scaler: dict[str, Any]  # of the loss, with fp16
 
 
-def save_checkpoint(folder: str, state: TrainState, dataset: ShardDataset) -> None:
-    """Write a checkpoint into a new folder; the manifest comes last, so a torn folder is recognised."""
-    storage.make_folder(folder)
-    files = {
-        MODEL: safetensors.torch.save({k: v.contiguous() for k, v in state.core.state_dict().items()}),
-        OPTIMIZER: _to_bytes(state.optimizer.state_dict()),
+@dataclass(frozen=True)
+class Snapshot:
+    """A state copied to host memory, so that training goes on while it is written."""
+
+    step: int
+    files: dict[str, dict[str, torch.Tensor]]
+    manifest: dict[str, Any]
+
+
+def snapshot(state: TrainState, dataset: ShardDataset) -> Snapshot:
+    """Copy everything a run needs to go on, or an encoder to be used."""
+    weights = {name: _host_copy(value) for name, value in state.core.state_dict().items()}
+    moments = {
+        f"{name}.{key}": _host_copy(value)
+        for name, parameter in state.core.trained_parameters()
+        for key, value in state.optimizer.state[parameter].items()
     }
-    for name, data in files.items():
-        with storage.atomic_output(storage.join(folder, name)) as stream:
-            stream.write(data)
     manifest = {
         "format_version": FORMAT_VERSION,
         "step": state.step,
         "total_steps": state.total_steps,
+        "samples": state.step * state.config.train.batch_size,  # of the data stream that were seen
+        "scaler": state.scaler.state_dict(),
         "config": state.config.to_dict(),
-        "front_end": dataclasses.asdict(dataset.front_end),
-        "statistics": {
-            "mean": dataset.statistics.mean.tolist(),
-            "std": dataset.statistics.std.tolist(),
-            "frames": dataset.statistics.frames,
-        },
         "dataset_hash": dataset.content_hash,
-        "digests": {name: _digest(data) for name, data in files.items()},
+        **describe(dataset.front_end, dataset.statistics),
     }
-    storage.write_text(storage.join(folder, MANIFEST), json.dumps(manifest, indent=1))
+    return Snapshot(state.step, {MODEL: weights, OPTIMIZER: moments}, manifest)
+
+
+def describe(front_end: FrontEndConfig, statistics: Statistics) -> dict[str, Any]:
+    """Front end and normalisation as JSON values."""
+    return {
+        "front_end": dataclasses.asdict(front_end),
+        "statistics": {
+            "mean": statistics.mean.tolist(),
+            "std": statistics.std.tolist(),
+            "frames": statistics.frames,
+        },
+    }
+
+
+def write_checkpoint(folder: str, shot: Snapshot) -> None:
+    """Write a checkpoint into a folder; the manifest comes last, so a torn folder is recognised. What another
+    attempt left there is written over."""
+    storage.delete(storage.join(folder, MANIFEST))
+    storage.make_folder(folder)
+    digests = {}
+    for name, tensors in shot.files.items():
+        data = safetensors.torch.save(tensors)
+        digests[name] = _digest(data)
+        with storage.atomic_output(storage.join(folder, name)) as stream:
+            stream.write(data)
+    storage.write_text(storage.join(folder, MANIFEST), json.dumps(shot.manifest | {"digests": digests}, indent=1))
+
+
+def save_checkpoint(folder: str, state: TrainState, dataset: ShardDataset) -> None:
+    """Write a checkpoint and return when it is there."""
+    write_checkpoint(folder, snapshot(state, dataset))
 
 
 def read_info(folder: str) -> CheckpointInfo:
@@ -92,22 +130,39 @@ def read_info(folder: str) -> CheckpointInfo:
             front_end=from_dict(FrontEndConfig, manifest["front_end"]),
             statistics=Statistics(np.array(statistics["mean"]), np.array(statistics["std"]), statistics["frames"]),
             dataset_hash=manifest["dataset_hash"],
+            scaler=manifest.get("scaler", {}),
         )
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{where!r} is damaged ({error!r}); use an earlier checkpoint") from error
 
 
 def read_weights(folder: str) -> dict[str, torch.Tensor]:
     """The verified weights of a checkpoint, by the names of AJEPA's state dict."""
-    return safetensors.torch.load(_verified(folder, MODEL))
+    return _tensors(folder, MODEL)
 
 
 def restore(folder: str, state: TrainState) -> None:
-    """Load weights, optimizer and step into a state of the same config. Any mismatch of names or shapes raises."""
+    """Load weights, optimizer, loss scale and step into a state of the same architecture.
+
+    Raises:
+        UserError: names or shapes differ.
+    """
     info = read_info(folder)
-    state.core.load_state_dict(read_weights(folder), strict=True)
-    optimizer = torch.load(io.BytesIO(_verified(folder, OPTIMIZER)), weights_only=True, map_location=state.device)
-    state.optimizer.load_state_dict(optimizer)
+    try:
+        state.core.load_state_dict(read_weights(folder), strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{folder!r} holds another architecture: {error}") from error
+    moments = _tensors(folder, OPTIMIZER)
+    for name, parameter in state.core.trained_parameters():
+        own = {key: moments.pop(f"{name}.{key}", None) for key in ("step", "exp_avg", "exp_avg_sq")}
+        for key, value in own.items():
+            if value is None or (key != "step" and value.shape != parameter.shape):
+                raise UserError(f"{folder!r} holds another optimizer state: {name}.{key} is missing or misshapen")
+        state.optimizer.state[parameter] = {key: value.to(state.device) for key, value in own.items()}
+    if moments:
+        raise UserError(f"{folder!r} holds another optimizer state: unknown {sorted(moments)[:3]}")
+    if info.scaler and state.scaler.is_enabled():
+        state.scaler.load_state_dict(info.scaler)
     state.step = info.step
 
 
@@ -156,10 +211,26 @@ def latest_checkpoint(run: str) -> str:
     return found
 
 
+def note_best(run: str, step: int, score: float) -> None:
+    """Remember a written checkpoint as the best one if its score is higher than the best so far."""
+    best = read_best(run)
+    if best is None or score > best["score"]:
+        storage.write_text(storage.join(run, BEST), json.dumps({"step": step, "score": score}))
+
+
+def read_best(run: str) -> dict[str, Any] | None:
+    """{"step", "score"} of the best checkpoint, or None where no score was ever measured."""
+    where = storage.join(run, BEST)
+    return json.loads(storage.read_text(where)) if storage.kind(where) == "file" else None
+
+
 def prune_checkpoints(run: str, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
+    """Delete all but the newest `keep` checkpoints and the best one."""
+    best = read_best(run)
+    kept = checkpoint_path(run, best["step"]).rpartition("/")[2] if best else None
     for name in _steps(run)[:-keep]:
-        storage.delete(storage.join(run, CHECKPOINTS, name))
+        if name != kept:
+            storage.delete(storage.join(run, CHECKPOINTS, name))
 
 
 def _steps(run: str) -> list[str]:
@@ -169,10 +240,16 @@ def _steps(run: str) -> list[str]:
     return sorted({name.partition("/")[0] for name, _ in names if "/" in name})
 
 
-def _to_bytes(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
+def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _tensors(folder: str, name: str) -> dict[str, torch.Tensor]:
+    data = _verified(folder, name)
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{folder!r} is not an intact checkpoint: {name} is damaged ({error})") from error
 
 
 def _digest(data: bytes) -> str:

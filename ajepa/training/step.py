@@ -1,22 +1,34 @@
 """The training step and its state. Nothing here knows about Ray, files or logging."""
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ajepa.config import Config, TrainConfig
 from ajepa.errors import UserError
 from ajepa.model.ajepa import AJEPA
-from ajepa.model.masking import sample_masks
 from ajepa.model.schedules import ema_momentum, learning_rate
-from ajepa.shards.reader import Batch
 from ajepa.shards.statistics import Statistics
+from ajepa.training.inputs import Inputs
+
+GPU_LAG = 2  # steps the host may run ahead of a GPU before it looks at a loss
 
 
 class NonFiniteLoss(UserError):
-    """The loss or a gradient is NaN or infinite; the message names the step."""
+    """The loss or a gradient is NaN or infinite; the message names the step. `rows` are the dataset rows to blame,
+    empty when the fault lies in another worker's share."""
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.message, self.rows = message, rows
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[int, ...]]]:  # crosses process borders
+        return type(self), (self.message, self.rows)
 
 
 class Normaliser(nn.Module):
@@ -33,7 +45,17 @@ class Normaliser(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        return (log_mel.float() - self.mean) / self.std
+        return (log_mel.to(self.mean.dtype) - self.mean) / self.std
+
+
+@dataclass
+class Pending:
+    """A step whose figures may still be on their way from the device."""
+
+    step: int
+    inputs: Inputs
+    figures: Tensor  # [loss, gradient norm, stop request], on the host
+    event: torch.cuda.Event | None  # set once they are there
 
 
 @dataclass
@@ -47,28 +69,34 @@ class TrainState:
     normalise: Normaliser
     device: torch.device
     total_steps: int
+    world_size: int = 1
     step: int = 0  # steps done
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    pending: deque[Pending] = field(default_factory=deque)
+    stop_request: int = 0  # the largest of all workers so far, the same on all of them; on a GPU GPU_LAG steps old
 
 
 @dataclass
 class StepResult:
     """Figures of one step. Tensors stay on the device until someone reads them."""
 
-    loss: Tensor
-    grad_norm: Tensor
-    prediction_std: Tensor
-    target_std: Tensor
+    loss: Tensor  # mean over this worker's share
+    grad_norm: Tensor  # before clipping
+    prediction_std: Tensor | None  # over patches, mean over dimensions; only when asked for
+    target_std: Tensor | None
     lr: float
     ema: float
 
 
-def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the forward pass runs in bfloat16. On a CPU without instructions for it, it would be slower."""
+def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """What the forward pass multiplies in, None for float32. bf16 emulated on a CPU would be slower than float32."""
     if config.precision == "auto":
         if device.type == "cuda":
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-        return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return config.precision == "bf16"
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[config.precision]
 
 
 def build_model(config: Config) -> AJEPA:
@@ -92,42 +120,128 @@ def build_optimizer(model: AJEPA, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
-def mask_batch(config: Config, samples: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Masks of a batch: m = masks_per_clip for each sample, in succession, as (context, targets) indices."""
-    masks = config.train.masks_per_clip
-    ids = (samples[:, None] * masks + np.arange(masks)).reshape(-1)
-    context, targets = sample_masks(config.mask, config.model.grid, config.train.seed, ids)
-    return torch.from_numpy(np.ascontiguousarray(context)), torch.from_numpy(np.ascontiguousarray(targets))
+def build_state(
+    config: Config, statistics: Statistics, total_steps: int, device: torch.device, world_size: int = 1
+) -> TrainState:
+    """A state at step 0. With several workers, torch.distributed must be initialised."""
+    core = build_model(config).to(device)
+    optimizer = build_optimizer(core, config.train)
+    if config.train.compile == "on" or (config.train.compile == "auto" and device.type == "cuda"):
+        core.compile()  # shapes are static: one compilation for the whole run
+    model: nn.Module = core
+    if world_size > 1:
+        ids = [device.index] if device.type == "cuda" else None
+        model = DistributedDataParallel(core, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+    scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype(config.train, device) == torch.float16)
+    normalise = Normaliser(statistics).to(device)
+    return TrainState(config, core, model, optimizer, normalise, device, total_steps, world_size, scaler=scaler)
 
 
-def train_step(state: TrainState, batch: Batch) -> StepResult:
+def train_step(state: TrainState, inputs: Inputs, *, figures: bool = False, stop: int = 0) -> StepResult:
     """Advance the state by one step: forward, backward, clipped AdamW update, EMA update (sec. 7).
 
+    The gradient is that of the mean over the whole batch, whatever the workers' shares and micro-batches: each part
+    counts by its clips. On a GPU nothing here waits for the device.
+
+    Args:
+        inputs: this worker's share, on the device.
+        figures: measure the spread of predictions and targets as well.
+        stop: this worker's request to stop; the largest of all workers ends up in `state.stop_request`.
+
     Raises:
-        NonFiniteLoss: before the weights are touched; the state is still good.
+        NonFiniteLoss: the weights are untouched; on a GPU it is raised GPU_LAG steps later, and weights and
+            optimizer skipped the step.
     """
     config = state.config.train
     lr = learning_rate(config, state.step, state.total_steps)
     ema = ema_momentum(config, state.step, state.total_steps)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    context, targets = (t.to(state.device, non_blocking=True) for t in mask_batch(state.config, batch.samples))
-    log_mel = state.normalise(torch.from_numpy(batch.log_mel).to(state.device, non_blocking=True))
-    with torch.autocast(state.device.type, torch.bfloat16, enabled=uses_bf16(config, state.device)):
-        loss, prediction, target = state.model(log_mel, context, targets)
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [p for _, p in state.core.trained_parameters()]
+    loss, stds = _accumulate(state, inputs, figures)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    state.scaler.unscale_(state.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or float("inf"))
-    # A NaN anywhere in loss or gradients makes the gradient norm NaN, so one read tells all.
-    if not torch.isfinite(grad_norm):
-        raise NonFiniteLoss(
-            f"step {state.step}: loss {loss.item():g}, gradient norm {grad_norm.item():g}; "
-            f"dataset rows of the batch: {batch.rows.tolist()}"
-        )
-    state.optimizer.step()
+    _watch(state, inputs, loss, grad_norm, stop)
+    # A host that has read the loss knows; one that runs ahead lets the device skip the update.
+    settle(state, GPU_LAG if state.device.type == "cuda" else 0)
+    if state.device.type == "cuda" and not state.scaler.is_enabled():
+        state.optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     state.core.update_target(ema)
     state.step += 1
-    with torch.no_grad():
-        stds = [t.detach().float().flatten(0, 1).std(dim=0).mean() for t in (prediction, target)]
-    return StepResult(loss.detach(), grad_norm, stds[0], stds[1], lr, ema)
+    return StepResult(loss, grad_norm, *stds, lr, ema)
+
+
+def _accumulate(state: TrainState, inputs: Inputs, figures: bool) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+    """Gradients of this worker's share, in micro-batches; its mean loss, and the spreads of the last one."""
+    config, share = state.config.train, len(inputs.log_mel)
+    dtype = autocast_dtype(config, state.device)
+    size = config.micro_batch or share
+    total = torch.zeros((), device=state.device)
+    stds: tuple[Tensor | None, Tensor | None] = (None, None)
+    for start in range(0, share, size):
+        part = inputs.part(start, start + size)
+        last = start + size >= share
+        clips = len(part.log_mel)
+        with torch.autocast(state.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            if isinstance(state.model, DistributedDataParallel):
+                state.model.require_backward_grad_sync = last  # as no_sync() does, without leaving the loop's block
+            loss, prediction, target = state.model(state.normalise(part.log_mel), part.context, part.targets)
+        # DDP averages over workers with equal weight; this makes it the mean over the batch's clips.
+        weight = clips * state.world_size / config.batch_size
+        state.scaler.scale(loss if weight == 1 else loss * weight).backward()
+        total = total + loss.detach().float() * (clips / share)
+        if figures and last:
+            with torch.no_grad():
+                spread = [t.detach().float().flatten(0, 1).std(dim=0).mean() for t in (prediction, target)]
+            stds = spread[0], spread[1]
+    return total, stds
+
+
+def _watch(state: TrainState, inputs: Inputs, loss: Tensor, grad_norm: Tensor, stop: int) -> None:
+    """Note loss, gradient norm and the workers' stop requests; on a GPU they travel to the host by themselves."""
+    request = torch.full((), float(stop), device=state.device)
+    if state.world_size > 1:
+        dist.all_reduce(request, dist.ReduceOp.MAX)
+    seen = torch.stack([loss, grad_norm.detach().float(), request])
+    event = None
+    if state.device.type == "cuda":
+        host = torch.empty(3, pin_memory=True)
+        host.copy_(seen, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        seen = host
+    state.pending.append(Pending(state.step, inputs, seen, event))
+
+
+def settle(state: TrainState, lag: int = 0) -> None:
+    """Look at the figures of all but the last `lag` steps, and note their stop requests.
+
+    Raises:
+        NonFiniteLoss: one of them was not finite.
+    """
+    while len(state.pending) > lag:
+        seen = state.pending.popleft()
+        if seen.event is not None:
+            seen.event.synchronize()
+        loss, grad_norm, request = seen.figures.tolist()
+        state.stop_request = max(state.stop_request, int(request))
+        # With fp16 a gradient may overflow: the scaler skips the step and lowers its scale.
+        if not np.isfinite(loss) or not (np.isfinite(grad_norm) or state.scaler.is_enabled()):
+            raise _blame(seen, loss, grad_norm)
+
+
+def _blame(seen: Pending, loss: float, grad_norm: float) -> NonFiniteLoss:
+    what = f"step {seen.step}: loss {loss:g}, gradient norm {grad_norm:g}"
+    poisoned = ~torch.isfinite(seen.inputs.log_mel.float()).flatten(1).all(dim=1).cpu().numpy()
+    if poisoned.any():
+        rows = tuple(int(r) for r in seen.inputs.rows[poisoned])
+        return NonFiniteLoss(f"{what}; log-mels that are not finite in dataset rows {list(rows)}", rows)
+    if np.isfinite(loss):
+        return NonFiniteLoss(f"{what}; the loss of this worker's clips is finite (lower --lr, or see another worker)")
+    rows = tuple(int(r) for r in seen.inputs.rows)
+    return NonFiniteLoss(
+        f"{what}; its log-mels are finite, so lower --lr; dataset rows of the batch: {list(rows)}", rows
+    )

@@ -9,7 +9,8 @@ from ajepa.config import Config, ModelConfig, TrainConfig
 from ajepa.model.ajepa import AJEPA
 from ajepa.model.losses import normalise_targets, prediction_loss
 from ajepa.model.vit import gather, patchify
-from ajepa.training.step import build_model, mask_batch
+from ajepa.training.inputs import mask_batch
+from ajepa.training.step import build_model
 
 CONFIG = Config(
     model=ModelConfig(
@@ -20,7 +21,7 @@ CONFIG = Config(
 
 def inputs(config: Config = CONFIG, clips: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     log_mel = torch.randn(clips, 128, 128, generator=torch.Generator().manual_seed(0))
-    return log_mel, *mask_batch(config, np.arange(clips))
+    return log_mel, *mask_batch(config, np.arange(clips), 100)
 
 
 def test_no_gradient_reaches_the_target_encoder():

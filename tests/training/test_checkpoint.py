@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.test_step import make_batch, make_state
+from training.test_step import make_inputs, make_state
 
 from ajepa.errors import UserError
 from ajepa.training.checkpoint import (
@@ -21,7 +21,7 @@ from ajepa.training.step import train_step
 def save_run(folder: Path, dataset, steps: int = 3):
     state = make_state()
     for step in range(steps):
-        train_step(state, make_batch(step))
+        train_step(state, make_inputs(state, step))
         save_checkpoint(str(folder / "checkpoints" / f"step-{step + 1:08d}"), state, dataset)
     return state
 
@@ -33,7 +33,7 @@ def test_a_restored_state_goes_on_bit_for_bit(tmp_path, small_dataset):
     assert again.step == 3
     for s in (state, again):
         for step in range(3, 6):
-            train_step(s, make_batch(step))
+            train_step(s, make_inputs(s, step))
     a, b = state.core.state_dict(), again.core.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
 
@@ -66,7 +66,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, small_dataset, damage):
 def test_a_damaged_optimizer_is_refused(tmp_path, small_dataset):
     save_run(tmp_path, small_dataset, 1)
     folder = latest_checkpoint(str(tmp_path))
-    Path(folder, "optimizer.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    Path(folder, "optimizer.safetensors").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(UserError, match="does not match its digest"):
         restore(folder, make_state())
 
@@ -75,16 +75,16 @@ def test_another_architecture_is_refused(tmp_path, small_dataset):
     save_run(tmp_path, small_dataset, 1)
     other = make_state()
     other.core.predictor.mask_token = torch.nn.Parameter(torch.zeros(8))
-    with pytest.raises(RuntimeError, match="mask_token"):
+    with pytest.raises(UserError, match="mask_token"):
         restore(latest_checkpoint(str(tmp_path)), other)
 
 
 def test_a_torn_optimizer_matters_for_resuming_only(tmp_path, small_dataset, caplog):
     save_run(tmp_path, small_dataset)
-    (tmp_path / "checkpoints" / "step-00000003" / "optimizer.pt").write_bytes(b"torn")
+    (tmp_path / "checkpoints" / "step-00000003" / "optimizer.safetensors").write_bytes(b"torn")
     assert latest_checkpoint(str(tmp_path)).endswith("3")
     assert find_checkpoint(str(tmp_path)).endswith("2")
-    assert "optimizer.pt does not match its digest" in caplog.text
+    assert "optimizer.safetensors does not match its digest" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_no_checkpoint_is_said_clearly(tmp_path, make, match):
 def test_another_version_is_refused(tmp_path, small_dataset):
     save_run(tmp_path, small_dataset, 1)
     manifest = Path(latest_checkpoint(str(tmp_path)), "checkpoint.json")
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 9'))
+    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 9'))
     with pytest.raises(UserError, match="format 9"):
         read_info(str(manifest.parent))
 

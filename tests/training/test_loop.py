@@ -66,7 +66,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path, small_dataset):
 def test_a_run_whose_checkpoints_are_all_torn_does_not_start_over(tmp_path, small_dataset):
     with pytest.raises(Interrupted):
         run(tmp_path, small_dataset, 8)
-    for path in tmp_path.rglob("optimizer.pt"):
+    for path in tmp_path.rglob("optimizer.safetensors"):
         path.write_bytes(b"torn")
     with pytest.raises(UserError, match="none of its 2 checkpoints is intact"):
         run(tmp_path, small_dataset)
