@@ -1,8 +1,12 @@
-"""load_encoder(): a trained run in, embeddings out."""
+"""load_encoder(): a trained run or export in, embeddings out."""
 
-from typing import Literal
+import dataclasses
+import json
+from typing import Any, Literal
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,14 +14,15 @@ from torch.nn import functional as F
 from ajepa import storage
 from ajepa.audio.decode import resample
 from ajepa.audio.logmel import LogMel
-from ajepa.config import PATCH, Config, FrontEndConfig
+from ajepa.config import PATCH, Config, FrontEndConfig, ModelConfig, from_dict
 from ajepa.errors import UserError
 from ajepa.model.vit import Encoder, patchify
 from ajepa.shards.statistics import Statistics
-from ajepa.training.checkpoint import latest_checkpoint, read_info, read_weights
+from ajepa.training.checkpoint import describe, digest, latest_checkpoint, read_info, read_statistics, read_weights
 from ajepa.training.step import Normaliser, build_model
 
 Branch = Literal["target", "context"]
+EXPORT_JSON, EXPORT_WEIGHTS, EXPORT_VERSION = "encoder.json", "encoder.safetensors", 1
 
 
 class AudioEncoder(nn.Module):
@@ -101,26 +106,85 @@ class AudioEncoder(nn.Module):
         return tokens.reshape(batch, windows * rows * columns, -1).float(), valid.reshape(batch, -1)
 
 
-def load_encoder(path: str, branch: Branch = "target") -> AudioEncoder:
-    """The encoder of a run folder or checkpoint, in eval mode on the CPU.
+def load_encoder(path: str, branch: Branch | None = None) -> AudioEncoder:
+    """The encoder of a run folder, a checkpoint or an export, in eval mode on the CPU.
 
     Args:
         path: local path or URI.
-        branch: the EMA target encoder, which sec. 8 finds slightly better, or the context encoder.
+        branch: "target", the EMA target encoder, which sec. 8 finds slightly better, or "context"; by default the
+            target encoder, or the one that was exported.
 
     Raises:
-        UserError: nothing there, no intact checkpoint, or one of another version.
+        UserError: nothing there, no intact checkpoint, one of another version, or an export of the other branch.
     """
-    folder = latest_checkpoint(storage.absolute(str(path)))
-    info = read_info(folder)
-    encoder = Encoder(info.config.model)
-    prefix = f"{branch}_encoder."
-    weights = {k.removeprefix(prefix): v for k, v in read_weights(folder).items() if k.startswith(prefix)}
+    path = storage.absolute(str(path))
+    exported = storage.kind(storage.join(path, EXPORT_JSON)) == "file"
+    folder = path if exported else latest_checkpoint(path)
+    model, front_end, statistics, weights = _read_export(path, branch) if exported else _read_run(folder, branch)
+    encoder = Encoder(model)
     try:
         encoder.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(f"{folder!r} holds other weights than its config says: {error}") from error
-    return AudioEncoder(encoder, info.front_end, info.statistics)
+    return AudioEncoder(encoder, front_end, statistics)
+
+
+def export_encoder(source: str, output: str, branch: Branch = "target") -> dict[str, Any]:
+    """Write the encoder of a run or checkpoint into a small folder of its own: encoder.safetensors and encoder.json
+    (architecture, front end, statistics, where it comes from, digest), which is written last and returned.
+
+    Raises:
+        UserError: no intact checkpoint at `source`, or something already at `output`.
+    """
+    folder = latest_checkpoint(storage.absolute(str(source)))
+    output = storage.absolute(str(output))
+    if storage.kind(output) == "file" or (storage.kind(output) == "folder" and storage.list_files(output)):
+        raise UserError(f"the output {output!r} exists: choose another, or delete it first")
+    info = read_info(folder)
+    _, front_end, statistics, weights = _read_run(folder, branch)
+    data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
+    about = {
+        "format_version": EXPORT_VERSION,
+        "branch": branch,
+        "step": info.step,
+        "dataset_hash": info.dataset_hash,
+        "model": dataclasses.asdict(info.config.model),
+        **describe(front_end, statistics),
+        "digest": digest(data),
+    }
+    storage.make_folder(output)
+    with storage.atomic_output(storage.join(output, EXPORT_WEIGHTS)) as stream:
+        stream.write(data)
+    storage.write_text(storage.join(output, EXPORT_JSON), json.dumps(about, indent=1))
+    return about
+
+
+_Parts = tuple[ModelConfig, FrontEndConfig, Statistics, dict[str, Tensor]]
+
+
+def _read_run(folder: str, branch: Branch | None) -> _Parts:
+    info = read_info(folder)
+    prefix = f"{branch or 'target'}_encoder."
+    weights = {k.removeprefix(prefix): v for k, v in read_weights(folder).items() if k.startswith(prefix)}
+    return info.config.model, info.front_end, info.statistics, weights
+
+
+def _read_export(folder: str, branch: Branch | None) -> _Parts:
+    where = storage.join(folder, EXPORT_JSON)
+    try:
+        about = json.loads(storage.read_text(where))
+        if about["format_version"] != EXPORT_VERSION:
+            raise UserError(f"{folder!r} has export format {about['format_version']}, not {EXPORT_VERSION}")
+        if branch is not None and branch != about["branch"]:
+            raise UserError(f"{folder!r} holds the {about['branch']} encoder, not the {branch} encoder")
+        with storage.open_input(storage.join(folder, EXPORT_WEIGHTS)) as stream:
+            data = stream.read()
+        if digest(data) != about["digest"]:
+            raise UserError(f"{folder!r} is damaged: {EXPORT_WEIGHTS} does not match its digest; export it again")
+        model, front_end = from_dict(ModelConfig, about["model"]), from_dict(FrontEndConfig, about["front_end"])
+        return model, front_end, read_statistics(about["statistics"]), safetensors.torch.load(data)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder!r} is damaged ({error!r}): export it again") from error
 
 
 def random_encoder(config: Config, front_end: FrontEndConfig, statistics: Statistics) -> AudioEncoder:

@@ -19,7 +19,8 @@ from ajepa.shards.dataset import open_dataset
 from ajepa.training.checkpoint import latest_checkpoint, read_info
 from pipelines import tracking
 from pipelines.common import parse, run_command
-from pipelines.pretrain import RUN_JSON, choose_threads
+from pipelines.pretrain import RUN_JSON
+from pipelines.workers import choose_threads
 
 
 @dataclass(frozen=True, kw_only=True)

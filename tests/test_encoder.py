@@ -12,7 +12,7 @@ from training.test_step import MODEL
 import ajepa
 from ajepa.audio.logmel import LogMel
 from ajepa.config import Config, FrontEndConfig, TrainConfig
-from ajepa.encoder import random_encoder
+from ajepa.encoder import export_encoder, random_encoder
 from ajepa.errors import UserError
 from ajepa.model.vit import patchify
 from ajepa.shards.statistics import Statistics
@@ -109,3 +109,39 @@ def test_random_encoders_of_other_seeds_differ():
     other = dataclasses.replace(config, train=TrainConfig(seed=1))
     a, b = (random_encoder(c, FrontEndConfig(), STATISTICS) for c in (config, other))
     assert not torch.equal(a.encoder.patch_embed.weight, b.encoder.patch_embed.weight)
+
+
+@pytest.fixture
+def exported(tmp_path, small_dataset):
+    """(run, export) of a run of one step."""
+    save_run(tmp_path / "run", small_dataset, 1)
+    export_encoder(str(tmp_path / "run"), str(tmp_path / "export"))
+    return tmp_path / "run", tmp_path / "export"
+
+
+def test_an_export_gives_the_embeddings_of_its_run(exported):
+    vectors = [ajepa.load_encoder(path).clip_embeddings(noise(2.0), 16_000) for path in exported]
+    assert torch.equal(*vectors)
+
+
+def test_an_export_holds_one_encoder_and_no_optimizer(exported):
+    assert sorted(p.name for p in exported[1].iterdir()) == ["encoder.json", "encoder.safetensors"]
+    sizes = [sum(p.stat().st_size for p in path.rglob("*.safetensors")) for path in exported]
+    assert sizes[1] < sizes[0] / 3
+
+
+def test_an_export_of_the_other_branch_is_refused(exported):
+    with pytest.raises(UserError, match="holds the target encoder, not the context"):
+        ajepa.load_encoder(exported[1], "context")
+
+
+def test_a_damaged_export_is_refused(exported):
+    weights = exported[1] / "encoder.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="does not match its digest"):
+        ajepa.load_encoder(exported[1])
+
+
+def test_an_export_never_writes_over_anything(exported):
+    with pytest.raises(UserError, match="exists: choose another"):
+        export_encoder(str(exported[0]), str(exported[1]))

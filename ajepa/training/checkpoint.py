@@ -89,6 +89,11 @@ def describe(front_end: FrontEndConfig, statistics: Statistics) -> dict[str, Any
     }
 
 
+def read_statistics(values: dict[str, Any]) -> Statistics:
+    """Statistics from what `describe` made of them."""
+    return Statistics(np.array(values["mean"]), np.array(values["std"]), values["frames"])
+
+
 def write_checkpoint(folder: str, shot: Snapshot) -> None:
     """Write a checkpoint into a folder; the manifest comes last, so a torn folder is recognised. What another
     attempt left there is written over."""
@@ -97,7 +102,7 @@ def write_checkpoint(folder: str, shot: Snapshot) -> None:
     digests = {}
     for name, tensors in shot.files.items():
         data = safetensors.torch.save(tensors)
-        digests[name] = _digest(data)
+        digests[name] = digest(data)
         with storage.atomic_output(storage.join(folder, name)) as stream:
             stream.write(data)
     storage.write_text(storage.join(folder, MANIFEST), json.dumps(shot.manifest | {"digests": digests}, indent=1))
@@ -121,14 +126,13 @@ def read_info(folder: str) -> CheckpointInfo:
         manifest = json.loads(storage.read_text(where))
         if manifest["format_version"] != FORMAT_VERSION:
             raise UserError(f"{folder!r} has checkpoint format {manifest['format_version']}, not {FORMAT_VERSION}")
-        statistics = manifest["statistics"]
         return CheckpointInfo(
             path=folder,
             step=manifest["step"],
             total_steps=manifest["total_steps"],
             config=Config.from_dict(manifest["config"]),
             front_end=from_dict(FrontEndConfig, manifest["front_end"]),
-            statistics=Statistics(np.array(statistics["mean"]), np.array(statistics["std"]), statistics["frames"]),
+            statistics=read_statistics(manifest["statistics"]),
             dataset_hash=manifest["dataset_hash"],
             scaler=manifest.get("scaler", {}),
         )
@@ -154,11 +158,13 @@ def restore(folder: str, state: TrainState) -> None:
         raise UserError(f"{folder!r} holds another architecture: {error}") from error
     moments = _tensors(folder, OPTIMIZER)
     for name, parameter in state.core.trained_parameters():
-        own = {key: moments.pop(f"{name}.{key}", None) for key in ("step", "exp_avg", "exp_avg_sq")}
-        for key, value in own.items():
+        own = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = moments.pop(f"{name}.{key}", None)
             if value is None or (key != "step" and value.shape != parameter.shape):
                 raise UserError(f"{folder!r} holds another optimizer state: {name}.{key} is missing or misshapen")
-        state.optimizer.state[parameter] = {key: value.to(state.device) for key, value in own.items()}
+            own[key] = value.to(state.device)
+        state.optimizer.state[parameter] = own
     if moments:
         raise UserError(f"{folder!r} holds another optimizer state: unknown {sorted(moments)[:3]}")
     if info.scaler and state.scaler.is_enabled():
@@ -252,7 +258,8 @@ def _tensors(folder: str, name: str) -> dict[str, torch.Tensor]:
         raise UserError(f"{folder!r} is not an intact checkpoint: {name} is damaged ({error})") from error
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """BLAKE2b-128 in hex."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
@@ -263,6 +270,6 @@ def _verified(folder: str, name: str) -> bytes:
             data = stream.read()
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{folder!r} is not an intact checkpoint: {name} cannot be read ({error})") from error
-    if _digest(data) != expected:
+    if digest(data) != expected:
         raise UserError(f"{folder!r} is not an intact checkpoint: {name} does not match its digest")
     return data

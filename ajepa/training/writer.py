@@ -1,5 +1,6 @@
 """Checkpoints written by a thread while training goes on: one at a time, errors said at the next occasion."""
 
+import contextlib
 import errno
 import threading
 
@@ -51,10 +52,8 @@ class CheckpointWriter:
         error, self._error = self._error, None
         if isinstance(error, OSError):
             folder = checkpoint_path(self.run, self.saved_step)
-            try:
+            with contextlib.suppress(OSError):  # it has no manifest: it would be passed over
                 storage.delete(folder)
-            except OSError:
-                pass  # it has no manifest, or a torn one: it is passed over
             reason = "the disk is full" if error.errno == errno.ENOSPC else str(error).splitlines()[0]
             raise UserError(
                 f"cannot write the checkpoint {folder!r}: {reason}. "

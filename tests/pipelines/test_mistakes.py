@@ -106,8 +106,11 @@ MISTAKES = {
     "grid does not divide": (pretrain_main, [*PRETRAIN, "{shards}", "--crop-frames", "100"], "not a multiple of"),
     "ratio out of range": (pretrain_main, [*PRETRAIN, "{shards}", "--mask-ratio", "1.5"], "between 0 and 1"),
     "other mel bins": (pretrain_main, [*PRETRAIN, "{shards}", "--n-mels", "64"], "the model takes 64"),
-    "batch does not divide": (
-        pretrain_main, ["--output", "{new}", "--data", "{shards}", "--num-workers", "3"], "does not divide over 3",
+    "more workers than clips in a batch": (
+        pretrain_main, ["--output", "{new}", "--data", "{shards}", "--num-workers", "65"], "use at most 64",
+    ),
+    "workers are no number": (
+        pretrain_main, ["--output", "{new}", "--data", "{shards}", "--num-workers", "8:4"], "a range like 4:8",
     ),
     "run of another config": (
         pretrain_main, ["--output", "{run}", "--num-workers", "0", "--data", "{shards}"], "with other settings",

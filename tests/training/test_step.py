@@ -107,3 +107,36 @@ def test_normaliser_gives_zero_mean_and_unit_std():
     x = torch.from_numpy(mean[:, None] + std[:, None] * np.random.default_rng(0).normal(size=(4, 128, 500)))
     y = Normaliser(Statistics(mean, std, 1))(x)
     assert y.mean().abs() < 0.02 and (y.std() - 1).abs() < 0.02
+
+
+def test_fp16_scales_the_loss_and_learns():
+    state = make_state(precision="fp16", warmup_epochs=0, lr=3e-3)
+    before = state.scaler.get_scale()
+    losses = [train_step(state, make_inputs(state, i % 4)).loss.item() for i in range(20)]
+    assert before == 2.0**16 and losses[-1] < losses[0]
+
+
+def test_a_gradient_that_overflows_in_fp16_skips_the_step_and_lowers_the_scale():
+    state = make_state(precision="fp16")
+    train_step(state, make_inputs(state))
+    state.scaler.update(1e38)
+    before = {k: v.clone() for k, v in state.core.state_dict().items() if "target" not in k}
+    train_step(state, make_inputs(state, 1))
+    assert all(torch.equal(before[k], state.core.state_dict()[k]) for k in before)
+    assert state.scaler.get_scale() == pytest.approx(5e37)
+
+
+def test_the_spread_of_predictions_is_measured_when_asked_for():
+    state = make_state()
+    assert train_step(state, make_inputs(state)).prediction_std is None
+    result = train_step(state, make_inputs(state, 1), figures=True)
+    assert result.prediction_std > 0 and result.target_std > 0
+
+
+def test_no_gradient_survives_into_the_next_step():
+    once, twice = make_state(), make_state()
+    train_step(once, make_inputs(once))
+    twice.model(*[torch.randn(8, 128, 128), *make_inputs(twice).tensors()[1:]])[0].backward()
+    train_step(twice, make_inputs(twice))
+    for (name, a), (_, b) in zip(once.core.trained_parameters(), twice.core.trained_parameters(), strict=True):
+        assert torch.equal(a, b), name

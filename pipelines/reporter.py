@@ -1,0 +1,53 @@
+"""Reports of a training run: every one goes to MLflow, the history file and the terminal, once."""
+
+from typing import Any
+
+from ray.train import Checkpoint, UserCallback
+
+from ajepa import storage
+from pipelines import tracking
+from pipelines.history import append_history
+
+RANK_FIGURES = ("loss", "prediction_std", "target_std")  # measured by each worker on its own clips
+
+
+class Reporter(UserCallback):
+    """Controller side: hears every report of all workers."""
+
+    def __init__(self, tracker: tracking.Tracker, output: str, quiet: bool = False) -> None:
+        self.tracker, self.output, self.quiet = tracker, output, quiet
+        self.pending: list[dict[str, Any]] = []  # not yet in the history file
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        report = merge(metrics)
+        step = report["step"]
+        self.tracker.log_metrics(step, {k: v for k, v in report.items() if k not in ("step", "total_steps")})
+        self.pending.append(report)
+        if not storage.is_uri(self.output) or "effective_rank" in report:
+            append_history(self.output, self.pending)
+            self.pending = []
+        if not self.quiet and step:
+            print(line(report), flush=True)
+
+
+def merge(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """One report of all workers': rank 0 measures what is measured once; what each measured on its own clips is
+    averaged by the clips."""
+    shares = [m.get("share", 0.0) for m in metrics]
+    averaged = {
+        k: sum(m[k] * share for m, share in zip(metrics, shares, strict=True)) / sum(shares)
+        for k in RANK_FIGURES
+        if k in metrics[0]
+    }
+    return {k: v for k, v in (metrics[0] | averaged).items() if k != "share"}
+
+
+def line(report: dict[str, Any]) -> str:
+    """What the terminal shows of a report."""
+    step, total = report["step"], report["total_steps"]
+    rank = f"  rank {report['effective_rank']:.1f}" if "effective_rank" in report else ""
+    left = (total - step) * report["seconds_per_step"]
+    return (
+        f"step {step}/{total}  loss {report['loss']:.4f}{rank}  {report['clips_per_second']:.0f} clips/s  "
+        f"{left / 60:.0f} min left"
+    )

@@ -1,0 +1,110 @@
+"""How a run is asked to stop between two steps, with a checkpoint: Ctrl-C or SIGTERM to the command, SIGTERM to a
+worker, a node that Ray drains, or a file STOP put into the run folder."""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray.train
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.context import get_train_context
+
+from ajepa import storage
+from ajepa.training.loop import GO_ON, RESTART, SAVE, STOP
+
+STOP_FILE = "STOP"
+POLL_SECONDS = 2.0  # between looks for the STOP file
+
+_terminated = threading.Event()  # SIGTERM came to this process
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, taken like Ctrl-C but with its own exit code."""
+
+    exit_code = 143
+
+
+def watch_sigterm() -> None:
+    """Note SIGTERM instead of dying of it. Only a main thread may ask for that."""
+    _terminated.clear()
+    signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
+
+
+class SigtermWatcher(WorkerGroupCallback):
+    """Lets every worker of a group note SIGTERM: the training function runs in a thread, which may not ask for it."""
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        ray.get([worker.execute_async(watch_sigterm) for worker in worker_group.get_workers()])
+
+
+class StopRequests:
+    """Asked before every step what the world outside wants of this worker."""
+
+    def __init__(self, output: str, rank: int, in_ray: bool) -> None:
+        self.where, self.rank, self.in_ray = storage.join(output, STOP_FILE), rank, in_ray
+        self._looked, self._saved = time.monotonic(), False
+
+    def __call__(self) -> int:
+        if _terminated.is_set():
+            return RESTART if self.in_ray else STOP
+        if self.rank == 0 and time.monotonic() - self._looked > POLL_SECONDS:
+            self._looked = time.monotonic()
+            if storage.kind(self.where) == "file":
+                return STOP
+        if self.in_ray and not self._saved and get_train_context().preemption_context.preemption_info is not None:
+            # Ray goes on by itself once the node is gone. The public call waits for all workers, too dear for a step.
+            self._saved = True
+            return SAVE
+        return GO_ON
+
+
+@contextlib.contextmanager
+def graceful(output: str) -> Iterator[None]:
+    """Inside, the first Ctrl-C or SIGTERM asks the run to write a checkpoint and stop, the second one ends it at once.
+    Outside a main thread nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise (Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        print("stopping after this step, with a checkpoint (once more: at once)", file=sys.stderr, flush=True)
+        _terminated.set()  # seen by training inside this process
+        storage.write_text(storage.join(output, STOP_FILE), "")  # seen by workers
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    _terminated.clear()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _terminated.clear()
+        storage.delete(storage.join(output, STOP_FILE))
+    if received:
+        raise Terminated if received[0] == signal.SIGTERM else KeyboardInterrupt
+
+
+def in_thread(work: Any) -> None:
+    """Run `work` in a thread while the main thread takes signals; its error is raised here."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # handed over, not swallowed
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="trainer", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)  # a join without a limit would not let signals through
+    if errors:
+        raise errors[0]

@@ -1,0 +1,167 @@
+"""Training with Ray Train workers, or inside this process: what pretrain.py starts once a run's folder is ready."""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution import context as report_internals
+
+from ajepa import storage
+from ajepa.config import Config
+from ajepa.errors import UserError
+from ajepa.shards.dataset import open_dataset
+from ajepa.training.loop import WorkerContext, train
+from ajepa.training.step import NonFiniteLoss
+from pipelines.common import cluster_cpus, start_ray
+from pipelines.stopping import SigtermWatcher, StopRequests, graceful, in_thread
+
+FAILED_JSON = "failed.json"  # a mistake no restart of workers can mend, and whose it was
+
+
+def parse_workers(value: int | str) -> int | tuple[int, int]:
+    """ "4" -> 4 workers; "4:8" -> as many as there are resources for, between 4 and 8.
+
+    Raises:
+        UserError: neither a number nor LOW:HIGH.
+    """
+    try:
+        numbers = [int(part) for part in str(value).split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1 and numbers[0] >= 0:
+        return numbers[0]
+    if len(numbers) == 2 and 1 <= numbers[0] <= numbers[1]:
+        return numbers[0], numbers[1]
+    raise UserError(f"--num-workers {value!r}: give a number (0 trains inside this process) or a range like 4:8")
+
+
+def choose_threads(threads: int | None, workers_here: int) -> int:
+    """Threads of a worker: as told, or this machine's CPUs shared out. Too many slow a step down several times over."""
+    return threads or max(1, len(os.sched_getaffinity(0)) // max(1, workers_here))
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Entry of one Ray Train worker."""
+    context = ray.train.get_context()
+    rank, output = context.get_world_rank(), settings["output"]
+    torch.set_num_threads(choose_threads(settings["threads"], context.get_local_world_size()))
+    # Ray names this logger by its file, so LoggingConfig misses it; it would print every report of every rank.
+    logging.getLogger(report_internals.__file__).setLevel(logging.WARNING)
+    failure = read_failure(output, settings["attempt"])
+    if failure is not None:  # Ray restarts workers after any error; this one would only come again
+        raise UserError(failure)
+    worker = WorkerContext(
+        rank,
+        context.get_world_size(),
+        ray.train.torch.get_device(),
+        ray.train.report,
+        StopRequests(output, rank, in_ray=True),
+    )
+    try:
+        train(settings["config"], open_dataset(settings["data"]), output, worker)
+    except UserError as error:
+        if not isinstance(error, NonFiniteLoss) or error.rows:  # the worker that can name the clips says it
+            failed = {"attempt": settings["attempt"], "message": str(error)}
+            storage.write_text(storage.join(output, FAILED_JSON), json.dumps(failed))
+        raise
+
+
+def read_failure(output: str, attempt: str) -> str | None:
+    """What a worker of this attempt noted about a mistake that no restart can mend."""
+    where = storage.join(output, FAILED_JSON)
+    if storage.kind(where) != "file":
+        return None
+    failed = json.loads(storage.read_text(where))
+    return failed["message"] if failed["attempt"] == attempt else None
+
+
+def fit(
+    config: Config,
+    data: str,
+    output: str,
+    *,
+    num_workers: int | tuple[int, int],
+    threads: int | None,
+    device: str,
+    max_failures: int,
+    callbacks: Sequence[UserCallback],
+) -> None:
+    """Train until the last step, or until asked to stop.
+
+    Raises:
+        UserError: too few resources, or what a worker said is the user's to mend.
+        KeyboardInterrupt: Ctrl-C; Terminated: SIGTERM. A checkpoint is written, unless they came twice.
+    """
+    if num_workers == 0:
+        _fit_here(config, data, output, threads, device, callbacks)
+        return
+    start_ray()
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    use_gpu = device == "cuda" or (device == "auto" and gpus > 0)
+    resource, have = ("GPU", gpus) if use_gpu else ("CPU", cluster_cpus())
+    least = num_workers if isinstance(num_workers, int) else num_workers[0]
+    if least > have:
+        raise UserError(f"--num-workers {least} needs as many {resource}s; the cluster has {have}")
+    attempt = uuid.uuid4().hex[:12]
+    settings = {"config": config, "data": data, "output": output, "threads": threads, "attempt": attempt}
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        # Checkpoints are the run folder's own, written by rank 0 and found again by every attempt. Ray only hears of
+        # figures; its state gets a fresh name each time, for a name that finished once would silently do nothing.
+        run_config=RunConfig(
+            storage_path=storage.join(output, "ray"),
+            name=attempt,
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[*callbacks, SigtermWatcher()],
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    with _one_line(output, attempt):
+        if threading.current_thread() is not threading.main_thread():  # a trial of Ray Tune
+            trainer.fit()
+            return
+        with graceful(output):
+            in_thread(trainer.fit)
+
+
+def _fit_here(
+    config: Config, data: str, output: str, threads: int | None, device: str, callbacks: Sequence[UserCallback]
+) -> None:
+    torch.set_num_threads(choose_threads(threads, 1))
+
+    def report(metrics: dict[str, Any]) -> None:
+        for callback in callbacks:
+            callback.after_report(None, [metrics], None)
+
+    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    worker = WorkerContext(0, 1, chosen, report, StopRequests(output, 0, in_ray=False))
+    with graceful(output):
+        train(config, open_dataset(data), output, worker)
+
+
+@contextlib.contextmanager
+def _one_line(output: str, attempt: str) -> Iterator[None]:
+    """Turn what Ray makes of a worker's UserError back into it."""
+    try:
+        yield
+    except WorkerGroupError as error:
+        failure = read_failure(output, attempt)
+        if failure is not None:
+            raise UserError(failure) from error
+        for worker_error in error.worker_failures.values():
+            cause = getattr(worker_error, "cause", None) or worker_error
+            if isinstance(cause, UserError):  # said by our own code: the message is enough
+                raise UserError(str(cause)) from error
+        raise

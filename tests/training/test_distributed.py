@@ -1,0 +1,116 @@
+"""Several workers, uneven shares and micro-batches do what one worker does with the whole batch."""
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from training.test_step import MODEL, STATISTICS, make_batch
+
+from ajepa.config import Config, TrainConfig
+from ajepa.shards.reader import Batch
+from ajepa.training.inputs import prepare
+from ajepa.training.step import TrainState, build_state, train_step
+
+BATCH, STEPS = 8, 3
+
+
+def make_config(**train) -> Config:
+    settings = {"batch_size": BATCH, "precision": "fp32", "lr": 1e-3, "compile": "off"} | train
+    return Config(model=MODEL, train=TrainConfig(**settings))
+
+
+def share_of(batch: Batch, rank: int, world_size: int) -> Batch:
+    part = slice(rank * BATCH // world_size, (rank + 1) * BATCH // world_size)
+    return Batch(batch.log_mel[part], batch.samples[part], batch.rows[part])
+
+
+def run_steps(config: Config, dtype: torch.dtype, rank: int = 0, world_size: int = 1) -> TrainState:
+    """A few steps on this rank's shares; the state they end in."""
+    state = build_state(config, STATISTICS, 50, torch.device("cpu"), world_size)
+    for module in (state.core, state.normalise):
+        module.to(dtype)
+    if dtype == torch.float64 and world_size > 1:  # buckets were made for float32
+        state.model = torch.nn.parallel.DistributedDataParallel(state.core, broadcast_buffers=False)
+    for step in range(STEPS):
+        batch = share_of(make_batch(step), rank, world_size)
+        train_step(state, prepare(config, batch, 50), stop=rank if step == STEPS - 1 else 0)
+    return state
+
+
+def gradients(state: TrainState) -> dict[str, torch.Tensor]:
+    """Of the last step, before the state is used again."""
+    return {name: p.grad.clone() for name, p in state.core.trained_parameters()}
+
+
+CASES = {  # workers, settings
+    "halves": (2, {}),
+    "uneven shares": (3, {}),
+    "micro-batches": (2, {"micro_batch": 3}),
+    "several masks": (2, {"masks_per_clip": 2, "micro_batch": 1}),
+}
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def worker(rank: int, world_size: int, port: int, output: str) -> None:
+    """All cases of one number of workers: starting processes takes longer than the steps."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    results = {}
+    for name, (workers, train) in CASES.items():
+        for dtype in BOUNDS if workers == world_size else ():
+            state = run_steps(make_config(**train), dtype, rank, world_size)
+            results[f"{name} {dtype}"] = gradients(state)
+            results["stop"] = {"request": torch.tensor(state.stop_request)}
+    torch.save(results, f"{output}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Results of every rank by the number of workers."""
+    found = {}
+    for world_size in (2, 3):
+        folder = tmp_path_factory.mktemp(f"workers{world_size}")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        mp.spawn(worker, (world_size, port, str(folder)), world_size)
+        found[world_size] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_workers_together_have_the_gradient_of_one(ranks, name, dtype):
+    """After three steps, so that weights, moments and the EMA target agree as well."""
+    world_size, train = CASES[name]
+    one = gradients(run_steps(make_config(**(train | {"micro_batch": 0})), dtype))
+    scale = max(g.abs().max() for g in one.values())
+    for rank in ranks[world_size]:
+        for parameter, gradient in one.items():
+            difference = (rank[f"{name} {dtype}"][parameter] - gradient).abs().max()
+            assert difference <= BOUNDS[dtype] * scale, parameter
+
+
+def test_the_largest_stop_request_reaches_every_worker(ranks):
+    assert [int(rank["stop"]["request"]) for rank in ranks[3]] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
+def test_micro_batches_add_up_to_the_batch(micro_batch):
+    whole, parts = (run_steps(make_config(micro_batch=m), torch.float64) for m in (0, micro_batch))
+    for name, gradient in gradients(whole).items():
+        torch.testing.assert_close(gradients(parts)[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_the_loss_of_micro_batches_is_that_of_the_batch():
+    losses = []
+    for micro_batch in (0, 3):
+        config = make_config(micro_batch=micro_batch)
+        state = build_state(config, STATISTICS, 50, torch.device("cpu"))
+        losses.append(train_step(state, prepare(config, make_batch(), 50)).loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert np.isfinite(losses[0])
