@@ -6,11 +6,12 @@ Values marked "sec. 4.x" or "sec. 5" are those of the A-JEPA write-up (Fei et al
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from ajepa.errors import UserError
 
 T = TypeVar("T")
+MaskStrategy = Literal["multiblock", "single_block", "random", "time", "frequency", "time_frequency", "curriculum"]
 
 PATCH = 16  # side of a square patch, in mel bins and in frames (sec. 3)
 
@@ -116,28 +117,35 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """Multi-block masks in the time-frequency plane (sec. 4.4)."""
+    """Masks in the time-frequency plane (sec. 4.4); what each strategy does is in model/masking.py."""
 
+    strategy: MaskStrategy = "multiblock"
+    """Shape of the masks: the blocks of sec. 4.4, its rivals in sec. 9, or the paper's curriculum."""
     mask_ratio: float = 0.7
     """Share of patches that are targets, met exactly (sec. 9 finds 0.7 best)."""
     num_blocks: int = 4
     """Target blocks; more are drawn only where these fall short of the ratio."""
     block_scale: tuple[float, float] = (0.15, 0.2)
-    """Area of a block as a share of the grid, drawn uniformly."""
+    """Area of a block or strip as a share of the grid, drawn uniformly."""
     block_aspect: tuple[float, float] = (0.75, 1.5)
     """Time over frequency side of a block on the normalised grid, drawn uniformly."""
     placement: Literal["wrap", "inside"] = "wrap"
     """Where blocks may lie: around both edges (every patch equally likely) or inside the grid (literal)."""
     candidates: int = 8
     """Places drawn for each block; the one that covers most new patches is kept. 1 is a plain draw."""
+    time_frequency_blocks: int = 3
+    """Blocks from which a time-frequency aware mask grows."""
+    time_frequency_scale: tuple[float, float] = (0.05, 0.075)
+    """Area of such a block as a share of the grid, drawn uniformly."""
 
     def __post_init__(self) -> None:
+        strategies = get_args(MaskStrategy)
+        _require(self.strategy in strategies, f"strategy is one of {', '.join(strategies)}, not {self.strategy!r}")
         _require(0 < self.mask_ratio < 1, f"masking ratio {self.mask_ratio} is not between 0 and 1")
-        _require(self.num_blocks > 0 and self.candidates > 0, "num_blocks and candidates must be positive")
-        _require(
-            0 < self.block_scale[0] <= self.block_scale[1] < 1,
-            f"block scale {self.block_scale} is not within (0, 1)",
-        )
+        for name in ("num_blocks", "candidates", "time_frequency_blocks"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for low, high in (self.block_scale, self.time_frequency_scale):
+            _require(0 < low <= high < 1, f"block scale {(low, high)} is not within (0, 1)")
         _require(
             0 < self.block_aspect[0] <= self.block_aspect[1],
             f"aspect range {self.block_aspect} is not ascending and positive",

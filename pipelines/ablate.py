@@ -58,6 +58,11 @@ ABLATIONS: dict[str, Ablation] = {
         ("0.4", "0.5", "0.6", "0.7", "0.8", "0.9"),
         lambda config, value: _mask(config, mask_ratio=float(value)),
     ),
+    "masking_strategy": Ablation(
+        "masking strategy",
+        ("multiblock", "single_block", "random", "time", "frequency", "curriculum"),
+        lambda config, value: _mask(config, strategy=value),
+    ),
     "placement": Ablation("block placement", ("wrap", "inside"), lambda config, value: _mask(config, placement=value)),
     "predictor": Ablation("predictor depth x width", ("1x96", "2x96", "4x96", "2x192"), _predictor),
     "loss": Ablation("loss", ("smooth_l1", "l1", "mse", "cosine"), lambda config, value: _train(config, loss=value)),
@@ -75,7 +80,7 @@ class AblateArgs:
     """Run an ablation."""
 
     ablation: tyro.conf.Positional[str]
-    """masking_ratio, placement, predictor, loss or target_layers."""
+    """masking_ratio, masking_strategy, placement, predictor, loss or target_layers."""
     data: str
     """A finished, labelled shard folder."""
     output: str

@@ -1,8 +1,9 @@
-"""The pictures: log-mels with their masks, training curves, and an ablation's accuracies."""
+"""The pictures: log-mels with their masks, masking strategies, training curves, and an ablation's accuracies."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 
@@ -12,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from ajepa.config import PATCH, Config
+from ajepa.config import PATCH, Config, MaskConfig, MaskStrategy
 from ajepa.model.masking import sample_masks
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import ShardReader
@@ -30,7 +31,8 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
     for i, row in enumerate(batch.rows):
         first.setdefault(tuple(labels[row]), i)
     chosen = (list(first.values()) + [i for i in range(len(batch.rows)) if i not in first.values()])[:count]
-    _, targets = sample_masks(config.mask, config.model.grid, config.train.seed, batch.samples[chosen])
+    progress = np.ones(len(chosen))  # a curriculum is shown at its end
+    _, targets = sample_masks(config.mask, config.model.grid, config.train.seed, batch.samples[chosen], progress)
     columns = 3
     lines = -(-len(chosen) // columns)
     figure, axes = plt.subplots(
@@ -57,6 +59,40 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
         axis.set_ylabel("mel bin")
     share = len(targets[0]) / config.model.num_patches
     figure.suptitle(f"log-mel crops; the {share:.0%} of patches under the veil are predicted from the rest")
+    save(figure, path)
+
+
+def draw_mask_strategies(config: MaskConfig, path: Path, seed: int = 0) -> None:
+    """Each strategy under the settings of `config`, on the 8 x 64 and the 8 x 8 grid: two masks of a batch, and how
+    often each patch is context over 4000 masks. A curriculum is shown at the start and at the end of training."""
+    strategies, grids, count = get_args(MaskStrategy), ((8, 64), (8, 8)), 4000
+    figure, axes = plt.subplots(
+        len(strategies), 6, figsize=(16, 1.4 * len(strategies) + 1), layout="constrained", squeeze=False,
+        width_ratios=(8, 8, 8, 3, 3, 3),
+    )  # fmt: skip
+    for line, strategy in zip(axes, strategies, strict=True):
+        for i, grid in enumerate(grids):
+            context, _ = sample_masks(
+                replace(config, strategy=strategy), grid, seed, np.arange(count), np.linspace(0, 1, count)
+            )
+            shown = np.zeros((count, grid[0] * grid[1]))
+            np.put_along_axis(shown, context, 1, axis=1)
+            often = shown.mean(axis=0)
+            for axis, picture in zip(line[3 * i : 3 * i + 3], (shown[0], shown[-1], often), strict=True):
+                image = axis.imshow(
+                    picture.reshape(grid), origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1,
+                    interpolation="nearest",
+                )  # fmt: skip
+                axis.set_xticks([])
+                axis.set_yticks([])
+            line[3 * i + 2].set_xlabel(f"{100 * often.min():.0f} to {often.max():.0%}")
+            line[3 * i].set_xlabel(f"context {context.shape[1] / often.size:.1%}")
+        line[0].set_ylabel(strategy.replace("_", "\n"))
+    for i, title in enumerate(("8 x 64: a mask", "another", "over all masks", "8 x 8: a mask", "another", "over all")):
+        axes[0, i].set_title(title, fontsize=11)
+    bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.01)
+    bar.set_label("share of masks in which the patch is context (0: always a target)")
+    figure.suptitle(f"bright patches are context, dark ones targets; placement {config.placement}")
     save(figure, path)
 
 

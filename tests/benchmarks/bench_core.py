@@ -1,4 +1,4 @@
-"""Ratios against a peer or a floor measured in the same run: front end, masks, reader and training step.
+"""Ratios against a peer or a floor measured in the same run: front end, reader and training step.
 
 Run with `make bench`. Absolute figures of a shared machine mean little; the ratios and their spread do.
 """
@@ -11,8 +11,7 @@ from benchmarks.common import ROUNDS, paired, say, seconds
 from training.test_step import make_state
 
 from ajepa.audio.logmel import LogMel
-from ajepa.config import PRESETS, FrontEndConfig, MaskConfig
-from ajepa.model.masking import sample_masks
+from ajepa.config import PRESETS, FrontEndConfig
 from ajepa.shards.reader import Batch, ShardReader
 from ajepa.shards.statistics import Statistics
 from ajepa.training.step import Normaliser, TrainState, build_model, build_optimizer, train_step
@@ -33,13 +32,6 @@ def test_log_mel_against_torchaudio():
         _, ratios = paired(lambda: ours(waveform), kaldi, 5)
         say("LogMel, speed over kaldi.fbank", ratios)
     assert min(ratios) > 0
-
-
-def test_masks_a_second():
-    samples = np.arange(256)
-    rates = [256 / seconds(lambda: sample_masks(MaskConfig(), (8, 64), 0, samples), 3) for _ in range(ROUNDS)]
-    say("masks a second on one core", rates)
-    assert min(rates) > 0
 
 
 def test_reader_against_bare_copies(small_dataset):

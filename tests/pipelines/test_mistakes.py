@@ -131,6 +131,10 @@ MISTAKES = {
     "unknown ablation value": (
         ablate_main, ["loss", "--values", "huber", "--data", "{shards}", "--output", "{new}"], "not 'huber'",
     ),
+    "unknown masking strategy": (
+        ablate_main, ["masking_strategy", "--values", "blobs", "--data", "{shards}", "--output", "{new}"],
+        "strategy is one of multiblock, single_block, random, time, frequency, time_frequency, curriculum, not 'blobs'",
+    ),
     "ablation value is no number": (
         ablate_main, ["masking_ratio", "--values", "most", "--data", "{shards}", "--output", "{new}"], "is no value",
     ),
