@@ -123,10 +123,9 @@ class MaskConfig:
     """Shape of the masks: the blocks of sec. 4.4, its rivals in sec. 9, or the paper's curriculum."""
     mask_ratio: float = 0.7
     """Share of patches that are targets, met exactly (sec. 9 finds 0.7 best)."""
-    num_blocks: int = 4
-    """Target blocks; more are drawn only where these fall short of the ratio."""
     block_scale: tuple[float, float] = (0.15, 0.2)
-    """Area of a block or strip as a share of the grid, drawn uniformly."""
+    """Area of a block or strip as a share of the grid, drawn uniformly; as many are placed as the ratio takes, with
+    the defaults four or five."""
     block_aspect: tuple[float, float] = (0.75, 1.5)
     """Time over frequency side of a block on the normalised grid, drawn uniformly."""
     placement: Literal["wrap", "inside"] = "wrap"
@@ -142,7 +141,7 @@ class MaskConfig:
         strategies = get_args(MaskStrategy)
         _require(self.strategy in strategies, f"strategy is one of {', '.join(strategies)}, not {self.strategy!r}")
         _require(0 < self.mask_ratio < 1, f"masking ratio {self.mask_ratio} is not between 0 and 1")
-        for name in ("num_blocks", "candidates", "time_frequency_blocks"):
+        for name in ("candidates", "time_frequency_blocks"):
             _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         for low, high in (self.block_scale, self.time_frequency_scale):
             _require(0 < low <= high < 1, f"block scale {(low, high)} is not within (0, 1)")

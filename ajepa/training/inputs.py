@@ -34,10 +34,14 @@ class Inputs:
 
 
 def mask_batch(config: Config, samples: np.ndarray, total_steps: int) -> tuple[Tensor, Tensor]:
-    """Masks of a batch: m = masks_per_clip for each sample, in succession, as (context, targets) indices."""
+    """Masks of a batch: m = masks_per_clip for each sample, in succession, as (context, targets) indices.
+
+    How far the run has come is told from the sample's place in the stream, so a resumed curriculum goes on exactly.
+    """
     masks = config.train.masks_per_clip
     ids = (samples[:, None] * masks + np.arange(masks)).reshape(-1)
-    context, targets = sample_masks(config.mask, config.model.grid, config.train.seed, ids)
+    progress = np.minimum(ids // (masks * config.train.batch_size) / total_steps, 1.0)
+    context, targets = sample_masks(config.mask, config.model.grid, config.train.seed, ids, progress)
     return torch.from_numpy(np.ascontiguousarray(context)), torch.from_numpy(np.ascontiguousarray(targets))
 
 
