@@ -31,6 +31,7 @@ CHECKPOINTS = "checkpoints"  # folder of a run
 BEST = "best.json"  # of a run: the checkpoint with the best score
 
 logger = logging.getLogger(__name__)
+said: set[str] = set()  # warnings given: a run looks at a torn checkpoint several times, one line is enough
 
 
 @dataclass(frozen=True)
@@ -180,23 +181,26 @@ def checkpoint_path(run: str, step: int) -> str:
 def find_checkpoint(run: str, needed: tuple[str, ...] = (MODEL, OPTIMIZER)) -> str | None:
     """The newest checkpoint of a run folder whose needed files are intact; None where the run has none yet.
 
-    A torn checkpoint is passed over with a warning.
+    A torn checkpoint is passed over with a warning. One without a manifest was still being written when the run was
+    killed: it never counted.
 
     Raises:
         UserError: there are checkpoints, and none is intact.
     """
-    steps = _steps(run)
-    for name in reversed(steps):
-        folder = storage.join(run, CHECKPOINTS, name)
+    folders = [storage.join(run, CHECKPOINTS, name) for name in _steps(run)]
+    for folder in reversed(folders):
         try:
             for file in needed:
                 _verified(folder, file)
         except UserError as error:
-            logger.warning("passed over: %s", error)
+            if str(error) not in said:
+                logger.warning("passed over: %s", error)
+                said.add(str(error))
             continue
         return folder
-    if steps:
-        raise UserError(f"{run!r} is no trained run: none of its {len(steps)} checkpoints is intact")
+    finished = sum(_is_finished(folder) for folder in folders)
+    if finished:
+        raise UserError(f"{run!r} is no trained run: none of its {finished} checkpoints is intact")
     return None
 
 
@@ -230,13 +234,18 @@ def read_best(run: str) -> dict[str, Any] | None:
     return json.loads(storage.read_text(where)) if storage.kind(where) == "file" else None
 
 
-def prune_checkpoints(run: str, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one."""
+def prune_checkpoints(run: str, keep: int, step: int) -> None:
+    """Delete all but the newest `keep` checkpoints up to `step`, the one just written, and the best one.
+
+    Later ones and ones without a manifest were passed over when the run resumed: they must not push out intact ones.
+    """
     best = read_best(run)
-    kept = checkpoint_path(run, best["step"]).rpartition("/")[2] if best else None
-    for name in _steps(run)[:-keep]:
-        if name != kept:
-            storage.delete(storage.join(run, CHECKPOINTS, name))
+    folders = [storage.join(run, CHECKPOINTS, name) for name in _steps(run)]
+    intact = [folder for folder in folders if folder <= checkpoint_path(run, step) and _is_finished(folder)]
+    kept = [*intact[-keep:], *([checkpoint_path(run, best["step"])] if best else [])]
+    for folder in folders:
+        if folder not in kept:
+            storage.delete(folder)
 
 
 def _steps(run: str) -> list[str]:
@@ -244,6 +253,11 @@ def _steps(run: str) -> list[str]:
     where = storage.join(run, CHECKPOINTS)
     names = storage.list_files(where) if storage.kind(where) == "folder" else []
     return sorted({name.partition("/")[0] for name, _ in names if "/" in name})
+
+
+def _is_finished(folder: str) -> bool:
+    """Whether the manifest, written last, is there."""
+    return storage.kind(storage.join(folder, MANIFEST)) == "file"
 
 
 def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -264,12 +278,14 @@ def digest(data: bytes) -> str:
 
 
 def _verified(folder: str, name: str) -> bytes:
+    reading = MANIFEST
     try:
         expected = json.loads(storage.read_text(storage.join(folder, MANIFEST)))["digests"][name]
+        reading = name
         with storage.open_input(storage.join(folder, name)) as stream:
             data = stream.read()
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder!r} is not an intact checkpoint: {name} cannot be read ({error})") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder!r} is not an intact checkpoint: {reading} cannot be read ({error})") from error
     if digest(data) != expected:
         raise UserError(f"{folder!r} is not an intact checkpoint: {name} does not match its digest")
     return data

@@ -37,7 +37,7 @@ class CheckpointWriter:
                 write_checkpoint(folder, shot)
                 if score is not None:
                     note_best(self.run, shot.step, score)
-                prune_checkpoints(self.run, self.keep)
+                prune_checkpoints(self.run, self.keep, shot.step)
             except BaseException as error:  # handed over, not swallowed
                 self._error = error
 

@@ -1,0 +1,142 @@
+"""What the fault tests share: pretrain.py as a command of its own, a worker that fails at a chosen step, comparisons."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import mlflow
+import psutil
+import torch
+
+from ajepa.training.checkpoint import CheckpointInfo, latest_checkpoint, read_info, read_weights
+
+ROOT = Path(__file__).parents[1]
+
+
+def options(data: str, output: Path | str, mlflow_uri: str, *more: str, steps: int = 12, every: int = 5) -> list[str]:
+    """Options of pretrain.py for a short run of the nano model in float32."""
+    train = {"batch-size": 8, "max-steps": steps, "log-every": 2, "eval-every": steps, "checkpoint-every": every}
+    named = [text for name, value in train.items() for text in (f"--{name}", str(value))]
+    where = ["--data", data, "--output", str(output), "--mlflow-uri", mlflow_uri]
+    return [*where, "--precision", "fp32", "--threads", "1", *named, *more]
+
+
+def checkpoints(output: Path | str) -> list[int]:
+    """Steps of the finished checkpoints of a run, in order."""
+    return sorted(int(path.parent.name[5:]) for path in Path(output).glob("checkpoints/*/checkpoint.json"))
+
+
+def assert_same_end(output: Path | str, reference: Path | str) -> CheckpointInfo:
+    """Both runs are finished, with the same weights bit for bit."""
+    infos = [read_info(latest_checkpoint(str(path))) for path in (output, reference)]
+    assert infos[0].step == infos[1].step == infos[0].total_steps
+    ours, theirs = (read_weights(info.path) for info in infos)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    return infos[0]
+
+
+def assert_one_mlflow_run(mlflow_uri: str, output: Path | str) -> None:
+    """The run at `output` was recorded once, and finished."""
+    client = mlflow.MlflowClient(mlflow_uri)
+    experiment = client.get_experiment_by_name("ajepa")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"params.output = '{output}'")
+    assert [run.info.status for run in runs] == ["FINISHED"]
+
+
+def wait_for(condition: Callable[[], bool], what: str, alive: Callable[[], bool] = lambda: True) -> float:
+    """Look until the condition holds, for at most two minutes; the seconds that took."""
+    began = time.monotonic()
+    while not condition():
+        assert alive(), f"ended before {what}"
+        assert time.monotonic() - began < 120, f"waited two minutes for {what}"
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+@dataclasses.dataclass
+class Command:
+    """A running pretrain.py in a process group of its own, as a terminal would start it."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> float:
+        return wait_for(condition, f"{what}:\n{self.text}", lambda: self.process.poll() is None)
+
+    def wait(self) -> int:
+        return self.process.wait(180)
+
+    @property
+    def text(self) -> str:
+        """Everything it printed so far."""
+        return self.log.read_text()
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@contextlib.contextmanager
+def command(arguments: Sequence[str], log: Path, **environment: str) -> Iterator[Command]:
+    """Start pretrain.py; whatever is left of it after the block is killed."""
+    with log.open("a") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "pipelines/pretrain.py", *arguments], cwd=ROOT, env=os.environ | environment,
+            stdout=stream, stderr=stream, text=True, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield Command(process, log)
+    finally:
+        if process.poll() is None:
+            left = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            process.wait()
+            for child in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+
+
+def run(arguments: Sequence[str], log: Path, **environment: str) -> str:
+    """pretrain.py to its end, which must be a good one; what it printed."""
+    with command(arguments, log, **environment) as started:
+        code = started.wait()
+        assert code == 0, started.text
+        return started.text
+
+
+def failing_worker(step: int, rank: int, number: signal.Signals, flag: Path) -> Callable[[dict], None]:
+    """A train_worker whose process sends itself a signal right after a step of its first attempt; the flag file then
+    holds the time."""
+    from pipelines.workers import train_worker
+
+    number, where = int(number), str(flag)
+
+    def worker(settings: dict) -> None:
+        import os
+        import time
+        from pathlib import Path
+
+        import ray.train
+
+        from ajepa.training import loop
+
+        take_step = loop.train_step
+
+        def step_then_fail(state, *args, **kwargs):
+            result = take_step(state, *args, **kwargs)
+            if state.step == step and ray.train.get_context().get_world_rank() == rank and not Path(where).exists():
+                Path(where).write_text(str(time.time()))
+                os.kill(os.getpid(), number)
+            return result
+
+        loop.train_step = step_then_fail
+        train_worker(settings)
+
+    return worker
