@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench bench-gpu clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,9 @@ lint: setup  ## style, types, and the rule of which package may import which
 
 bench: setup  ## ratios against a floor or a peer in the same run: about 45 minutes on 2 cores (AJEPA_BENCH_CLIPS=500 for less)
 	$(BIN)/python -m pytest tests/benchmarks -m '' --override-ini 'addopts=-q -s --import-mode=importlib --show-capture=no' --override-ini 'python_files=bench_*.py'
+
+bench-gpu:  ## the training step on a GPU; needs only torch, numpy and pyarrow, so it takes the python there is
+	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/benchmarks/bench_gpu.py
 
 clean:
 	rm -rf $(VENV) demo

@@ -1,8 +1,12 @@
 """A-JEPA: audio representations learned by predicting the representations of masked time-frequency blocks."""
 
+from typing import TYPE_CHECKING, Any
+
 from ajepa.config import PRESETS, Config, FrontEndConfig, MaskConfig, ModelConfig, TrainConfig
-from ajepa.encoder import AudioEncoder, load_encoder
 from ajepa.errors import UserError
+
+if TYPE_CHECKING:
+    from ajepa.encoder import AudioEncoder, export_encoder, load_encoder
 
 __version__ = "0.1.0"
 
@@ -15,5 +19,15 @@ __all__ = [
     "ModelConfig",
     "TrainConfig",
     "UserError",
+    "export_encoder",
     "load_encoder",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The encoder's names, imported when first used: training on a bare GPU box needs no audio libraries."""
+    if name in ("AudioEncoder", "export_encoder", "load_encoder"):
+        from ajepa import encoder
+
+        return getattr(encoder, name)
+    raise AttributeError(f"module 'ajepa' has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -15,9 +16,9 @@ from pipelines.common import parse, run_command
 class ExportArgs:
     """Export an encoder."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """A run folder (its newest checkpoint) or one checkpoint; a local path or a URI."""
-    output: tyro.conf.Positional[str]
+    output: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
     """The folder to make; a local path or a URI."""
     branch: Branch = "target"
     """Which encoder of the run: the EMA target encoder or the context encoder."""

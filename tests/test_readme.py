@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from ajepa.config import PRESETS
-from pipelines import ablate, demo, preprocess, pretrain, probe
+from pipelines import ablate, demo, export, preprocess, pretrain, probe
 from pipelines.common import parse
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -18,6 +18,7 @@ PARSERS = {
     "preprocess": preprocess.parse_args,
     "pretrain": pretrain.parse_args,
     "probe": lambda argv: parse(probe.ProbeArgs, "", argv),
+    "export": lambda argv: parse(export.ExportArgs, "", argv),
     "ablate": lambda argv: parse(ablate.AblateArgs, "", argv),
     "demo": lambda argv: parse(demo.DemoArgs, "", argv),
 }

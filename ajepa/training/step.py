@@ -127,7 +127,7 @@ def build_state(
     core = build_model(config).to(device)
     optimizer = build_optimizer(core, config.train)
     if config.train.compile == "on" or (config.train.compile == "auto" and device.type == "cuda"):
-        core.compile()  # shapes are static: one compilation for the whole run
+        core.compile(dynamic=False)  # shapes are static: one compilation for the whole run
     model: nn.Module = core
     if world_size > 1:
         ids = [device.index] if device.type == "cuda" else None

@@ -3,18 +3,13 @@
 Run with `make bench`. Absolute figures of a shared machine mean little; the ratios and their spread do.
 """
 
-import numpy as np
-import pytest
 import torch
 import torchaudio
-from benchmarks.common import ROUNDS, paired, say, seconds
-from training.test_step import make_state
+from benchmarks.common import paired, say
 
 from ajepa.audio.logmel import LogMel
-from ajepa.config import PRESETS, FrontEndConfig
-from ajepa.shards.reader import Batch, ShardReader
-from ajepa.shards.statistics import Statistics
-from ajepa.training.step import Normaliser, TrainState, build_model, build_optimizer, train_step
+from ajepa.config import FrontEndConfig
+from ajepa.shards.reader import ShardReader
 
 
 def test_log_mel_against_torchaudio():
@@ -40,53 +35,3 @@ def test_reader_against_bare_copies(small_dataset):
     own, ratios = paired(lambda: reader.batch(1), batch.copy, 20)
     say("reader, share of the speed of copying the batch", ratios, f"{32 / own:.0f} clips/s, cached")
     assert min(ratios) > 0
-
-
-def flops(config) -> float:
-    """Multiply-adds of one clip's step times two: target forward, context forward and backward, predictor."""
-    model, n = config.model, config.model.num_patches
-    targets = round(config.mask.mask_ratio * n)
-
-    def forward(tokens: int, depth: int, width: int) -> float:
-        return depth * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
-
-    encoder = forward(n, model.depth, model.width) + 3 * forward(n - targets, model.depth, model.width)
-    return encoder + 3 * forward(n, model.predictor_depth, model.predictor_width)
-
-
-@pytest.mark.parametrize(("preset", "batch"), [("nano", 64), ("small", 8)])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_step_against_gemm(preset, batch, precision):
-    """Model FLOPs of a step over the fp32 GEMM rate of the same threads."""
-    torch.set_num_threads(torch.get_num_threads())
-    config = PRESETS[preset]
-    train = {"precision": precision, "batch_size": batch}
-    config = type(config)(
-        model=config.model, mask=config.mask, train=type(config.train)(**(vars(config.train) | train))
-    )
-    core = build_model(config)
-    state = TrainState(
-        config, core, core, build_optimizer(core, config.train),
-        Normaliser(Statistics(np.zeros(128), np.ones(128), 1)), torch.device("cpu"), 10_000,
-    )  # fmt: skip
-    data = np.random.default_rng(0).normal(size=(batch, 128, config.model.crop_frames)).astype(np.float16)
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    ids = np.arange(batch)
-    train_step(state, Batch(data, ids, ids))
-    ratios = []
-    for _ in range(ROUNDS):
-        gemm = 2 * 2048**3 / seconds(lambda: a @ b, 3)
-        step = batch * flops(config) / seconds(lambda: train_step(state, Batch(data, ids, ids)), 2)
-        ratios.append(step / gemm)
-    say(f"{preset} step, {precision}, batch {batch}: model FLOPs over the fp32 GEMM rate", ratios)
-    assert min(ratios) > 0
-
-
-def test_ema_and_optimizer_share():
-    state = make_state()
-    whole = seconds(
-        lambda: train_step(state, Batch(np.zeros((8, 128, 128), np.float16), np.arange(8), np.arange(8))), 10
-    )
-    ema = [seconds(lambda: state.core.update_target(0.999), 10) / whole for _ in range(ROUNDS)]
-    say("EMA, share of a (very small) step", ema)
-    assert max(ema) < 1

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ajepa.config import PRESETS, ModelConfig
-from ajepa.model.vit import Block, Encoder, Predictor, gather, patchify, sincos_positions
+from ajepa.model.vit import Block, Encoder, Predictor, attention, gather, patchify, sincos_positions
 
 SMALL = ModelConfig(
     crop_frames=128, depth=2, width=32, heads=4, predictor_depth=2, predictor_width=16, predictor_heads=2
@@ -129,3 +129,16 @@ def test_base_has_the_write_ups_encoder_size():
     assert 85e6 < sum(p.numel() for p in encoder.parameters()) < 87e6
     # The write-up says about 22 M; six layers of 384 are half of that (Fidelity table).
     assert 10.5e6 < sum(p.numel() for p in predictor.parameters()) < 12e6
+
+
+@pytest.mark.parametrize("kind", [None, "seen", "added"])
+def test_attention_in_bf16_on_a_cpu_is_that_of_float32(kind):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 40, 16, generator=generator) for _ in range(3))
+    seen = torch.rand(2, 1, 40, 40, generator=generator) < 0.7
+    mask = {None: None, "seen": seen, "added": torch.where(seen, 0.0, float("-inf"))}[kind]
+    expected = attention(query, key, value, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), mask)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.float(), expected, atol=0.03, rtol=0.03)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_runs import tiny_config
 
-from pipelines import ablate, preprocess, pretrain, probe
+from pipelines import ablate, export, preprocess, pretrain, probe
 from pipelines.common import parse, run_command
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,10 @@ def pretrain_main(argv):
 
 def probe_main(argv):
     probe.main(parse(probe.ProbeArgs, "", argv))
+
+
+def export_main(argv):
+    export.main(parse(export.ExportArgs, "", argv))
 
 
 def ablate_main(argv):
@@ -127,6 +131,9 @@ MISTAKES = {
     "checkpoint of another config": (
         probe_main, ["--encoder", "{other-config}", "--data", "{shards}"], "holds other weights than its config",
     ),
+    "encoder to export missing": (export_main, ["{gone}", "{new}"], "does not exist"),
+    "export over something": (export_main, ["{run}", "{texts}"], "exists: choose another"),
+    "export of a folder without a run": (export_main, ["{empty}", "{new}"], "no checkpoint"),
     "unknown ablation": (ablate_main, ["colour", "--data", "{shards}", "--output", "{new}"], "unknown ablation"),
     "unknown ablation value": (
         ablate_main, ["loss", "--values", "huber", "--data", "{shards}", "--output", "{new}"], "not 'huber'",
@@ -173,7 +180,7 @@ def test_an_interrupt_has_exit_code_130_and_says_how_to_go_on(capsys):
     assert "run the same command again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["preprocess", "pretrain", "probe", "ablate", "demo"])
+@pytest.mark.parametrize("command", ["preprocess", "pretrain", "probe", "export", "ablate", "demo"])
 def test_help_names_options_with_defaults(command):
     done = subprocess.run(
         [sys.executable, f"pipelines/{command}.py", "--help"],
@@ -183,4 +190,4 @@ def test_help_names_options_with_defaults(command):
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0 and "--output" in done.stdout and "(default:" in done.stdout
+    assert done.returncode == 0 and "output" in done.stdout.lower() and "(default:" in done.stdout

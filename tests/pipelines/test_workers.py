@@ -1,0 +1,70 @@
+"""How many workers, what their reports come to, and requests to stop."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from ajepa.errors import UserError
+from ajepa.training.loop import GO_ON, STOP
+from pipelines import stopping
+from pipelines.reporter import line, merge
+from pipelines.stopping import StopRequests, Terminated, graceful
+from pipelines.workers import parse_workers
+
+
+@pytest.mark.parametrize(("given", "workers"), [(0, 0), ("1", 1), (8, 8), ("4:8", (4, 8)), ("2:2", (2, 2))])
+def test_workers_are_a_number_or_a_range(given, workers):
+    assert parse_workers(given) == workers
+
+
+@pytest.mark.parametrize("given", ["", "-1", "a", "8:4", "0:2", "1:2:3", "1.5"])
+def test_other_numbers_of_workers_are_a_users_mistake(given):
+    with pytest.raises(UserError, match="a range like 4:8"):
+        parse_workers(given)
+
+
+def test_figures_of_uneven_shares_are_averaged_by_their_clips():
+    metrics = [{"step": 2, "loss": 1.0, "lr": 0.1, "share": 0.75}, {"step": 2, "loss": 2.0, "lr": 0.1, "share": 0.25}]
+    assert merge(metrics) == {"step": 2, "loss": 1.25, "lr": 0.1}
+
+
+def test_what_rank_0_measures_alone_is_kept():
+    assert merge([{"step": 0, "effective_rank": 3.0}, {"step": 0}]) == {"step": 0, "effective_rank": 3.0}
+
+
+def test_the_terminal_line_names_step_loss_rank_speed_and_time():
+    report = {
+        "step": 20, "total_steps": 100, "loss": 0.51234, "effective_rank": 7.26, "clips_per_second": 412.3,
+        "seconds_per_step": 3.0,
+    }  # fmt: skip
+    assert line(report).startswith("step 20/100  loss 0.5123  rank 7.3  412 clips/s  4 min left")
+
+
+def test_a_stop_file_stops_rank_0(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "POLL_SECONDS", 0.0)
+    requests = [StopRequests(str(tmp_path), rank, in_ray=False) for rank in (0, 1)]
+    assert [ask() for ask in requests] == [GO_ON, GO_ON]
+    (tmp_path / "STOP").touch()
+    assert [ask() for ask in requests] == [STOP, GO_ON]
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_first_signal_asks_and_leaves_no_trace(tmp_path, number, error):
+    before = signal.getsignal(number)
+    with pytest.raises(error), graceful(str(tmp_path)):
+        os.kill(os.getpid(), number)
+        assert StopRequests(str(tmp_path), 1, in_ray=False)() == STOP
+        assert Path(tmp_path, "STOP").exists()
+    assert not list(tmp_path.iterdir()) and signal.getsignal(number) == before
+    assert StopRequests(str(tmp_path), 0, in_ray=False)() == GO_ON
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    reached = []
+    with pytest.raises(KeyboardInterrupt), graceful(str(tmp_path)):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("the next line")
+    assert not reached

@@ -1,0 +1,27 @@
+"""torch.compile: one graph, the same steps."""
+
+import shutil
+
+import pytest
+import torch
+from training.test_step import make_inputs, make_state
+
+from ajepa.training.step import train_step
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
+def test_a_compiled_step_is_one_graph_and_equals_the_eager_one():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    losses = []
+    for compiled in ("off", "on"):
+        state = make_state(compile=compiled)
+        losses.append([train_step(state, make_inputs(state, step)).loss.item() for step in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"] and not counters["recompiles"]
+
+
+def test_compiling_changes_no_name_of_a_weight():
+    assert list(make_state(compile="on").core.state_dict()) == list(make_state(compile="off").core.state_dict())
