@@ -1,6 +1,7 @@
 """history.jsonl of a run: a line a report, so that curves can be drawn without MLflow."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ def append_history(output: str, reports: Sequence[dict[str, Any]]) -> None:
     where = storage.join(output, HISTORY)
     lines = "".join(json.dumps(report) + "\n" for report in reports)
     if not storage.is_uri(output):
-        with Path(where).open("a") as file:
-            file.write(lines)
+        with Path(where).open("ab+") as file:
+            if file.tell():  # the end of a line torn by a crash
+                file.seek(-1, os.SEEK_END)
+                lines = lines if file.read(1) == b"\n" else "\n" + lines
+            file.write(lines.encode())
     else:
         old = storage.read_text(where) if storage.kind(where) == "file" else ""
         storage.write_text(where, old + lines)

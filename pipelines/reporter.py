@@ -1,10 +1,12 @@
 """Reports of a training run: every one goes to MLflow, the history file and the terminal, once."""
 
+import errno
 from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
 from ajepa import storage
+from ajepa.errors import UserError
 from pipelines import tracking
 from pipelines.history import append_history
 
@@ -24,7 +26,13 @@ class Reporter(UserCallback):
         self.tracker.log_metrics(step, {k: v for k, v in report.items() if k not in ("step", "total_steps")})
         self.pending.append(report)
         if not storage.is_uri(self.output) or "effective_rank" in report:
-            append_history(self.output, self.pending)
+            try:
+                append_history(self.output, self.pending)
+            except OSError as error:
+                reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+                raise UserError(
+                    f"cannot write to {self.output!r}: {reason}. Make room or mend it, then run the same command again"
+                ) from error
             self.pending = []
         if not self.quiet and step:
             print(line(report), flush=True)

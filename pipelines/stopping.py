@@ -14,10 +14,12 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from ajepa import storage
+from ajepa.errors import UserError
 from ajepa.training.loop import GO_ON, RESTART, SAVE, STOP
 
 STOP_FILE = "STOP"
-POLL_SECONDS = 2.0  # between looks for the STOP file
+POLL_SECONDS = 0.2  # between looks for the STOP file
+STORE_POLL_SECONDS = 2.0  # the same in an object store, where a look takes as long as a small step
 
 _terminated = threading.Event()  # SIGTERM came to this process
 
@@ -46,15 +48,17 @@ class StopRequests:
 
     def __init__(self, output: str, rank: int, in_ray: bool) -> None:
         self.where, self.rank, self.in_ray = storage.join(output, STOP_FILE), rank, in_ray
+        self._poll = STORE_POLL_SECONDS if storage.is_uri(output) else POLL_SECONDS
         self._looked, self._saved = time.monotonic(), False
 
     def __call__(self) -> int:
         if _terminated.is_set():
             return RESTART if self.in_ray else STOP
-        if self.rank == 0 and time.monotonic() - self._looked > POLL_SECONDS:
+        if self.rank == 0 and time.monotonic() - self._looked > self._poll:
             self._looked = time.monotonic()
-            if storage.kind(self.where) == "file":
-                return STOP
+            with contextlib.suppress(UserError):  # a store that does not answer: look again later
+                if storage.kind(self.where) == "file":
+                    return STOP
         if self.in_ray and not self._saved and get_train_context().preemption_context.preemption_info is not None:
             # Ray goes on by itself once the node is gone. The public call waits for all workers, too dear for a step.
             self._saved = True
@@ -77,7 +81,8 @@ def graceful(output: str) -> Iterator[None]:
             raise (Terminated if number == signal.SIGTERM else KeyboardInterrupt)
         print("stopping after this step, with a checkpoint (once more: at once)", file=sys.stderr, flush=True)
         _terminated.set()  # seen by training inside this process
-        storage.write_text(storage.join(output, STOP_FILE), "")  # seen by workers
+        with contextlib.suppress(OSError):  # a full disk: the second signal still ends it
+            storage.write_text(storage.join(output, STOP_FILE), "")  # seen by workers
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     _terminated.clear()

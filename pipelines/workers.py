@@ -1,30 +1,38 @@
 """Training with Ray Train workers, or inside this process: what pretrain.py starts once a run's folder is ready."""
 
 import contextlib
-import json
 import logging
 import os
+import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
+from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal import util as error_internals
+from ray.train.v2._internal.execution import callback_manager as callback_internals
 from ray.train.v2._internal.execution import context as report_internals
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.controller import controller as controller_internals
 
 from ajepa import storage
 from ajepa.config import Config
 from ajepa.errors import UserError
 from ajepa.shards.dataset import open_dataset
-from ajepa.training.loop import WorkerContext, train
+from ajepa.training.loop import Preempted, WorkerContext, train
 from ajepa.training.step import NonFiniteLoss
 from pipelines.common import cluster_cpus, start_ray
-from pipelines.stopping import SigtermWatcher, StopRequests, graceful, in_thread
+from pipelines.stopping import STOP_FILE, SigtermWatcher, StopRequests, graceful, in_thread
 
-FAILED_JSON = "failed.json"  # a mistake no restart of workers can mend, and whose it was
+# Seconds between the controller's looks at its workers, 2 if it were for Ray. A worker's report waits for the next
+# look, and so does SIGTERM: its handler runs when the main thread next does something.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+VAGUE_SECONDS = 2.0  # a worker that cannot name the clips lets the one that can speak first
 
 
 def parse_workers(value: int | str) -> int | tuple[int, int]:
@@ -56,9 +64,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     torch.set_num_threads(choose_threads(settings["threads"], context.get_local_world_size()))
     # Ray names this logger by its file, so LoggingConfig misses it; it would print every report of every rank.
     logging.getLogger(report_internals.__file__).setLevel(logging.WARNING)
-    failure = read_failure(output, settings["attempt"])
-    if failure is not None:  # Ray restarts workers after any error; this one would only come again
-        raise UserError(failure)
+    logging.getLogger(error_internals.__name__).addFilter(SaidElsewhere())
     worker = WorkerContext(
         rank,
         context.get_world_size(),
@@ -68,20 +74,33 @@ def train_worker(settings: dict[str, Any]) -> None:
     )
     try:
         train(settings["config"], open_dataset(settings["data"]), output, worker)
-    except UserError as error:
-        if not isinstance(error, NonFiniteLoss) or error.rows:  # the worker that can name the clips says it
-            failed = {"attempt": settings["attempt"], "message": str(error)}
-            storage.write_text(storage.join(output, FAILED_JSON), json.dumps(failed))
+    except NonFiniteLoss as error:
+        if not error.rows:
+            time.sleep(VAGUE_SECONDS)
         raise
 
 
-def read_failure(output: str, attempt: str) -> str | None:
-    """What a worker of this attempt noted about a mistake that no restart can mend."""
-    where = storage.join(output, FAILED_JSON)
-    if storage.kind(where) != "file":
-        return None
-    failed = json.loads(storage.read_text(where))
-    return failed["message"] if failed["attempt"] == attempt else None
+class Unmendable(WorkerGroupCallback):
+    """Ends the run at a worker's UserError, which Ray's restarts would only meet again."""
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        for module in (controller_internals, callback_internals):
+            logging.getLogger(module.__name__).addFilter(SaidElsewhere())
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        mistakes = [e for e in worker_group_status.errors.values() if isinstance(e, UserError)]
+        if mistakes:
+            raise ControllerError(max(mistakes, key=lambda error: bool(getattr(error, "rows", ()))))
+
+
+class SaidElsewhere(logging.Filter):
+    """Keeps what Ray prints of a worker's error to what the command will not say itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = sys.exc_info()[1]
+        if isinstance(error, Preempted):
+            record.msg = str(error)
+        return not isinstance(error, UserError)
 
 
 def fit(
@@ -101,6 +120,7 @@ def fit(
         UserError: too few resources, or what a worker said is the user's to mend.
         KeyboardInterrupt: Ctrl-C; Terminated: SIGTERM. A checkpoint is written, unless they came twice.
     """
+    storage.delete(storage.join(output, STOP_FILE))  # left by a command that was killed
     if num_workers == 0:
         _fit_here(config, data, output, threads, device, callbacks)
         return
@@ -111,8 +131,7 @@ def fit(
     least = num_workers if isinstance(num_workers, int) else num_workers[0]
     if least > have:
         raise UserError(f"--num-workers {least} needs as many {resource}s; the cluster has {have}")
-    attempt = uuid.uuid4().hex[:12]
-    settings = {"config": config, "data": data, "output": output, "threads": threads, "attempt": attempt}
+    settings = {"config": config, "data": data, "output": output, "threads": threads}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
@@ -122,13 +141,13 @@ def fit(
         # figures; its state gets a fresh name each time, for a name that finished once would silently do nothing.
         run_config=RunConfig(
             storage_path=storage.join(output, "ray"),
-            name=attempt,
+            name=uuid.uuid4().hex[:12],
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[*callbacks, SigtermWatcher()],
+            callbacks=[*callbacks, SigtermWatcher(), Unmendable()],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    with _one_line(output, attempt):
+    with _one_line():
         if threading.current_thread() is not threading.main_thread():  # a trial of Ray Tune
             trainer.fit()
             return
@@ -152,16 +171,12 @@ def _fit_here(
 
 
 @contextlib.contextmanager
-def _one_line(output: str, attempt: str) -> Iterator[None]:
-    """Turn what Ray makes of a worker's UserError back into it."""
+def _one_line() -> Iterator[None]:
+    """Turn what Ray makes of a UserError back into it."""
     try:
         yield
-    except WorkerGroupError as error:
-        failure = read_failure(output, attempt)
-        if failure is not None:
-            raise UserError(failure) from error
-        for worker_error in error.worker_failures.values():
-            cause = getattr(worker_error, "cause", None) or worker_error
-            if isinstance(cause, UserError):  # said by our own code: the message is enough
-                raise UserError(str(cause)) from error
+    except ControllerError as error:
+        cause = error.controller_failure
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from error
         raise

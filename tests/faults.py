@@ -1,4 +1,4 @@
-"""What the fault tests share: pretrain.py as a command of its own, a worker that fails at a chosen step, comparisons."""
+"""What fault tests share: pretrain.py as a command of its own, a worker that fails at a chosen step, comparisons."""
 
 import contextlib
 import dataclasses
@@ -126,6 +126,7 @@ def failing_worker(step: int, rank: int, number: signal.Signals, flag: Path) -> 
         import ray.train
 
         from ajepa.training import loop
+        from pipelines import stopping
 
         take_step = loop.train_step
 
@@ -134,6 +135,7 @@ def failing_worker(step: int, rank: int, number: signal.Signals, flag: Path) -> 
             if state.step == step and ray.train.get_context().get_world_rank() == rank and not Path(where).exists():
                 Path(where).write_text(str(time.time()))
                 os.kill(os.getpid(), number)
+                stopping._terminated.wait(60)  # the main thread takes it when it is next asked something
             return result
 
         loop.train_step = step_then_fail

@@ -74,7 +74,7 @@ def test_an_interrupted_run_resumes_into_the_same_mlflow_run(args, mlflow_uri, m
 def test_history_counts_replayed_steps_once_and_skips_a_torn_line(tmp_path):
     append_history(str(tmp_path), [{"step": s, "try": 1} for s in (0, 2, 4)])
     with (tmp_path / "history.jsonl").open("a") as file:
-        file.write('{"step": 6, "tr\n')
+        file.write('{"step": 6, "tr')
     append_history(str(tmp_path), [{"step": s, "try": 2} for s in (4, 6)])
     assert [(r["step"], r["try"]) for r in read_history(str(tmp_path))] == [(0, 1), (2, 1), (4, 2), (6, 2)]
 

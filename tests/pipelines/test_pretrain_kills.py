@@ -4,11 +4,10 @@ one, bit for bit, and is recorded once."""
 import os
 import signal
 import time
-from pathlib import Path
 
 import psutil
 import pytest
-from faults import assert_one_mlflow_run, assert_same_end, checkpoints, command, failing_worker, options, run, wait_for
+from faults import assert_one_mlflow_run, assert_same_end, checkpoints, command, failing_worker, options, run
 
 from pipelines import workers
 from pipelines.history import read_history
@@ -61,41 +60,33 @@ def test_a_terminated_worker_has_its_step_saved_first(by_two, small_dataset, tmp
     assert_one_mlflow_run(mlflow_uri, output)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.ray)])
-def test_a_signal_stops_the_command_with_a_checkpoint(num_workers, number, alone, small_dataset, tmp_path, mlflow_uri):
+def test_a_command_stopped_again_and_again_goes_on(num_workers, alone, small_dataset, tmp_path, mlflow_uri):
+    """SIGTERM, then Ctrl-C, then kill -9, each in the middle, then to the end. With a Ray of its own each time."""
     output = tmp_path / "run"
     arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", str(num_workers), **LONG)
-    with command(arguments, tmp_path / "log") as started:
-        started.wait_for(lambda: checkpoints(output) == [10], "its first checkpoint")
-        sent = time.monotonic()
-        if number == signal.SIGINT:
-            os.killpg(started.process.pid, number)  # a terminal sends Ctrl-C to the whole group
-        else:
-            started.process.send_signal(number)
-        assert started.wait() == (143 if number == signal.SIGTERM else 130), started.text
-        print(f"stopped after {time.monotonic() - sent:.1f} s at step {checkpoints(output)[-1]}")
-        assert 10 < checkpoints(output)[-1] < 40, started.text
-        assert "Traceback" not in started.text, started.text
-        assert started.text.count("run the same command again") == 1
-    assert not (output / "STOP").exists()
-    assert f"resuming at step {checkpoints(output)[-1]}" in run(arguments, tmp_path / "log again")
-    assert_same_end(output, alone)
-    assert_one_mlflow_run(mlflow_uri, output)
-
-
-@pytest.mark.ray
-def test_a_killed_command_goes_on(alone, small_dataset, tmp_path, mlflow_uri):
-    output = tmp_path / "run"
-    arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", "1", **LONG)
-    with command(arguments, tmp_path / "log") as started:
-        started.wait_for(lambda: checkpoints(output) == [10], "its first checkpoint")
-        orphans = started.children()
-        started.process.kill()
-        started.wait()
-        psutil.wait_procs(orphans, timeout=60)
-        assert not [p for p in orphans if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert 40 not in checkpoints(output)
-    assert "resuming at step" in run(arguments, tmp_path / "log again")
+    reached = 0
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        with command(arguments, tmp_path / number.name) as started:
+            wanted = reached - reached % 10 + 10
+            started.wait_for(lambda wanted=wanted: wanted in checkpoints(output), f"checkpoint {wanted}")
+            processes, sent = started.children(), time.monotonic()
+            if number == signal.SIGINT:
+                os.killpg(started.process.pid, number)  # a terminal sends Ctrl-C to the whole group
+            else:
+                started.process.send_signal(number)
+            assert started.wait() == code, started.text
+            _, alive = psutil.wait_procs(processes, timeout=60)  # Ray's, orphaned where the command was killed
+            assert not alive
+            assert f"resuming at step {reached}" in started.text if reached else "resuming" not in started.text
+            reached = checkpoints(output)[-1]
+            print(f"{number.name}: all gone after {time.monotonic() - sent:.1f} s, checkpoint of step {reached}")
+            assert wanted <= reached < 40
+            if number != signal.SIGKILL:
+                assert reached > wanted  # the step it was in
+                assert "Traceback" not in started.text, started.text
+                assert started.text.count("run the same command again") == 1
+                assert not (output / "STOP").exists()
+    assert f"resuming at step {reached}" in run(arguments, tmp_path / "last")
     assert_same_end(output, alone)
     assert_one_mlflow_run(mlflow_uri, output)
