@@ -6,13 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from faults import assert_one_mlflow_run, assert_same_end, checkpoints, command, options
+from faults import assert_one_mlflow_run, assert_same_end, checkpoints, command, options, run
 from ray.cluster_utils import Cluster
 
 from ajepa.training.checkpoint import latest_checkpoint, read_info, read_weights
-from pipelines.pretrain import main, parse_args
 
 pytestmark = pytest.mark.ray
 
@@ -26,39 +26,97 @@ def mlflow_uri(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head without CPUs; every test brings its own machines of one CPU."""
+    """A head without CPUs, where the command and Ray's controller run; two machines of one CPU are added a test."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     yield made
     made.shutdown()
 
 
 @pytest.fixture
-def two_nodes(cluster):
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    yield nodes
-    for node in list(cluster.worker_nodes):
+def nodes(cluster):
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(num_cpus=1)
+    yield list(cluster.worker_nodes)
+    for node in list(cluster.worker_nodes)[2:]:
         cluster.remove_node(node, allow_graceful=False)
 
 
 @pytest.fixture(scope="module")
 def by_two(small_dataset, tmp_path_factory, mlflow_uri, cluster):
     """The undisturbed run by two workers on two nodes."""
-    ...
+    folder = tmp_path_factory.mktemp("by-two")
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    arguments = options(small_dataset.path, folder / "run", mlflow_uri, "--num-workers", "2", **LONG)
+    run(arguments, folder / "log", RAY_ADDRESS=cluster.address)
+    return folder / "run"
 
 
-def test_a_lost_node_is_replaced(cluster, two_nodes, small_dataset, tmp_path, mlflow_uri):
+def workers_on(node) -> list[psutil.Process]:
+    """Processes of training workers on a simulated node."""
+    raylets = [p.process.pid for p in node.all_processes["raylet"]]
+    children = [child for pid in raylets for child in psutil.Process(pid).children(recursive=True)]
+    return [child for child in children if "RayTrainWorker" in "".join(child.cmdline())]
+
+
+def test_a_lost_node_is_replaced(by_two, cluster, nodes, small_dataset, tmp_path, mlflow_uri):
     output = tmp_path / "run"
     arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", "2", **LONG)
     with command(arguments, tmp_path / "log", RAY_ADDRESS=cluster.address) as started:
         started.wait_for(lambda: checkpoints(output) == [10], "its first checkpoint")
+        assert [len(workers_on(node)) for node in nodes] == [1, 1]
         lost = time.monotonic()
-        cluster.remove_node(two_nodes[0], allow_graceful=False)
-        print("removed", time.monotonic()-lost)
+        cluster.remove_node(nodes[0], allow_graceful=False)
         cluster.add_node(num_cpus=1)
-        print("added", time.monotonic()-lost)
+        assert started.wait() == 0, started.text
+        print(f"at the end {time.monotonic() - lost:.1f} s after the node was lost")
+    assert_same_end(output, by_two)
+    assert_one_mlflow_run(mlflow_uri, output)
+
+
+def test_a_drained_node_has_a_checkpoint_written_before_it_goes(
+    by_two, cluster, nodes, small_dataset, tmp_path, mlflow_uri
+):
+    """And it is no failure: none is allowed here."""
+    output = tmp_path / "run"
+    keep = ("--num-workers", "2", "--max-failures", "0", "--keep-checkpoints", "9")
+    environment = {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}
+    with command(options(small_dataset.path, output, mlflow_uri, *keep, **LONG), tmp_path / "log", **environment) as it:
+        it.wait_for(lambda: checkpoints(output) == [10], "its first checkpoint")
+        asked = time.monotonic()
+        ray = Path(sys.executable).parent / "ray"
+        drain = [
+            ray, "drain-node", "--address", cluster.address, "--node-id", nodes[0].node_id,
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "3",
+        ]  # fmt: skip
+        done = subprocess.run(drain, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        it.wait_for(lambda: any(step % 10 for step in checkpoints(output)), "a checkpoint between two")
+        print(f"checkpoints {checkpoints(output)} {time.monotonic() - asked:.1f} s after the drain was asked for")
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        cluster.add_node(num_cpus=1)
+        assert it.wait() == 0, it.text
+        assert "resum" not in it.text
+        print(it.text)
+    assert_same_end(output, by_two)
+    assert_one_mlflow_run(mlflow_uri, output)
+
+
+def test_two_workers_go_on_as_one(by_two, cluster, nodes, small_dataset, tmp_path, mlflow_uri):
+    output = tmp_path / "run"
+    arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", "1:2", **LONG)
+    with command(arguments, tmp_path / "log", RAY_ADDRESS=cluster.address) as started:
+        started.wait_for(lambda: checkpoints(output) == [10], "its first checkpoint")
+        assert [len(workers_on(node)) for node in nodes] == [1, 1]
+        lost = time.monotonic()
+        cluster.remove_node(nodes[0], allow_graceful=False)
         started.wait_for(lambda: 20 in checkpoints(output), "a checkpoint after the loss")
-        print(f"trained on {time.monotonic() - lost:.1f} s after the node was lost")
-        code = started.wait()
-        print(started.text)
-        assert code == 0, started.text
+        assert len(workers_on(nodes[1])) == 1
+        assert started.wait() == 0, started.text
+        print(f"at the end {time.monotonic() - lost:.1f} s after the node was lost")
+    infos = [read_info(latest_checkpoint(str(path))) for path in (output, by_two)]
+    assert infos[0].step == infos[1].step == 40
+    ours, theirs = (read_weights(info.path) for info in infos)
+    for name in ours:  # sums are made in another order
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5, msg=name)
     assert_one_mlflow_run(mlflow_uri, output)
