@@ -19,13 +19,13 @@ PATCHES_PER_CROP = 16  # kept for the figures over patches: 4096 of width 768 ar
 
 
 # Thresholds of `judge`, from runs of `nano` (width 192) measured every 20 steps: effective rank of clips, of patches,
-# and the linear online probe less that of the random initialisation (one seed each; the probe is good to 0.03).
+# and the last linear online probe less that of the random initialisation (good to 0.03). Chosen on these very runs.
 #                              clips: start, lowest, last      patches: start, last   probe
 # ESC-10, 400 clips
 #   preset, steps 0-300        19.4, 15.8 at 140, 21.0         84, 64                 +0.06
 #   ... seed 1                 19.0, 14.3 at 160, 17.9         82, 58                 +0.04
 #   squeezed into 300 steps    19.4, 9.9 at 200, 10.0          84, 43                 -0.01: learned nothing
-#   ... EMA 0.99, last layer   19.4, 7.4 at 120, 9.2           84, 27                 0.00 (-0.05 on whole clips)
+#   ... EMA 0.99, last layer   19.4, 7.4 at 120, 9.2           84, 27                 0.00 (whole clips -0.03)
 #   ... EMA 0: no teacher      19.4, 4.5 at 80, 8.6 at 200     84, 25 (lowest 11)     -0.11 at 100, -0.06 at 200
 #   ... EMA 0.5, lr 5e-3       19.4, 3.9 at 160, 5.1 at 200    84, 8                  -0.16 at 200
 # the demo's sounds, 600 clips
