@@ -49,7 +49,7 @@ class RowGroups:
         self.first_row = np.cumsum([0, *self.sizes])
         if self.first_row[-1] != dataset.num_clips:
             raise UserError(
-                f"{dataset.path}: dataset.json lists shards of {self.first_row[-1]} rows for {dataset.num_clips} clips. "
+                f"{dataset.path}: dataset.json has shards of {self.first_row[-1]} rows for {dataset.num_clips} clips. "
                 "Restore it, then run the same command again"
             )
         self._verified = np.full(len(self.sizes), not verify)

@@ -177,7 +177,7 @@ def test_a_damaged_shard_restored_is_read_by_the_same_reader(dataset):
 
 
 def test_shards_that_do_not_add_up_are_found_before_the_first_step(dataset):
-    with pytest.raises(UserError, match="lists shards of 237 rows for 236 clips"):
+    with pytest.raises(UserError, match="has shards of 237 rows for 236 clips"):
         reader(dataclasses.replace(dataset, num_clips=CLIPS - 1))
 
 
