@@ -9,6 +9,8 @@ groups in use, so the ranks together read the data about once.
 import hashlib
 import queue
 import threading
+import weakref
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ CROP_STREAM = 1  # of rng.uniform
 FIXED_SAMPLES = 1 << 40  # samples from here on are crops of a fixed set, never reached by training
 STATE_FORMAT = 1
 STEPS_AHEAD = 4  # steps whose row groups are read ahead of the batches that are ready
+SPARE = 4  # arrays of batches kept for later ones
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class ShardReader:
         self._groups: Ahead[RowGroup] = Ahead(self._source.read)
         self._used: dict[int, int] = {}  # call of `batch` that last asked for a row group
         self._calls = 0
+        self._spare: deque[memoryview] = deque(maxlen=SPARE)
+        self._crop_shape = (dataset.front_end.n_mels, crop_frames)
         row_bytes = 2 * dataset.front_end.n_mels * dataset.front_end.clip_frames
         self._keep_all = dataset.num_clips * row_bytes <= cache_bytes
 
@@ -179,7 +184,8 @@ class ShardReader:
         rows = np.repeat(np.asarray(rows, np.int64), crops)
         turn = np.arange(len(rows)) % crops
         samples = FIXED_SAMPLES + turn * self.dataset.num_clips + rows
-        out, places, groups = self._prepare(rows, samples)
+        out = np.empty((len(rows), *self._crop_shape), np.float16)
+        places, groups = self._places(samples), self._source.group_of(rows)
 
         def fill(group: int) -> None:
             # Read past the row groups in use, so that memory holds one for each thread.
@@ -232,7 +238,8 @@ class ShardReader:
         if pool is not None:
             self._read_ahead(step, stop, pool)
         rows, samples = self._share(step)
-        out, places, groups = self._prepare(rows, samples)
+        out = self._array(len(rows))
+        places, groups = self._places(samples), self._source.group_of(rows)
         for group in np.unique(groups).tolist():
             self._used[group] = self._calls
             content = self._groups.get(group)
@@ -261,10 +268,20 @@ class ShardReader:
             self._used = {group: call for group, call in self._used.items() if call >= oldest}
             self._groups.drop(lambda key: key not in self._used)
 
-    def _prepare(self, rows: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(array for the crops, where in its clip each one lies in [0, 1), row group of each row)."""
-        out = np.empty((len(rows), self.dataset.front_end.n_mels, self.crop_frames), np.float16)
-        return out, rng.uniform(self.seed, CROP_STREAM, samples, 1)[:, 0], self._source.group_of(rows)
+    def _array(self, count: int) -> np.ndarray:
+        """An array for a batch in memory that nobody holds any more, neither by a view nor by a tensor of it, or in
+        new memory: the fresh pages of that cost more than filling it."""
+        try:
+            memory = self._spare.pop()
+        except IndexError:
+            memory = np.empty((count, *self._crop_shape), np.float16).data
+        whole = np.frombuffer(memory, np.float16)  # the base of every view that is ever made of it
+        weakref.finalize(whole, self._spare.append, memory).atexit = False
+        return whole.reshape(count, *self._crop_shape)
+
+    def _places(self, samples: np.ndarray) -> np.ndarray:
+        """Where in its clip each crop lies, in [0, 1)."""
+        return rng.uniform(self.seed, CROP_STREAM, samples, 1)[:, 0]
 
     def _fill(
         self, out: np.ndarray, which: np.ndarray, group: int, content: RowGroup, rows: np.ndarray, places: np.ndarray

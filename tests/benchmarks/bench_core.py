@@ -1,4 +1,4 @@
-"""Ratios against a peer or a floor measured in the same run: front end, masks, reader and training step.
+"""Ratios against a peer or a floor measured in the same run: front end, masks and training step.
 
 Run with `make bench`. Absolute figures of a shared machine mean little; the ratios and their spread do.
 """
@@ -13,7 +13,7 @@ from training.test_step import make_state
 from ajepa.audio.logmel import LogMel
 from ajepa.config import PRESETS, FrontEndConfig, MaskConfig
 from ajepa.model.masking import sample_masks
-from ajepa.shards.reader import Batch, ShardReader
+from ajepa.shards.reader import Batch
 from ajepa.shards.statistics import Statistics
 from ajepa.training.step import Normaliser, TrainState, build_model, build_optimizer, train_step
 
@@ -40,14 +40,6 @@ def test_masks_a_second():
     rates = [256 / seconds(lambda: sample_masks(MaskConfig(), (8, 64), 0, samples), 3) for _ in range(ROUNDS)]
     say("masks a second on one core", rates)
     assert min(rates) > 0
-
-
-def test_reader_against_bare_copies(small_dataset):
-    reader = ShardReader(small_dataset, crop_frames=128, batch_size=32, seed=0)
-    batch = reader.batch(0).log_mel
-    own, ratios = paired(lambda: reader.batch(1), batch.copy, 20)
-    say("reader, share of the speed of copying the batch", ratios, f"{32 / own:.0f} clips/s, cached")
-    assert min(ratios) > 0
 
 
 def flops(config) -> float:

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from shards.reader_data import CLIPS, CROP, VALID, by_sample, joined, reader, same, write_shards
 
 from ajepa.errors import UserError
@@ -164,6 +165,28 @@ def test_reading_ahead_gives_the_same_batches(dataset, prefetch):
     assert len(batches) == 12
     for step, batch in enumerate(batches, start=5):
         same(batch, reader(dataset).batch(step))
+
+
+def test_a_batch_in_hand_is_never_overwritten(dataset):
+    """Kept as itself, as a view and as a tensor; batches let go of are overwritten."""
+    source, kept, copies = reader(dataset), [], []
+    for step, batch in enumerate(source.batches(0, 60)):
+        if step % 3 == 0:
+            log_mel = batch.log_mel
+            kept.append((log_mel, log_mel[2:], torch.from_numpy(log_mel))[step // 3 % 3])
+            copies.append(np.array(kept[-1]))
+            del log_mel
+        del batch
+    for one, copy in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(np.asarray(one), copy)
+
+
+def test_arrays_of_batches_let_go_of_are_used_again(dataset):
+    source = reader(dataset)
+    arrays = set()
+    for step in range(30):
+        arrays.add(source.batch(step).log_mel.ctypes.data)
+    assert len(arrays) == 1
 
 
 def test_no_steps_give_no_batches(dataset):
