@@ -21,16 +21,15 @@ from ajepa.shards.reader import ShardReader
 def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6) -> None:
     """Crops as the model gets them, each with one mask: what is veiled is what it has to predict."""
     # One clip of each label in turn, so that the picture shows different sounds.
-    reader = ShardReader(
-        dataset, crop_frames=config.model.crop_frames, batch_size=dataset.num_clips, seed=config.train.seed
-    )
-    batch = reader.batch(0)
+    reader = ShardReader(dataset, crop_frames=config.model.crop_frames, batch_size=1, seed=config.train.seed)
     labels = dataset.read_columns(["labels"])["labels"].to_pylist()
+    rows = reader.epoch_order(0).tolist()
     first: dict[Any, int] = {}
-    for i, row in enumerate(batch.rows):
-        first.setdefault(tuple(labels[row]), i)
-    chosen = (list(first.values()) + [i for i in range(len(batch.rows)) if i not in first.values()])[:count]
-    _, targets = sample_masks(config.mask, config.model.grid, config.train.seed, batch.samples[chosen])
+    for row in rows:
+        first.setdefault(tuple(labels[row]), row)
+    chosen = list(dict.fromkeys([*first.values(), *rows]))[:count]
+    batch = reader.crops_of(np.array(chosen))
+    _, targets = sample_masks(config.mask, config.model.grid, config.train.seed, batch.samples)
     columns = 3
     lines = -(-len(chosen) // columns)
     figure, axes = plt.subplots(
@@ -39,8 +38,8 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
     rows_in_grid, columns_in_grid = config.model.grid
     for axis in axes.flat[len(chosen) :]:
         axis.set_visible(False)
-    for axis, i, target in zip(axes.flat, chosen, targets, strict=False):
-        log_mel = batch.log_mel[i].astype(np.float32)
+    for axis, row, crop, target in zip(axes.flat, chosen, batch.log_mel, targets, strict=False):
+        log_mel = crop.astype(np.float32)
         seconds = config.model.crop_frames / dataset.front_end.frame_rate
         extent = (0, seconds, 0, config.model.n_mels)
         low, high = np.percentile(log_mel, [2, 99.5])
@@ -51,7 +50,7 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
         shade = np.zeros((*veil.shape, 4))
         shade[..., :3], shade[..., 3] = 0.85, veil
         axis.imshow(shade, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
-        names = ", ".join(dataset.label_names[j] for j in labels[batch.rows[i]]) or "unlabelled"
+        names = ", ".join(dataset.label_names[j] for j in labels[row]) or "unlabelled"
         axis.set_title(names, fontsize=10)
         axis.set_xlabel("seconds")
         axis.set_ylabel("mel bin")

@@ -21,7 +21,7 @@ from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.schema import ROW_GROUP, decode_log_mels
 
 V = TypeVar("V")
-FOOTERS = 256  # parsed footers kept, about 30 KB each
+FOOTERS = 256  # parsed footers kept, 0.1 MB each; an object store is asked once more without
 
 
 @dataclass(frozen=True)
@@ -162,22 +162,23 @@ class Ahead(Generic[V]):
         self._held: dict[int, Future[V]] = {}
 
     def request(self, key: int, pool: Executor) -> None:
-        if key not in self._held:
+        if self._lacks(key):
             self._held[key] = pool.submit(self._make, key)
 
     def get(self, key: int) -> V:
-        held = self._held.get(key)
-        if held is None or held.cancelled():
-            held = self._held[key] = Future()
-            try:
-                held.set_result(self._make(key))
-            except BaseException as error:
-                held.set_exception(error)
+        if self._lacks(key):
+            made: Future[V] = Future()
+            made.set_result(self._make(key))
+            self._held[key] = made
         try:
-            return held.result()
+            return self._held[key].result()
         except BaseException:
             self._held.pop(key, None)  # the next one who asks tries again
             raise
+
+    def _lacks(self, key: int) -> bool:
+        held = self._held.get(key)
+        return held is None or held.cancelled()  # by a pool that was shut down
 
     def drop(self, unwanted: Callable[[int], bool]) -> None:
         for key in [key for key in self._held if unwanted(key)]:
