@@ -32,21 +32,8 @@ VERDICT_COLOURS = {"learning": "#2e7d4f", "watch": "#b36b00", "collapsing": "#b3
 
 def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6) -> None:
     """Crops as the model gets them, each with one mask: what is veiled is what it has to predict."""
-<<<<<<< HEAD
     batch, names = choose_crops(dataset, config, count)
     _, targets = _masks(config, batch)
-=======
-    # One clip of each label in turn, so that the picture shows different sounds.
-    reader = ShardReader(dataset, crop_frames=config.model.crop_frames, batch_size=1, seed=config.train.seed)
-    labels = dataset.read_columns(["labels"])["labels"].to_pylist()
-    rows = reader.epoch_order(0).tolist()
-    first: dict[Any, int] = {}
-    for row in rows:
-        first.setdefault(tuple(labels[row]), row)
-    chosen = list(dict.fromkeys([*first.values(), *rows]))[:count]
-    batch = reader.crops_of(np.array(chosen))
-    _, targets = sample_masks(config.mask, config.model.grid, config.train.seed, batch.samples)
->>>>>>> reader
     columns = 3
     lines = -(-len(names) // columns)
     figure, axes = plt.subplots(
@@ -54,26 +41,9 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
     )
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-<<<<<<< HEAD
     for axis, log_mel, name, target in zip(axes.flat, batch.log_mel, names, targets, strict=False):
         _draw_log_mel(axis, log_mel, dataset, config, veiled=target)
         axis.set_title(name, fontsize=10, parse_math=False)
-=======
-    for axis, row, crop, target in zip(axes.flat, chosen, batch.log_mel, targets, strict=False):
-        log_mel = crop.astype(np.float32)
-        seconds = config.model.crop_frames / dataset.front_end.frame_rate
-        extent = (0, seconds, 0, config.model.n_mels)
-        low, high = np.percentile(log_mel, [2, 99.5])
-        axis.imshow(log_mel, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=low, vmax=high)
-        flat = np.zeros(config.model.num_patches)
-        flat[target] = 0.72
-        veil = np.kron(flat.reshape(rows_in_grid, columns_in_grid), np.ones((PATCH, PATCH)))
-        shade = np.zeros((*veil.shape, 4))
-        shade[..., :3], shade[..., 3] = 0.85, veil
-        axis.imshow(shade, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
-        names = ", ".join(dataset.label_names[j] for j in labels[row]) or "unlabelled"
-        axis.set_title(names, fontsize=10)
->>>>>>> reader
         axis.set_xlabel("seconds")
         axis.set_ylabel("mel bin")
     share = len(targets[0]) / config.model.num_patches

@@ -14,7 +14,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from ajepa import storage
-from ajepa.training.loop import GO_ON, RESTART, SAVE, STOP
+from ajepa.training.context import GO_ON, RESTART, SAVE, STOP
 
 STOP_FILE = "STOP"
 POLL_SECONDS = 2.0  # between looks for the STOP file

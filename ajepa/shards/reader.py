@@ -11,7 +11,7 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +113,7 @@ class ShardReader:
         """
         return self._batch(step, step + 1, None)
 
-    def batches(self, start: int, stop: int, prefetch: int = 2) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int, prefetch: int = 2) -> Generator[Batch, None, None]:
         """Steps start..stop-1, `prefetch` of them ready ahead; `step` is the one after the batch in hand.
 
         Leaving early, or an error, ends the threads once the generator is closed. An error in them is raised here.
