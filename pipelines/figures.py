@@ -1,5 +1,6 @@
-"""The pictures: log-mels with their masks, masking strategies, training curves, and an ablation's accuracies."""
+"""The pictures: log-mels with masks and prediction errors, masking strategies, training curves, an ablation's table."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,50 +12,38 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from ajepa.config import PATCH, Config, MaskConfig, MaskStrategy
+from ajepa.config import Config, MaskConfig, MaskStrategy
+from ajepa.model.ajepa import AJEPA
 from ajepa.model.masking import sample_masks
 from ajepa.shards.dataset import ShardDataset
-from ajepa.shards.reader import ShardReader
+from ajepa.shards.reader import Batch, ShardReader
+from ajepa.training.diagnostics import MAX_CROPS, RANK_SHARE, judge, latest, prediction_errors
+from ajepa.training.step import Normaliser
+
+CANDIDATES = 256  # crops, the first of a run, that the pictures choose from
+SILENT = 0.5  # log units: a crop that varies less shows nothing
+BLUE, ORANGE, GREEN, GREY = "#4878a8", "#d9822b", "#4f9d69", "0.55"
+VERDICT_COLOURS = {"learning": "#2e7d4f", "watch": "#b36b00", "collapsing": "#b3261e"}
 
 
 def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6) -> None:
     """Crops as the model gets them, each with one mask: what is veiled is what it has to predict."""
-    # One clip of each label in turn, so that the picture shows different sounds.
-    reader = ShardReader(
-        dataset, crop_frames=config.model.crop_frames, batch_size=dataset.num_clips, seed=config.train.seed
-    )
-    batch = reader.batch(0)
-    labels = dataset.read_columns(["labels"])["labels"].to_pylist()
-    first: dict[Any, int] = {}
-    for i, row in enumerate(batch.rows):
-        first.setdefault(tuple(labels[row]), i)
-    chosen = (list(first.values()) + [i for i in range(len(batch.rows)) if i not in first.values()])[:count]
-    progress = np.ones(len(chosen))  # a curriculum is shown at its end
-    _, targets = sample_masks(config.mask, config.model.grid, config.train.seed, batch.samples[chosen], progress)
+    batch, names = choose_crops(dataset, config, count)
+    _, targets = _masks(config, batch)
     columns = 3
-    lines = -(-len(chosen) // columns)
+    lines = -(-len(names) // columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(4.2 * columns, 2.9 * lines), layout="constrained", squeeze=False
     )
-    rows_in_grid, columns_in_grid = config.model.grid
-    for axis in axes.flat[len(chosen) :]:
+    for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    for axis, i, target in zip(axes.flat, chosen, targets, strict=False):
-        log_mel = batch.log_mel[i].astype(np.float32)
-        seconds = config.model.crop_frames / dataset.front_end.frame_rate
-        extent = (0, seconds, 0, config.model.n_mels)
-        low, high = np.percentile(log_mel, [2, 99.5])
-        axis.imshow(log_mel, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=low, vmax=high)
-        flat = np.zeros(config.model.num_patches)
-        flat[target] = 0.72
-        veil = np.kron(flat.reshape(rows_in_grid, columns_in_grid), np.ones((PATCH, PATCH)))
-        shade = np.zeros((*veil.shape, 4))
-        shade[..., :3], shade[..., 3] = 0.85, veil
-        axis.imshow(shade, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
-        names = ", ".join(dataset.label_names[j] for j in labels[batch.rows[i]]) or "unlabelled"
-        axis.set_title(names, fontsize=10)
+    for axis, log_mel, name, target in zip(axes.flat, batch.log_mel, names, targets, strict=False):
+        _draw_log_mel(axis, log_mel, dataset, config, veiled=target)
+        axis.set_title(name, fontsize=10, parse_math=False)
         axis.set_xlabel("seconds")
         axis.set_ylabel("mel bin")
     share = len(targets[0]) / config.model.num_patches
@@ -96,20 +85,139 @@ def draw_mask_strategies(config: MaskConfig, path: Path, seed: int = 0) -> None:
     save(figure, path)
 
 
-def draw_training(history: Sequence[dict[str, Any]], width: int, path: Path) -> None:
-    """Loss, effective rank and feature spread over steps."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    _curve(axes[0], history, "loss", "prediction loss")
-    _curve(axes[1], history, "effective_rank", f"effective rank of {width} (fixed crops)")
-    axes[1].set_ylim(bottom=0)
-    _curve(axes[2], history, "target_std", "targets")
-    _curve(axes[2], history, "prediction_std", "predictions")
-    axes[2].set_title("standard deviation over patches")
-    axes[2].legend()
-    axes[2].set_ylim(bottom=0)
-    for axis in axes:
+def draw_predictions(model: AJEPA, dataset: ShardDataset, path: Path, count: int = 4) -> None:
+    """What is hard to predict: a few fixed crops, the same with their masks, and the error of each target patch.
+
+    Args:
+        model: plain (not wrapped), on any device; its config is the run's.
+        count: crops, one of each label first.
+    """
+    config = model.config
+    batch, names = choose_crops(dataset, config, count)
+    context, targets = _masks(config, batch)
+    device = next(model.parameters()).device
+    log_mel = Normaliser(dataset.statistics).to(device)(torch.from_numpy(batch.log_mel).to(device))
+    errors = prediction_errors(model, log_mel, *(torch.from_numpy(i).to(device) for i in (context, targets)))
+    maps = errors.cpu().numpy().reshape(-1, *config.model.grid)
+    figure, axes = plt.subplots(
+        3,
+        len(names),
+        figsize=(3.1 * len(names) + 1.1, 7.2),
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    colours = plt.get_cmap("viridis").with_extremes(bad="0.85")
+    highest = float(np.nanpercentile(maps, 99))
+    for column, (crop, name, target, error) in enumerate(zip(batch.log_mel, names, targets, maps, strict=True)):
+        top, middle, bottom = axes[:, column]
+        _draw_log_mel(top, crop, dataset, config)
+        _draw_log_mel(middle, crop, dataset, config, veiled=target)
+        image = bottom.imshow(
+            error, origin="lower", aspect="auto", extent=_extent(dataset, config), cmap=colours, vmin=0, vmax=highest
+        )
+        top.set_title(name, fontsize=10, parse_math=False)
+        bottom.set_title(f"mean {np.nanmean(error):.3f}", fontsize=9)
+        bottom.set_xlabel("seconds")
+    for axis, name in zip(axes[:, 0], ("log-mel", "targets veiled", "error (grey: context)"), strict=True):
+        axis.set_ylabel(f"{name}\nmel bin")
+    label = f"{config.train.loss} of targets".replace("_", " ")
+    figure.colorbar(image, ax=axes[2, :], label=label, extend="max", pad=0.01)
+    save(figure, path)
+
+
+def choose_crops(dataset: ShardDataset, config: Config, count: int) -> tuple[Batch, list[str]]:
+    """Up to `count` crops of the first ones a run trains on, one of each label and no silence first; label names."""
+    size = min(CANDIDATES, dataset.num_clips)
+    reader = ShardReader(dataset, crop_frames=config.model.crop_frames, batch_size=size, seed=config.train.seed)
+    batch = reader.batch(0)
+    labels = dataset.read_columns(["labels"])["labels"].take(batch.rows).to_pylist()
+    silent = batch.log_mel.astype(np.float32).std(axis=(1, 2)) < SILENT
+    order = np.argsort(silent, kind="stable").tolist()
+    first: dict[tuple[int, ...], int] = {}
+    for i in order:
+        first.setdefault(tuple(labels[i]), i)
+    seen = set(first.values())
+    chosen = [*first.values(), *(i for i in order if i not in seen)][:count]
+    names = [plain(", ".join(dataset.label_names[j] for j in labels[i]), 36) or "unlabelled" for i in chosen]
+    return Batch(batch.log_mel[chosen], batch.samples[chosen], batch.rows[chosen]), names
+
+
+def _masks(config: Config, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """(context, targets) of a batch; a curriculum is shown at its end."""
+    return sample_masks(config.mask, config.model.grid, config.train.seed, batch.samples, np.ones(len(batch.samples)))
+
+
+def _extent(dataset: ShardDataset, config: Config) -> tuple[float, float, float, float]:
+    """Of a crop, in seconds and mel bins."""
+    return 0, config.model.crop_frames / dataset.front_end.frame_rate, 0, config.model.n_mels
+
+
+def _draw_log_mel(
+    axis: Axes, log_mel: np.ndarray, dataset: ShardDataset, config: Config, veiled: np.ndarray | None = None
+) -> None:
+    """A crop [n_mels, crop_frames] on its own colour scale, and a veil over the patches with the given indices."""
+    log_mel, extent = log_mel.astype(np.float32), _extent(dataset, config)
+    low, high = np.percentile(log_mel, [2, 99.5])
+    axis.imshow(log_mel, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=low, vmax=high)
+    if veiled is not None:
+        shade = np.full((config.model.num_patches, 4), 0.85)
+        shade[:, 3] = 0
+        shade[veiled, 3] = 0.72
+        veil = shade.reshape(*config.model.grid, 4)
+        axis.imshow(veil, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
+
+
+def draw_training(history: Sequence[dict[str, Any]], width: int, path: Path, crops: int = MAX_CROPS) -> None:
+    """A run at a glance, with its verdict: loss, ranks, online probe over its baselines, spread, cosines, optimisation.
+
+    Args:
+        history: the run's reports; what no report holds is left empty and said so.
+        width: of the encoder.
+        crops: that health was measured on.
+    """
+    figure, axes = plt.subplots(2, 4, figsize=(16, 6.6), layout="constrained")
+    (loss, rank, probe, spread), (cosine, gradient, lr, ema) = axes
+    _curves(loss, history, "prediction loss", {"loss": ""}, log=True)
+    _curves(
+        rank, history, f"effective rank (of {width})", {"effective_rank": "clips", "patch_rank": "patches"}, bottom=0
+    )
+    limit = RANK_SHARE * min(width, max(1, crops - 1))
+    rank.axhline(limit, color=VERDICT_COLOURS["collapsing"], linestyle="--", linewidth=1)
+    rank.annotate(
+        f"{RANK_SHARE:.0%}: collapse", (1, limit), xycoords=("axes fraction", "data"), ha="right",
+        xytext=(-3, 3), textcoords="offset points", fontsize=8, color=VERDICT_COLOURS["collapsing"],
+    )  # fmt: skip
+    _curves(probe, history, "online probe (accuracy)", {"online_linear": "linear", "online_knn": "kNN"})
+    for key, colour, style, label in (
+        ("online_linear_random", BLUE, "--", "linear, random init"),
+        ("online_linear_mel", BLUE, ":", "linear, log-mel"),
+        ("online_knn_random", ORANGE, "--", "kNN, random init"),
+        ("online_knn_mel", ORANGE, ":", "kNN, log-mel"),
+    ):
+        if (value := latest(history, key)) is not None:
+            probe.axhline(value, color=colour, linestyle=style, linewidth=1, label=f"{label} {value:.2f}")
+    _curves(
+        spread, history, "standard deviation over patches",
+        {"target_std": "targets", "prediction_std": "predictions", "feature_std": "features (fixed crops)"}, bottom=0,
+    )  # fmt: skip
+    _curves(
+        cosine, history, "mean cosine",
+        {"clip_cosine": "between clips", "patch_cosine": "in a clip", "patch_cosine_centred": "in a clip, centred"},
+    )  # fmt: skip
+    cosine.set_ylim(top=1)
+    _curves(gradient, history, "gradient norm", {"grad_norm": ""}, log=True)
+    _curves(lr, history, "learning rate", {"lr": ""}, bottom=0)
+    _curves(ema, history, "EMA momentum", {"ema": ""})
+    for axis in axes.flat:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[1]:  # some would lie over their curves
+            outside = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2, "frameon": False}
+            axis.legend(fontsize=8, **(outside if axis in (probe, cosine) else {}))
+    verdict = judge(history, width, crops)
+    figure.suptitle(f"{verdict.state}: {verdict.reason}", color=VERDICT_COLOURS[verdict.state])
     save(figure, path)
 
 
@@ -123,7 +231,7 @@ def draw_ablation(
     """Accuracy of each setting (a dot a seed, a bar their mean) over the baselines' lines."""
     figure, axis = plt.subplots(figsize=(1.6 + 1.1 * len(labels), 4), layout="constrained")
     for i, values in enumerate(accuracies):
-        axis.bar(i, np.mean(values), color="#4878a8", width=0.6, zorder=2)
+        axis.bar(i, np.mean(values), color=BLUE, width=0.6, zorder=2)
         axis.scatter([i] * len(values), values, color="black", s=14, zorder=3)
     for (name, value), style in zip(baselines.items(), ("--", ":"), strict=False):
         axis.axhline(value, color="black", linestyle=style, linewidth=1, label=f"{name} {value:.3f}", zorder=4)
@@ -136,13 +244,45 @@ def draw_ablation(
     save(figure, path)
 
 
-def _curve(axis: Axes, history: Sequence[dict[str, Any]], key: str, label: str) -> None:
-    points = [(h["step"], h[key]) for h in history if key in h and np.isfinite(h[key])]
-    axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else "")
-    axis.set_title(label)
+def _curves(
+    axis: Axes,
+    history: Sequence[dict[str, Any]],
+    title: str,
+    keys: dict[str, str],
+    *,
+    log: bool = False,
+    bottom: float | None = None,
+) -> None:
+    """Curves by key and legend ("": none) of what the history holds, finite values only."""
+    values: list[float] = []
+    for (key, label), colour in zip(keys.items(), (BLUE, ORANGE, GREEN), strict=False):
+        points = [(h["step"], h[key]) for h in history if np.isfinite(h.get(key, np.nan))]
+        if points:
+            marker = "." if len(points) < 40 else ""
+            axis.plot(*zip(*points, strict=True), color=colour, label=label or None, marker=marker)
+            values += [value for _, value in points]
+    axis.set_title(title, fontsize=11)
+    if not values:
+        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=GREY)
+        axis.set(xticks=[], yticks=[])
+        return
+    if log and max(values) > 0:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_ylim(bottom=bottom)
+
+
+def plain(text: str, longest: int | None = None) -> str:
+    """One printable line of any text, its middle left out where it has more than `longest` (over 14) characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if longest is None or len(line) <= longest else f"{line[: longest - 14]}...{line[-11:]}"
 
 
 def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a script the font lacks is drawn as boxes
+        figure.savefig(path, dpi=120)
     plt.close(figure)

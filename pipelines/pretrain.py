@@ -163,6 +163,7 @@ def main(
             args.config, args.data, args.output,
             num_workers=parse_workers(args.num_workers), threads=args.threads, device=args.device,
             max_failures=args.max_failures, callbacks=[Reporter(tracker, args.output, quiet), *callbacks],
+            resume_anyway=args.resume_anyway,
         )  # fmt: skip
         info = read_info(latest_checkpoint(args.output))
         if info.step < info.total_steps:  # a STOP file was put there

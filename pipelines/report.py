@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,14 +17,13 @@ from ajepa import storage
 from ajepa.shards.dataset import ShardDataset, read_shards
 from ajepa.shards.schema import BAD, OK, decode_log_mels
 from ajepa.shards.statistics import STD_FLOOR
-from pipelines.figures import save
+from pipelines.figures import BLUE, ORANGE, plain, save
 
 COLUMNS = ["duration_s", "source_rate", "split", "fold", "labels"]  # all that is read of every ok row
 KINDS = 20  # of failures that are listed
 SOUNDS = 12  # log-mels shown
 LOOK_AHEAD = 256  # rows searched for a label not yet shown
 CONSTANT = 10 * STD_FLOOR  # log units; about the step of float16 at the value of silence
-BLUE, ORANGE = "#4878a8", "#d9822b"
 PICTURES = {
     "durations.png": "How long the clips are, in seconds. A tall bar at the dashed line means that audio was cut "
     "there: raise `--clip-frames`. Everything far left of it means that most of a row is padding: lower it.",
@@ -226,9 +224,7 @@ def draw_log_mels(dataset: ShardDataset, labels: pa.ChunkedArray, path: Path) ->
     for axis in axes[:, 0]:
         axis.set_ylabel("mel bin")
     figure.colorbar(image, ax=axes, label="log power", fraction=0.03, aspect=12 + 6 * lines, pad=0.01)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a script the font lacks is drawn as boxes
-        save(figure, path)
+    save(figure, path)
 
 
 def choose_rows(labels: pa.ChunkedArray) -> list[int]:
@@ -256,8 +252,7 @@ def _read_sound(dataset: ShardDataset, row: int) -> tuple[str, np.ndarray]:
     sound = table.slice(int(inner - groups[group]), 1)
     log_mel = decode_log_mels(sound["log_mel"], dataset.front_end.n_mels, dataset.front_end.clip_frames)[0]
     names = ", ".join(dataset.label_names[j] for j in sound["labels"][0].as_py() or ())
-    name = _plain(names or sound["clip_id"][0].as_py())
-    name = name if len(name) <= 36 else f"{name[:22]}...{name[-11:]}"
+    name = plain(names or sound["clip_id"][0].as_py(), 36)
     return name, log_mel[:, : sound["num_frames"][0].as_py()].astype(np.float32)
 
 
@@ -274,14 +269,9 @@ def _count_axis(axis: Axes, counts: np.ndarray) -> None:
     axis.grid(axis="y", alpha=0.3)
 
 
-def _plain(text: str) -> str:
-    """One printable line of any text."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
 def _escape(text: object) -> str:
     """Text that Markdown shows as it is, in a table too. Underscores within a word need no escape."""
-    text = re.sub(r"([\\`*\[\]<>|~$&#])", r"\\\1", _plain(str(text)))
+    text = re.sub(r"([\\`*\[\]<>|~$&#])", r"\\\1", plain(str(text)))
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
 
 

@@ -10,6 +10,7 @@ from ajepa.errors import UserError
 from pipelines import tracking
 from pipelines.history import append_history
 
+NO_FIGURES = ("step", "total_steps", "verdict")  # of a report, for MLflow
 RANK_FIGURES = ("loss", "prediction_std", "target_std")  # measured by each worker on its own clips
 
 
@@ -23,7 +24,9 @@ class Reporter(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         report = merge(metrics)
         step = report["step"]
-        self.tracker.log_metrics(step, {k: v for k, v in report.items() if k not in ("step", "total_steps")})
+        self.tracker.log_metrics(step, {k: v for k, v in report.items() if k not in NO_FIGURES})
+        if "verdict" in report:
+            self.tracker.client.set_tag(self.tracker.run_id, "ajepa.verdict", report["verdict"])
         self.pending.append(report)
         if not storage.is_uri(self.output) or "effective_rank" in report:
             try:
@@ -34,7 +37,7 @@ class Reporter(UserCallback):
                     f"cannot write to {self.output!r}: {reason}. Make room or mend it, then run the same command again"
                 ) from error
             self.pending = []
-        if not self.quiet and step:
+        if not self.quiet:
             print(line(report), flush=True)
 
 
@@ -52,10 +55,20 @@ def merge(metrics: list[dict[str, Any]]) -> dict[str, Any]:
 
 def line(report: dict[str, Any]) -> str:
     """What the terminal shows of a report."""
-    step, total = report["step"], report["total_steps"]
-    rank = f"  rank {report['effective_rank']:.1f}" if "effective_rank" in report else ""
-    left = (total - step) * report["seconds_per_step"]
-    return (
-        f"step {step}/{total}  loss {report['loss']:.4f}{rank}  {report['clips_per_second']:.0f} clips/s  "
-        f"{left / 60:.0f} min left"
-    )
+    parts = [f"step {report['step']}/{report['total_steps']}"]
+    if "loss" in report:
+        left = (report["total_steps"] - report["step"]) * report["seconds_per_step"]
+        parts += [
+            f"loss {report['loss']:.4f}",
+            f"{report['clips_per_second']:.0f} clips/s",
+            *([f"MFU {report['mfu']:.2f}"] if "mfu" in report else []),
+            f"waiting {report['data_wait']:.0%}",
+            f"{left / 60:.0f} min left",
+        ]
+    if "online_linear_mel" in report:
+        parts.append(
+            f"online probe: random init {report['online_linear_random']:.2f}, log-mel {report['online_linear_mel']:.2f}"
+        )
+    if "verdict" in report:
+        parts.append(report["verdict"])
+    return "  ".join(parts)

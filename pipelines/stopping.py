@@ -15,7 +15,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 
 from ajepa import storage
 from ajepa.errors import UserError
-from ajepa.training.loop import GO_ON, RESTART, SAVE, STOP
+from ajepa.training.context import GO_ON, RESTART, SAVE, STOP
 
 STOP_FILE = "STOP"
 POLL_SECONDS = 0.2  # between looks for the STOP file

@@ -23,10 +23,13 @@ from ray.train.v2._internal.execution.controller import controller as controller
 from ajepa import storage
 from ajepa.config import Config
 from ajepa.errors import UserError
-from ajepa.shards.dataset import open_dataset
-from ajepa.training.loop import Preempted, WorkerContext, train
-from ajepa.training.step import NonFiniteLoss
+from ajepa.evaluation.online import build_online_probe
+from ajepa.shards.dataset import ShardDataset, open_dataset
+from ajepa.training.context import WorkerContext
+from ajepa.training.loop import Preempted, train
+from ajepa.training.step import NonFiniteLoss, TrainState
 from pipelines.common import cluster_cpus, start_ray
+from pipelines.history import HISTORY, read_history
 from pipelines.stopping import STOP_FILE, SigtermWatcher, StopRequests, graceful, in_thread
 
 # Seconds between the controller's looks at its workers, 2 if it were for Ray. A worker's report waits for the next
@@ -71,9 +74,13 @@ def train_worker(settings: dict[str, Any]) -> None:
         ray.train.torch.get_device(),
         ray.train.report,
         StopRequests(output, rank, in_ray=True),
+        resume_anyway=settings["resume_anyway"],
     )
+    dataset = open_dataset(settings["data"])
+    if rank == 0:
+        watch_labels(worker, dataset, settings["config"], output)
     try:
-        train(settings["config"], open_dataset(settings["data"]), output, worker)
+        train(settings["config"], dataset, output, worker)
     except NonFiniteLoss as error:
         if not error.rows:
             time.sleep(VAGUE_SECONDS)
@@ -103,6 +110,21 @@ class SaidElsewhere(logging.Filter):
         return not isinstance(error, UserError)
 
 
+def watch_labels(worker: WorkerContext, dataset: ShardDataset, config: Config, output: str) -> None:
+    """Give rank 0 what it watches beside the loss: an online probe where clips have labels, and the reports so far."""
+    worker.history = read_history(output) if storage.kind(storage.join(output, HISTORY)) == "file" else []
+    probe, what = build_online_probe(dataset, config)
+    logging.getLogger(__name__).info("%s", what)
+    if probe is None:
+        return
+
+    def score(state: TrainState) -> dict[str, float]:
+        baselines = probe.baselines(state.device) if state.step == 0 else {}
+        return probe.score(state.core.target_encoder) | baselines
+
+    worker.score = score
+
+
 def fit(
     config: Config,
     data: str,
@@ -113,6 +135,7 @@ def fit(
     device: str,
     max_failures: int,
     callbacks: Sequence[UserCallback],
+    resume_anyway: bool = False,
 ) -> None:
     """Train until the last step, or until asked to stop.
 
@@ -122,7 +145,7 @@ def fit(
     """
     storage.delete(storage.join(output, STOP_FILE))  # left by a command that was killed
     if num_workers == 0:
-        _fit_here(config, data, output, threads, device, callbacks)
+        _fit_here(config, data, output, threads, device, callbacks, resume_anyway)
         return
     start_ray()
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -131,7 +154,9 @@ def fit(
     least = num_workers if isinstance(num_workers, int) else num_workers[0]
     if least > have:
         raise UserError(f"--num-workers {least} needs as many {resource}s; the cluster has {have}")
-    settings = {"config": config, "data": data, "output": output, "threads": threads}
+    settings = {
+        "config": config, "data": data, "output": output, "threads": threads, "resume_anyway": resume_anyway,
+    }  # fmt: skip
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
@@ -156,7 +181,13 @@ def fit(
 
 
 def _fit_here(
-    config: Config, data: str, output: str, threads: int | None, device: str, callbacks: Sequence[UserCallback]
+    config: Config,
+    data: str,
+    output: str,
+    threads: int | None,
+    device: str,
+    callbacks: Sequence[UserCallback],
+    resume_anyway: bool,
 ) -> None:
     torch.set_num_threads(choose_threads(threads, 1))
 
@@ -165,9 +196,11 @@ def _fit_here(
             callback.after_report(None, [metrics], None)
 
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    worker = WorkerContext(0, 1, chosen, report, StopRequests(output, 0, in_ray=False))
+    worker = WorkerContext(0, 1, chosen, report, StopRequests(output, 0, in_ray=False), resume_anyway=resume_anyway)
+    dataset = open_dataset(data)
+    watch_labels(worker, dataset, config, output)
     with graceful(output):
-        train(config, open_dataset(data), output, worker)
+        train(config, dataset, output, worker)
 
 
 @contextlib.contextmanager

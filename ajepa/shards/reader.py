@@ -1,26 +1,34 @@
 """The training reader: an endless stream of random crops in which position k is a pure function of the seed.
 
-Sample k of the run is row k % n of epoch k // n; step s takes samples [s*B, (s+1)*B) and rank r its slice of
-them. So every clip comes once an epoch, nothing is dropped or repeated, the step number alone is an exact
-cursor, and a batch is the same whatever the number of ranks.
+Sample k of the run is the clip at position k % n of epoch k // n; step s takes samples [s*B, (s+1)*B). So every
+clip comes once an epoch, nothing is dropped or repeated, the step number alone is an exact cursor, and the clips of
+a step are the same whatever the number of ranks. A rank's share of every step lies in the same part of the row
+groups in use, so the ranks together read the data about once.
 """
 
+import hashlib
 import queue
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+import weakref
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from ajepa import rng, storage
+from ajepa import rng
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
-from ajepa.shards.schema import ROW_GROUP, decode_log_mels
+from ajepa.shards.order import epoch_order, heldout_rows
+from ajepa.shards.row_groups import Ahead, RowGroup, RowGroups
 
 CROP_STREAM = 1  # of rng.uniform
-CACHE_BYTES = 4 << 30
+FIXED_SAMPLES = 1 << 40  # samples from here on are crops of a fixed set, never reached by training
+STATE_FORMAT = 1
+STEPS_AHEAD = 4  # steps whose row groups are read ahead of the batches that are ready
+SPARE = 4  # arrays of batches kept for later ones
 
 
 @dataclass(frozen=True)
@@ -33,16 +41,26 @@ class Batch:
 
 
 class ShardReader:
-    """Crops of `crop_frames` from a dataset.
+    """Crops of `crop_frames` from a dataset. One reader a process: it holds threads and locks.
 
     Args:
         crop_frames: frames of a crop. A longer clip is cut at a random offset among its valid frames; a
             shorter one is repeated cyclically from a random start, so nothing trains on padding.
-        window: row groups shuffled together (64 clips each). The order is random over row groups and random
-            within a window of them.
+        batch_size: clips of a step over all ranks. Rank r takes [r * B // W, (r + 1) * B // W) of them.
+        window: row groups in use at a time over all ranks (64 clips each): how well the order is mixed, and what
+            memory it takes. A rank holds about window / world_size of them, twice that where an epoch begins.
+        holdout: clips that are never in the training stream: see `heldout_rows` and `crops_of`.
+        verify: check each row against its digest the first time this reader reads it.
+        threads: that read and check row groups for `batches` and `crops_of`.
+        cache_bytes: a dataset that fits is kept in memory whole; of a larger one the row groups in use are.
+
+    Attributes:
+        step: the next step, after the last batch that `batches` handed over.
+        num_clips: clips of an epoch, those held out apart.
+        heldout_rows: int64 [holdout], rows in storage order.
 
     Raises:
-        UserError: the batch does not divide over the ranks.
+        UserError: fewer clips in a batch than ranks, or more than half of the clips held out.
     """
 
     def __init__(
@@ -55,57 +73,54 @@ class ShardReader:
         rank: int = 0,
         world_size: int = 1,
         window: int = 64,
+        holdout: int = 0,
+        verify: bool = True,
+        threads: int = 2,
+        cache_bytes: int = 2 << 30,
     ) -> None:
-        if batch_size % world_size:
-            raise UserError(f"batch_size {batch_size} does not divide over {world_size} workers")
+        if batch_size < world_size:
+            raise UserError(f"batch_size {batch_size} is less than a clip for each of {world_size} workers")
+        if not 0 <= holdout <= dataset.num_clips // 2:
+            raise UserError(f"holdout {holdout}: from 0 to half of the {dataset.num_clips} clips may be held out")
         self.dataset, self.crop_frames, self.seed, self.window = dataset, crop_frames, seed, window
-        self.batch_size, self.rank, self.local_batch = batch_size, rank, batch_size // world_size
-        self.num_clips = dataset.num_clips
-        groups = [
-            (shard, start, min(ROW_GROUP, shard.rows - start))
-            for shard in dataset.shards
-            for start in range(0, shard.rows, ROW_GROUP)
-        ]
-        self._groups = groups
-        self._first_row = np.cumsum([0, *(rows for _, _, rows in groups)])
+        self.batch_size, self.rank, self.world_size, self.threads = batch_size, rank, world_size, threads
+        self.step = 0
+        self.heldout_rows = heldout_rows(seed, dataset.num_clips, holdout)
+        self.num_clips = dataset.num_clips - holdout
+        rows = np.delete(np.arange(dataset.num_clips), self.heldout_rows)
+        self._source = RowGroups(dataset, verify)
+        groups = np.repeat(np.arange(len(self._source.sizes)), self._source.sizes)[rows]
+        # Without `self` in it: a cycle would keep the memory of a reader that is gone until the next collection.
+        self._orders = Ahead(lambda epoch: epoch_order(seed, epoch, rows, groups, window))
+        self._groups: Ahead[RowGroup] = Ahead(self._source.read)
+        self._used: dict[int, int] = {}  # call of `batch` that last asked for a row group
+        self._calls = 0
+        self._spare: deque[memoryview] = deque(maxlen=SPARE)
+        self._crop_shape = (dataset.front_end.n_mels, crop_frames)
         row_bytes = 2 * dataset.front_end.n_mels * dataset.front_end.clip_frames
-        self._capacity = max(2 * window + 2, CACHE_BYTES // (row_bytes * ROW_GROUP))
-        self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._keep_all = dataset.num_clips * row_bytes <= cache_bytes
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """The rows of an epoch, a permutation [num_clips] of storage order: f(seed, epoch) only."""
-        if epoch not in self._orders:
-            generator = np.random.default_rng([self.seed, epoch])
-            groups = generator.permutation(len(self._groups))
-            parts = []
-            for i in range(0, len(groups), self.window):
-                ranges = [np.arange(self._first_row[g], self._first_row[g + 1]) for g in groups[i : i + self.window]]
-                parts.append(generator.permutation(np.concatenate(ranges)))
-            self._orders[epoch] = np.concatenate(parts)
-            while len(self._orders) > 2:
-                self._orders.popitem(last=False)
-        return self._orders[epoch]
+        """The rows of an epoch, [num_clips], a permutation of those not held out: f(seed, epoch, row groups)."""
+        return self._orders.get(epoch).rows
 
     def batch(self, step: int) -> Batch:
-        """This rank's share of step `step`."""
-        first = step * self.batch_size + self.rank * self.local_batch
-        samples = np.arange(first, first + self.local_batch, dtype=np.int64)
-        epochs, positions = np.divmod(samples, self.num_clips)
-        rows = np.concatenate([self.epoch_order(int(e))[positions[epochs == e]] for e in np.unique(epochs)])
-        places = rng.uniform(self.seed, CROP_STREAM, samples, 1)[:, 0]
-        out = np.empty((len(rows), self.dataset.front_end.n_mels, self.crop_frames), np.float16)
-        groups = np.searchsorted(self._first_row, rows, side="right") - 1
-        for i, (row, group, place) in enumerate(zip(rows, groups, places, strict=True)):
-            log_mels, num_frames = self._group(int(group))
-            inner = row - self._first_row[group]
-            _crop(log_mels[inner], int(num_frames[inner]), place, out[i])
-        return Batch(out, samples, rows)
+        """This rank's share of step `step`; row groups that are not in memory are read here.
 
-    def batches(self, start: int, stop: int, prefetch: int = 2) -> Iterator[Batch]:
-        """Steps start..stop-1, read ahead by a thread. An error in the thread is raised here."""
+        Raises:
+            UserError: a shard that is missing or damaged.
+            UnreachableError: the store did not answer.
+        """
+        return self._batch(step, step + 1, None)
+
+    def batches(self, start: int, stop: int, prefetch: int = 2) -> Generator[Batch, None, None]:
+        """Steps start..stop-1, `prefetch` of them ready ahead; `step` is the one after the batch in hand.
+
+        Leaving early, or an error, ends the threads once the generator is closed. An error in them is raised here.
+        """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(prefetch)
         stopped = threading.Event()
+        pool = ThreadPoolExecutor(self.threads, "shard-reader")
 
         def put(item: Batch | BaseException) -> None:
             while not stopped.is_set():
@@ -119,37 +134,162 @@ class ShardReader:
                 for step in range(start, stop):
                     if stopped.is_set():
                         return
-                    put(self.batch(step))
+                    put(self._batch(step, stop, pool))
             except BaseException as error:  # handed over, not swallowed
                 put(error)
 
         thread = threading.Thread(target=produce, daemon=True, name="shard-reader")
         thread.start()
+        self.step = start
         try:
-            for _ in range(start, stop):
+            for step in range(start, stop):
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
+                self.step = step + 1
                 yield item
         finally:
             stopped.set()
+            pool.shutdown(cancel_futures=True)
             thread.join()
 
-    def _group(self, group: int) -> tuple[np.ndarray, np.ndarray]:
-        if group in self._cache:
-            self._cache.move_to_end(group)
-            return self._cache[group]
-        shard, start, rows = self._groups[group]
-        front_end = self.dataset.front_end
-        with storage.open_input(storage.join(self.dataset.path, shard.name)) as stream:
-            table = pq.ParquetFile(stream).read_row_group(start // ROW_GROUP, columns=["log_mel", "num_frames"])
-        log_mels = decode_log_mels(table["log_mel"], front_end.n_mels, front_end.clip_frames)
-        if len(log_mels) != rows:
-            raise RuntimeError(f"{shard.name}: row group {start // ROW_GROUP} has {len(log_mels)} rows, not {rows}")
-        self._cache[group] = log_mels, table["num_frames"].to_numpy()
-        while len(self._cache) > self._capacity:
-            self._cache.popitem(last=False)
-        return self._cache[group]
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor and what the stream behind it hangs on; plain integers and strings, for any number of ranks."""
+        return {"format": STATE_FORMAT, "step": self.step, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set `step` to that of a saved state; go on with `batches(reader.step, stop)`.
+
+        Raises:
+            UserError: the state belongs to another stream; the message names what differs.
+        """
+        if state.get("format") != STATE_FORMAT:
+            raise UserError(f"reader state of format {state.get('format')}, this version reads {STATE_FORMAT}")
+        here = self._identity()
+        odd = [f"{name} is {here[name]}, was {state.get(name)}" for name in here if state.get(name) != here[name]]
+        if odd:
+            raise UserError(
+                f"the reader's state is of another stream of clips: {'; '.join(odd)}. "
+                "Go on with the same data and settings, or start a new run"
+            )
+        self.step = int(state["step"])
+
+    def crops_of(self, rows: np.ndarray, crops: int = 1) -> Batch:
+        """Fixed crops of given rows, `crops` of each one after another: the same in every call, run and rank with
+        this seed. Their samples are those of no training step.
+
+        Raises:
+            UserError, UnreachableError: as `batch`.
+        """
+        rows = np.repeat(np.asarray(rows, np.int64), crops)
+        turn = np.arange(len(rows)) % crops
+        samples = FIXED_SAMPLES + turn * self.dataset.num_clips + rows
+        out = np.empty((len(rows), *self._crop_shape), np.float16)
+        places, groups = self._places(samples), self._source.group_of(rows)
+
+        def fill(group: int) -> None:
+            # Read past the row groups in use, so that memory holds one for each thread.
+            content = self._groups.get(group) if self._keep_all else self._source.read(group)
+            self._fill(out, np.flatnonzero(groups == group), group, content, rows, places)
+
+        with ThreadPoolExecutor(self.threads, "shard-reader") as pool:
+            list(pool.map(fill, np.unique(groups).tolist()))
+        return Batch(out, samples, rows)
+
+    def clip_ids(self, rows: np.ndarray) -> list[str]:
+        """The clip ids of rows, read from their shards.
+
+        Raises:
+            UserError, UnreachableError: as `batch`.
+        """
+        return self._source.clip_ids(np.asarray(rows, np.int64))
+
+    def _identity(self) -> dict[str, Any]:
+        """What the clips and crops of a step hang on. The content hash knows nothing of shards, the order does."""
+        shards = ",".join(str(shard.rows) for shard in self.dataset.shards)
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "crop_frames": self.crop_frames,
+            "window": self.window,
+            "holdout": len(self.heldout_rows),
+            "num_clips": self.dataset.num_clips,
+            "content_hash": self.dataset.content_hash,
+            "shard_sizes": hashlib.blake2b(shards.encode(), digest_size=8).hexdigest(),
+        }
+
+    def _share(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, samples) of this rank: its slice of the step's clips in order of their columns."""
+        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
+        epochs, positions = np.divmod(samples, self.num_clips)
+        parts = []
+        for epoch in np.unique(epochs):
+            order, where = self._orders.get(int(epoch)), positions[epochs == epoch]
+            parts.append((order.rows[where], order.columns[where]))
+        rows, columns = (np.concatenate(part) for part in zip(*parts, strict=True))
+        by_column = np.argsort(columns, kind="stable")
+        mine = by_column[
+            self.rank * self.batch_size // self.world_size : (self.rank + 1) * self.batch_size // self.world_size
+        ]
+        return rows[mine], samples[mine]
+
+    def _batch(self, step: int, stop: int, pool: Executor | None) -> Batch:
+        """Step `step`; with a pool the row groups of the next steps below `stop` are asked for as well."""
+        if pool is not None:
+            self._read_ahead(step, stop, pool)
+        rows, samples = self._share(step)
+        out = self._array(len(rows))
+        places, groups = self._places(samples), self._source.group_of(rows)
+        for group in np.unique(groups).tolist():
+            self._used[group] = self._calls
+            content = self._groups.get(group)
+            self._fill(out, np.flatnonzero(groups == group), group, content, rows, places)
+        self._drop(step)
+        return Batch(out, samples, rows)
+
+    def _read_ahead(self, step: int, stop: int, pool: Executor) -> None:
+        for later in range(step, min(step + STEPS_AHEAD + 1, stop)):
+            for group in np.unique(self._source.group_of(self._share(later)[0])).tolist():
+                self._used[group] = self._calls
+                self._groups.request(group, pool)
+        epoch = step * self.batch_size // self.num_clips + 1
+        if epoch * self.num_clips < stop * self.batch_size:
+            self._orders.request(epoch, pool)
+
+    def _drop(self, step: int) -> None:
+        """Drop orders of other epochs, and the row groups not asked for since the longest gap between two clips
+        of one that is in use: two rounds of the window."""
+        self._calls += 1
+        epoch = step * self.batch_size // self.num_clips
+        last = ((step + 1) * self.batch_size - 1) // self.num_clips
+        self._orders.drop(lambda key: not epoch <= key <= last + 1)
+        if not self._keep_all:
+            oldest = self._calls - 1 - -(-2 * self.window // self.batch_size)
+            self._used = {group: call for group, call in self._used.items() if call >= oldest}
+            self._groups.drop(lambda key: key not in self._used)
+
+    def _array(self, count: int) -> np.ndarray:
+        """An array for a batch in memory that nobody holds any more, neither by a view nor by a tensor of it, or in
+        new memory: the fresh pages of that cost more than filling it."""
+        try:
+            memory = self._spare.pop()
+        except IndexError:
+            memory = np.empty((count, *self._crop_shape), np.float16).data
+        whole = np.frombuffer(memory, np.float16)  # the base of every view that is ever made of it
+        weakref.finalize(whole, self._spare.append, memory).atexit = False
+        return whole.reshape(count, *self._crop_shape)
+
+    def _places(self, samples: np.ndarray) -> np.ndarray:
+        """Where in its clip each crop lies, in [0, 1)."""
+        return rng.uniform(self.seed, CROP_STREAM, samples, 1)[:, 0]
+
+    def _fill(
+        self, out: np.ndarray, which: np.ndarray, group: int, content: RowGroup, rows: np.ndarray, places: np.ndarray
+    ) -> None:
+        """Crop the clips `which` of a batch, all of one row group."""
+        inner = rows[which] - self._source.first_row[group]
+        for i, k, valid in zip(which.tolist(), inner.tolist(), content.num_frames[inner].tolist(), strict=True):
+            _crop(content.log_mels[k], valid, float(places[i]), out[i])
 
 
 def _crop(log_mel: np.ndarray, valid: int, place: float, out: np.ndarray) -> None:
@@ -158,5 +298,11 @@ def _crop(log_mel: np.ndarray, valid: int, place: float, out: np.ndarray) -> Non
     if valid >= crop:
         start = int(place * (valid - crop + 1))
         out[:] = log_mel[:, start : start + crop]
-    else:
-        out[:] = log_mel[:, (int(place * valid) + np.arange(crop)) % valid]
+        return
+    start = int(place * valid)
+    out[:, : valid - start] = log_mel[:, start:valid]
+    out[:, valid - start : valid] = log_mel[:, :start]
+    while valid < crop:  # what is there is a whole number of periods
+        more = min(valid, crop - valid)
+        out[:, valid : valid + more] = out[:, :more]
+        valid += more

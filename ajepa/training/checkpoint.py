@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and a manifest with digests that is checked on loading. Nothing is ever unpickled.
 
 A checkpoint folder holds model.safetensors (AJEPA's state dict), optimizer.safetensors (AdamW's moments by parameter
-name) and, written last, checkpoint.json: step, place in the data stream, loss scale, config, statistics, front end,
+name) and, written last, checkpoint.json: step, cursor of the reader, loss scale, config, statistics, front end,
 dataset hash, and the digests of the other files. There is no random state to keep: every draw is a function of
 (seed, sample).
 """
@@ -46,6 +46,7 @@ class CheckpointInfo:
     statistics: Statistics
     dataset_hash: str
     scaler: dict[str, Any]  # of the loss, with fp16
+    reader: dict[str, Any]  # cursor of the data stream
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Snapshot:
     manifest: dict[str, Any]
 
 
-def snapshot(state: TrainState, dataset: ShardDataset) -> Snapshot:
-    """Copy everything a run needs to go on, or an encoder to be used."""
+def snapshot(state: TrainState, dataset: ShardDataset, reader: dict[str, Any]) -> Snapshot:
+    """Copy everything a run needs to go on, or an encoder to be used. `reader` is the state of its stream of clips."""
     weights = {name: _host_copy(value) for name, value in state.core.state_dict().items()}
     moments = {
         f"{name}.{key}": _host_copy(value)
@@ -69,7 +70,7 @@ def snapshot(state: TrainState, dataset: ShardDataset) -> Snapshot:
         "format_version": FORMAT_VERSION,
         "step": state.step,
         "total_steps": state.total_steps,
-        "samples": state.step * state.config.train.batch_size,  # of the data stream that were seen
+        "reader": reader | {"step": state.step},  # it may have handed over a batch more
         "scaler": state.scaler.state_dict(),
         "config": state.config.to_dict(),
         "dataset_hash": dataset.content_hash,
@@ -109,9 +110,9 @@ def write_checkpoint(folder: str, shot: Snapshot) -> None:
     storage.write_text(storage.join(folder, MANIFEST), json.dumps(shot.manifest | {"digests": digests}, indent=1))
 
 
-def save_checkpoint(folder: str, state: TrainState, dataset: ShardDataset) -> None:
+def save_checkpoint(folder: str, state: TrainState, dataset: ShardDataset, reader: dict[str, Any]) -> None:
     """Write a checkpoint and return when it is there."""
-    write_checkpoint(folder, snapshot(state, dataset))
+    write_checkpoint(folder, snapshot(state, dataset, reader))
 
 
 def read_info(folder: str) -> CheckpointInfo:
@@ -135,7 +136,8 @@ def read_info(folder: str) -> CheckpointInfo:
             front_end=from_dict(FrontEndConfig, manifest["front_end"]),
             statistics=read_statistics(manifest["statistics"]),
             dataset_hash=manifest["dataset_hash"],
-            scaler=manifest.get("scaler", {}),
+            scaler=manifest["scaler"],
+            reader=manifest["reader"],
         )
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{where!r} is damaged ({error!r}); use an earlier checkpoint") from error
@@ -146,8 +148,8 @@ def read_weights(folder: str) -> dict[str, torch.Tensor]:
     return _tensors(folder, MODEL)
 
 
-def restore(folder: str, state: TrainState) -> None:
-    """Load weights, optimizer, loss scale and step into a state of the same architecture.
+def restore(folder: str, state: TrainState) -> CheckpointInfo:
+    """Load weights, optimizer, loss scale and step into a state of the same architecture; returns the manifest.
 
     Raises:
         UserError: names or shapes differ.
@@ -171,6 +173,7 @@ def restore(folder: str, state: TrainState) -> None:
     if info.scaler and state.scaler.is_enabled():
         state.scaler.load_state_dict(info.scaler)
     state.step = info.step
+    return info
 
 
 def checkpoint_path(run: str, step: int) -> str:

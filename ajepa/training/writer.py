@@ -7,6 +7,7 @@ import threading
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
+from ajepa.shards.reader import ShardReader
 from ajepa.training.checkpoint import checkpoint_path, note_best, prune_checkpoints, snapshot, write_checkpoint
 from ajepa.training.step import TrainState
 
@@ -19,8 +20,8 @@ class CheckpointWriter:
             before it are intact, and the same command goes on from there.
     """
 
-    def __init__(self, run: str, dataset: ShardDataset, keep: int) -> None:
-        self.run, self.dataset, self.keep = run, dataset, keep
+    def __init__(self, run: str, dataset: ShardDataset, reader: ShardReader, keep: int) -> None:
+        self.run, self.dataset, self.reader, self.keep = run, dataset, reader, keep
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.saved_step = -1  # the last one handed over
@@ -28,7 +29,7 @@ class CheckpointWriter:
     def save(self, state: TrainState, score: float | None = None) -> None:
         """Write the state; `score` (higher is better) decides which checkpoint is kept as the best."""
         self.close()
-        shot = snapshot(state, self.dataset)
+        shot = snapshot(state, self.dataset, self.reader.state_dict())
         self.saved_step = state.step
         folder = checkpoint_path(self.run, state.step)
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from ajepa.training.flops import gemm_rate, step_flops
 from benchmarks.bench_gpu import (
     STATISTICS,
     make_config,
@@ -27,8 +26,10 @@ from benchmarks.common import ROUNDS, say, seconds, sound
 from ajepa.config import FrontEndConfig
 from ajepa.shards.dataset import open_dataset
 from ajepa.shards.reader import ShardReader
+from ajepa.training.context import WorkerContext
+from ajepa.training.flops import gemm_rate, step_flops
 from ajepa.training.inputs import prepare
-from ajepa.training.loop import WorkerContext, train
+from ajepa.training.loop import train
 from ajepa.training.step import build_state, train_step
 from pipelines import pretrain
 from pipelines.history import read_history

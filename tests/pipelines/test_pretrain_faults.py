@@ -1,6 +1,5 @@
 """What goes wrong on the disk under a training run: torn checkpoints, a full disk, other settings, damaged shards."""
 
-import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -11,7 +10,6 @@ from faults import assert_one_mlflow_run, assert_same_end, checkpoints, options
 from ajepa.errors import UserError
 from ajepa.training import writer
 from pipelines.common import run_command
-from pipelines.history import read_history
 from pipelines.pretrain import main, parse_args
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ajepa.errors import UserError
-from ajepa.training.loop import GO_ON, STOP
+from ajepa.training.context import GO_ON, STOP
 from pipelines import stopping
 from pipelines.reporter import line, merge
 from pipelines.stopping import StopRequests, Terminated, graceful
@@ -34,12 +34,13 @@ def test_what_rank_0_measures_alone_is_kept():
     assert merge([{"step": 0, "effective_rank": 3.0}, {"step": 0}]) == {"step": 0, "effective_rank": 3.0}
 
 
-def test_the_terminal_line_names_step_loss_rank_speed_and_time():
+def test_the_terminal_line_names_step_loss_speed_time_and_verdict():
     report = {
-        "step": 20, "total_steps": 100, "loss": 0.51234, "effective_rank": 7.26, "clips_per_second": 412.3,
-        "seconds_per_step": 3.0,
+        "step": 20, "total_steps": 100, "loss": 0.51234, "clips_per_second": 412.3, "seconds_per_step": 3.0,
+        "data_wait": 0.012, "mfu": 0.713, "verdict": "effective rank 7.3: learning",
     }  # fmt: skip
-    assert line(report).startswith("step 20/100  loss 0.5123  rank 7.3  412 clips/s  4 min left")
+    wanted = "step 20/100  loss 0.5123  412 clips/s  MFU 0.71  waiting 1%  4 min left  effective rank 7.3: learning"
+    assert line(report) == wanted
 
 
 def test_a_stop_file_stops_rank_0(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ def save_run(folder: Path, dataset, steps: int = 3):
     state = make_state()
     for step in range(steps):
         train_step(state, make_inputs(state, step))
-        save_checkpoint(str(folder / "checkpoints" / f"step-{step + 1:08d}"), state, dataset)
+        save_checkpoint(str(folder / "checkpoints" / f"step-{step + 1:08d}"), state, dataset, {})
     return state
 
 

@@ -8,7 +8,8 @@ import torch
 from ajepa.config import Config, MaskConfig, ModelConfig, TrainConfig
 from ajepa.errors import UserError
 from ajepa.training.checkpoint import latest_checkpoint, read_weights
-from ajepa.training.loop import WorkerContext, train
+from ajepa.training.context import WorkerContext
+from ajepa.training.loop import train
 
 CONFIG = Config(
     model=ModelConfig(

@@ -1,4 +1,4 @@
-"""Ratios against a peer or a floor measured in the same run: front end, reader and training step.
+"""Ratios against a peer or a floor measured in the same run: the front end.
 
 Run with `make bench`. Absolute figures of a shared machine mean little; the ratios and their spread do.
 """
@@ -9,7 +9,6 @@ from benchmarks.common import paired, say
 
 from ajepa.audio.logmel import LogMel
 from ajepa.config import FrontEndConfig
-from ajepa.shards.reader import ShardReader
 
 
 def test_log_mel_against_torchaudio():
@@ -26,12 +25,4 @@ def test_log_mel_against_torchaudio():
         say("LogMel, speed over torchaudio MelSpectrogram + log", ratios, f"{own * 1e3:.1f} ms a 10 s clip, one thread")
         _, ratios = paired(lambda: ours(waveform), kaldi, 5)
         say("LogMel, speed over kaldi.fbank", ratios)
-    assert min(ratios) > 0
-
-
-def test_reader_against_bare_copies(small_dataset):
-    reader = ShardReader(small_dataset, crop_frames=128, batch_size=32, seed=0)
-    batch = reader.batch(0).log_mel
-    own, ratios = paired(lambda: reader.batch(1), batch.copy, 20)
-    say("reader, share of the speed of copying the batch", ratios, f"{32 / own:.0f} clips/s, cached")
     assert min(ratios) > 0

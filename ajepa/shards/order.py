@@ -1,0 +1,85 @@
+"""The order of an epoch and the clips held out of it: pure functions of the seed and of the row groups' sizes.
+
+The numbers come from ajepa.rng and every sort is stable, so no other version of a library changes an order.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ajepa import rng
+
+GROUP_STREAM, ROW_STREAM, ROUND_STREAM, HOLDOUT_STREAM = 4, 5, 6, 7  # of rng.uniform
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """One epoch: the row at each position, and the column it was dealt from."""
+
+    rows: np.ndarray  # [n] int64
+    columns: np.ndarray  # [n] int32, below the window
+
+
+def heldout_rows(seed: int, num_clips: int, count: int) -> np.ndarray:
+    """`count` rows of `num_clips`, sorted int64."""
+    draws = rng.uniform(seed, HOLDOUT_STREAM, np.arange(num_clips), 1)[:, 0]
+    return np.sort(np.argsort(draws, kind="stable")[:count])
+
+
+def epoch_order(seed: int, epoch: int, rows: np.ndarray, groups: np.ndarray, window: int) -> EpochOrder:
+    """Shuffle an epoch so that at any position about `window` row groups are in use, each for as short as possible.
+
+    Row groups are put in random order with their rows shuffled inside them, and this line is cut into `window`
+    columns of equal length. Round t is the t-th row of every column, dealt so that every stretch of it is spread
+    evenly over the columns: a batch draws from all parts of the window alike, and who takes a fixed share of the
+    columns meets only that share of the row groups. Columns are rotated so that they do not all come to a new row
+    group in the same round.
+
+    Args:
+        rows: [n] int64, the rows of an epoch in storage order.
+        groups: [n] int64, the row group of each.
+        window: columns, at least 1.
+    """
+    n = len(rows)
+    window = min(window, n)
+    distinct, sizes = np.unique(groups, return_counts=True)
+    group_draws = rng.uniform(seed, GROUP_STREAM, epoch * len(distinct) + np.arange(len(distinct)), 1)[:, 0]
+    places = np.argsort(np.argsort(group_draws, kind="stable"), kind="stable")
+    draws = rng.uniform(seed, ROW_STREAM, epoch * n + np.arange(n), 1)[:, 0]
+    line = np.argsort(np.repeat(places, sizes) + draws, kind="stable")
+
+    cuts = np.arange(window + 1) * n // window
+    lengths = np.diff(cuts)  # [window], equal up to one
+    num_rounds, most = int(lengths.max()), int(sizes.max())
+    size = 1 << (window - 1).bit_length()
+    flips = rng.uniform(seed, ROUND_STREAM, epoch * num_rounds + np.arange(num_rounds), size)
+    columns = spread(flips)  # [num_rounds, size]
+    rounds = np.broadcast_to(np.arange(num_rounds)[:, None], columns.shape)
+    there = columns < window
+    rounds, columns = rounds[there], columns[there]
+    there = rounds < lengths[columns]  # not so in the last round of a column that is one shorter
+    rounds, columns = rounds[there], columns[there]
+    turns = (np.arange(window) * most // window - cuts[:-1]) % most  # so that row groups begin at different rounds
+    dealt = cuts[columns] + (rounds + turns[columns]) % lengths[columns]
+    return EpochOrder(rows[line[dealt]], columns.astype(np.int32))
+
+
+def spread(draws: np.ndarray) -> np.ndarray:
+    """Random permutations of 0..2^k-1 whose stretches are spread evenly: every aligned stretch of 2^j positions has
+    one number of each of the 2^j equal parts of the range. The van der Corput sequence with nested scrambling
+    (Owen, 1995).
+
+    Args:
+        draws: [..., 2^k] uniform in [0, 1).
+
+    Returns:
+        int64 [..., 2^k].
+    """
+    positions = np.arange(draws.shape[-1])
+    numbers = np.zeros(draws.shape, np.int64)
+    node = np.ones_like(positions)  # of the binary tree, by the bits of the position read so far
+    for level in range(len(positions).bit_length() - 1):
+        bit = positions >> level & 1
+        numbers = 2 * numbers + (bit ^ (draws[..., node] < 0.5))
+        node = 2 * node + bit
+    return numbers
