@@ -19,9 +19,11 @@ from ajepa.training.checkpoint import CheckpointInfo, latest_checkpoint, read_in
 ROOT = Path(__file__).parents[1]
 
 
-def options(data: str, output: Path | str, mlflow_uri: str, *more: str, steps: int = 12, every: int = 5) -> list[str]:
+def options(
+    data: str, output: Path | str, mlflow_uri: str, *more: str, steps: int = 12, every: int = 5, batch: int = 8
+) -> list[str]:
     """Options of pretrain.py for a short run of the nano model in float32."""
-    train = {"batch-size": 8, "max-steps": steps, "log-every": 2, "eval-every": steps, "checkpoint-every": every}
+    train = {"batch-size": batch, "max-steps": steps, "log-every": 2, "eval-every": steps, "checkpoint-every": every}
     named = [text for name, value in train.items() for text in (f"--{name}", str(value))]
     where = ["--data", data, "--output", str(output), "--mlflow-uri", mlflow_uri]
     return [*where, "--precision", "fp32", "--threads", "1", *named, *more]

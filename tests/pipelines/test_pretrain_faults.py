@@ -1,5 +1,6 @@
 """What goes wrong on the disk under a training run: torn checkpoints, a full disk, other settings, damaged shards."""
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pytest
 from faults import assert_one_mlflow_run, assert_same_end, checkpoints, options
 
+from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.training import writer
+from pipelines import stopping
 from pipelines.common import run_command
+from pipelines.history import read_history
 from pipelines.pretrain import main, parse_args
 
 
@@ -89,6 +93,57 @@ def test_no_intact_checkpoint_is_refused(interrupted, arguments):
         main(parse_args(arguments))
 
 
+def test_a_stop_file_stops_the_run_and_the_same_command_goes_on(
+    arguments, tmp_path, reference, monkeypatch, mlflow_uri
+):
+    write, stop = writer.write_checkpoint, tmp_path / "run" / "STOP"
+
+    def write_and_ask(folder, shot):
+        write(folder, shot)
+        if shot.step == 5:
+            stop.touch()
+
+    monkeypatch.setattr(stopping, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "write_checkpoint", write_and_ask)
+    with pytest.raises(KeyboardInterrupt):
+        main(parse_args(arguments))
+    monkeypatch.undo()
+    assert 5 < checkpoints(tmp_path / "run")[-1] < 12 and not stop.exists()
+    stop.touch()  # as a command leaves it that was killed while it stopped
+    main(parse_args(arguments))
+    assert_same_end(tmp_path / "run", reference)
+    assert_one_mlflow_run(mlflow_uri, tmp_path / "run")
+
+
+def test_other_settings_are_refused_and_named_and_gone_on_with_when_told_to(interrupted, arguments, mlflow_uri, capfd):
+    other = [*arguments, "--lr", "0.01"]
+    with pytest.raises(UserError, match=r"train\.lr: .* -> 0\.01.*--resume-anyway"):
+        main(parse_args(other))
+    assert checkpoints(interrupted) == [5, 10]
+    info = main(parse_args([*other, "--resume-anyway"]))
+    printed = capfd.readouterr()
+    assert "resuming although these differ: train.lr" in printed.err and "resuming at step 10" in printed.out
+    assert info.step == 12 and info.config.train.lr == 0.01
+    assert_one_mlflow_run(mlflow_uri, interrupted)
+
+
+def test_other_data_is_refused_and_named_and_gone_on_with_when_told_to(
+    interrupted, arguments, small_dataset, build_dataset, tmp_path, capfd
+):
+    sounds = sorted(Path(small_dataset.path).parent.glob("*.wav"))[:20]
+    clips = [{"clip_id": sound.stem, "uri": str(sound)} for sound in sounds]
+    half = build_dataset(
+        tmp_path / "half", clips, shard_size=20, front_end=FrontEndConfig(clip_frames=256), label_names=[]
+    )
+    other = ["--data", half.path, *arguments[2:]]
+    named = f"dataset: {small_dataset.content_hash} -> {half.content_hash}"
+    with pytest.raises(UserError, match=named):
+        main(parse_args(other))
+    info = main(parse_args([*other, "--resume-anyway"]))
+    assert f"resuming although these differ: {named}" in capfd.readouterr().err
+    assert info.step == 12 and info.dataset_hash == half.content_hash
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system with room for a checkpoint and a half, and how to make it larger."""
@@ -122,3 +177,29 @@ def test_a_full_disk_stops_the_run_with_one_line_and_the_same_command_goes_on(
     assert "resuming at step 5" in capfd.readouterr().out
     assert_same_end(folder / "run", reference)
     assert_one_mlflow_run(mlflow_uri, folder / "run")
+
+
+def test_a_disk_without_room_for_a_report_is_said_in_one_line(small_disk, small_dataset, mlflow_uri, reference, capfd):
+    folder, enlarge = small_disk
+    arguments = options(small_dataset.path, folder / "run", mlflow_uri, "--num-workers", "0")
+    write = writer.write_checkpoint
+
+    def write_then_fill(target, shot):
+        write(target, shot)
+        with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1000))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "write_checkpoint", write_then_fill)
+        with pytest.raises(SystemExit) as exit_:
+            run_command(lambda: main(parse_args(arguments)))
+    printed = capfd.readouterr().err
+    assert exit_.value.code == 2 and "Traceback" not in printed, printed
+    assert printed.count("error: cannot write") == 1 and "the disk is full" in printed
+    assert checkpoints(folder / "run") == [5]
+    enlarge()
+    main(parse_args(arguments))
+    assert_same_end(folder / "run", reference)
+    steps = [[r["step"] for r in read_history(str(run))] for run in (folder / "run", reference)]
+    assert steps[0] == steps[1]
