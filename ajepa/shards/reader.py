@@ -23,11 +23,12 @@ from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.order import epoch_order, heldout_rows
 from ajepa.shards.row_groups import Ahead, RowGroup, RowGroups
+from ajepa.shards.schema import ROW_GROUP
 
 CROP_STREAM = 1  # of rng.uniform
 FIXED_SAMPLES = 1 << 40  # samples from here on are crops of a fixed set, never reached by training
 STATE_FORMAT = 1
-STEPS_AHEAD = 4  # steps whose row groups are read ahead of the batches that are ready
+STEPS_AHEAD = 4  # steps whose row groups are read ahead of the batches that are ready; fewer of large batches
 SPARE = 4  # arrays of batches kept for later ones
 
 
@@ -51,7 +52,7 @@ class ShardReader:
             memory it takes. A rank holds about window / world_size of them, twice that where an epoch begins.
         holdout: clips that are never in the training stream: see `heldout_rows` and `crops_of`.
         verify: check each row against its digest the first time this reader reads it.
-        threads: that read and check row groups for `batches` and `crops_of`.
+        threads: that read and check row groups for `batches` and `crops_of`; more of them help an object store.
         cache_bytes: a dataset that fits is kept in memory whole; of a larger one the row groups in use are.
 
     Attributes:
@@ -176,7 +177,7 @@ class ShardReader:
 
     def crops_of(self, rows: np.ndarray, crops: int = 1) -> Batch:
         """Fixed crops of given rows, `crops` of each one after another: the same in every call, run and rank with
-        this seed. Their samples are those of no training step.
+        this seed. Their samples are those of no training step. Each clip's row group is read whole: keep the result.
 
         Raises:
             UserError, UnreachableError: as `batch`.
@@ -228,10 +229,8 @@ class ShardReader:
             parts.append((order.rows[where], order.columns[where]))
         rows, columns = (np.concatenate(part) for part in zip(*parts, strict=True))
         by_column = np.argsort(columns, kind="stable")
-        mine = by_column[
-            self.rank * self.batch_size // self.world_size : (self.rank + 1) * self.batch_size // self.world_size
-        ]
-        return rows[mine], samples[mine]
+        first, last = (r * self.batch_size // self.world_size for r in (self.rank, self.rank + 1))
+        return rows[by_column[first:last]], samples[by_column[first:last]]
 
     def _batch(self, step: int, stop: int, pool: Executor | None) -> Batch:
         """Step `step`; with a pool the row groups of the next steps below `stop` are asked for as well."""
@@ -248,7 +247,8 @@ class ShardReader:
         return Batch(out, samples, rows)
 
     def _read_ahead(self, step: int, stop: int, pool: Executor) -> None:
-        for later in range(step, min(step + STEPS_AHEAD + 1, stop)):
+        ahead = max(1, min(STEPS_AHEAD, self.window * ROW_GROUP // (2 * self.batch_size)))  # half a window
+        for later in range(step, min(step + ahead + 1, stop)):
             for group in np.unique(self._source.group_of(self._share(later)[0])).tolist():
                 self._used[group] = self._calls
                 self._groups.request(group, pool)

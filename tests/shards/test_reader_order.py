@@ -110,6 +110,26 @@ def test_epochs_are_uncorrelated():
     assert abs(np.corrcoef(*places)[0, 1]) < 0.1
 
 
+@settings(deadline=None)
+@given(
+    batch_size=st.integers(1, 600),
+    world_size=st.integers(1, 9),
+    step=st.integers(0, 99),
+    window=st.integers(1, 70),
+    holdout=st.integers(0, CLIPS // 2),
+)
+def test_any_number_of_ranks_shares_the_same_clips(dataset, batch_size, world_size, step, window, holdout):
+    batch_size = max(batch_size, world_size)
+    options = {"batch_size": batch_size, "window": window, "holdout": holdout}
+    shares = [reader(dataset, rank=r, world_size=world_size, **options)._share(step) for r in range(world_size)]
+    rows, samples = (np.concatenate(part) for part in zip(*shares, strict=True))
+    whole = reader(dataset, **options)
+    np.testing.assert_array_equal((rows, samples), whole._share(step))
+    np.testing.assert_array_equal(np.sort(samples), np.arange(step * batch_size, (step + 1) * batch_size))
+    wanted = [whole.epoch_order(int(k) // whole.num_clips)[int(k) % whole.num_clips] for k in samples]
+    np.testing.assert_array_equal(rows, wanted)
+
+
 def rows_read(dataset, world_size: int, **changes) -> int:
     """Rows of the row groups that all ranks read in the first epoch, nothing cached."""
     total = 0
