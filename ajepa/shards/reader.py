@@ -7,6 +7,7 @@ groups in use, so the ranks together read the data about once.
 """
 
 import hashlib
+import itertools
 import queue
 import threading
 import weakref
@@ -247,14 +248,25 @@ class ShardReader:
         return Batch(out, samples, rows)
 
     def _read_ahead(self, step: int, stop: int, pool: Executor) -> None:
-        ahead = max(1, min(STEPS_AHEAD, self.window * ROW_GROUP // (2 * self.batch_size)))  # half a window
-        for later in range(step, min(step + ahead + 1, stop)):
-            for group in np.unique(self._source.group_of(self._share(later)[0])).tolist():
-                self._used[group] = self._calls
-                self._groups.request(group, pool)
         epoch = step * self.batch_size // self.num_clips + 1
-        if epoch * self.num_clips < stop * self.batch_size:
+        begin = epoch * self.num_clips // self.batch_size  # the step in which the next epoch begins
+        if begin < stop:
             self._orders.request(epoch, pool)
+        window = self.window * ROW_GROUP // self.batch_size  # in steps
+        ahead = max(1, min(STEPS_AHEAD, window // 2))
+        soon = self._groups_of(range(step, min(step + ahead + 1, stop)))
+        if begin < stop and begin - step < window:
+            # A whole window of other row groups at once: asked for little by little.
+            new = self._groups_of(range(begin, min(begin + -(-self.window // self.batch_size), stop)))
+            soon += new[: len(new) * (window - (begin - step)) // window]
+        for group in soon:
+            self._used[group] = self._calls
+            self._groups.request(group, pool)
+
+    def _groups_of(self, steps: range) -> list[int]:
+        """The row groups of this rank's shares of some steps, those of the first ones first."""
+        groups = [self._source.group_of(self._share(step)[0]).tolist() for step in steps]
+        return list(dict.fromkeys(itertools.chain.from_iterable(groups)))
 
     def _drop(self, step: int) -> None:
         """Drop orders of other epochs, and the row groups not asked for since the longest gap between two clips

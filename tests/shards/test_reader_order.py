@@ -1,6 +1,7 @@
 """The order of an epoch: a permutation, well mixed, read about once by all ranks together; and held-out clips."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -162,6 +163,19 @@ def test_a_rank_holds_its_share_of_the_window(many):
         source.batch(step)
         held.append(len(source._groups))
     assert max(held) <= 64 / 8 * 1.5
+
+
+def test_the_row_groups_of_the_next_epoch_are_asked_for_little_by_little(many):
+    """A window of 16 steps before its first batch the first of them, and all of them one step before."""
+    source = reader(many, batch_size=256, window=64, cache_bytes=0, crop_frames=16)
+    begins = ROWS // 256
+    new = set(source._groups_of(range(begins, begins + 1)))
+    asked = {}
+    with ThreadPoolExecutor(1) as pool:
+        for step in range(begins - 20, begins):
+            source._batch(step, begins + 20, pool)
+            asked[begins - step] = len(new & set(source._used)) / len(new)
+    assert asked[16] < asked[12] < asked[8] < asked[1] == 1
 
 
 def test_held_out_clips_never_come(dataset):
