@@ -183,6 +183,8 @@ class TrainConfig:
     """Threshold between the quadratic and the linear part of smooth L1."""
     target_layers: int = 1
     """Targets are the mean of the last K layers' outputs, each layer-normed; 1 is the write-up."""
+    target_norm: Literal["layer", "instance"] = "layer"
+    """Normalisation of targets: over dimensions (sec. 4.5), or over the patches of a clip first."""
     masks_per_clip: int = 1
     """Masks drawn for each clip; the target encoder runs once for all of them."""
     micro_batch: int = 0

@@ -12,10 +12,8 @@ import psutil
 import ray
 
 from ajepa.config import PRESETS, Config, FrontEndConfig
-from ajepa.shards.dataset import open_dataset
-from pipelines import figures, preprocess, pretrain, probe, tracking
+from pipelines import preprocess, pretrain, probe, tracking
 from pipelines.common import parse, run_command, start_ray
-from pipelines.history import read_history
 from pipelines.synthesis import CLASSES, SECONDS, write_clips
 
 
@@ -89,15 +87,8 @@ def main(args: DemoArgs) -> None:
     ray.shutdown()
     with stage("probe, beside random init and log-mel statistics", times):
         probe.main(probe.ProbeArgs(encoder=str(run), data=str(folder / "shards"), mlflow_uri=uri))
-    with stage("pictures", times):
-        dataset = open_dataset(str(folder / "shards"))
-        masks, curves = folder / "figures" / "masks.png", folder / "figures" / "training.png"
-        figures.draw_masks(dataset, config, masks)
-        figures.draw_training(read_history(str(run)), config.model.width, curves)
-        tracker = tracking.Tracker(uri, probe.source_run(str(run))["mlflow_run"])
-        for path in (masks, curves):
-            tracker.log_file(path, "figures")
-            print(path)
+    for path in sorted((run / "figures").iterdir()):
+        print(path)
     print("\n" + ", ".join(f"{name.split(' (')[0].split(',')[0]} {seconds:.0f} s" for name, seconds in times.items()))
     print(f"{sum(times.values()) / 60:.1f} min in all, peak memory {memory.peak_gb:.1f} GB over the start")
     print(f"look at the runs: {tracking.ui_command(uri)}")

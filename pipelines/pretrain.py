@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -15,8 +17,9 @@ from ajepa import storage
 from ajepa.config import PRESETS, Config, differences
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset, open_dataset
-from ajepa.training.checkpoint import CheckpointInfo, find_checkpoint, latest_checkpoint, read_info
-from pipelines import tracking
+from ajepa.training.checkpoint import CheckpointInfo, find_checkpoint, latest_checkpoint, read_info, read_weights
+from ajepa.training.step import build_model
+from pipelines import figures, tracking
 from pipelines.common import parse, run_command, warn_relative_output
 from pipelines.history import read_history
 from pipelines.reporter import Reporter
@@ -171,12 +174,26 @@ def main(
             raise KeyboardInterrupt
         storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run | {"finished": True}, indent=1))
         tracker.log_text(args.config.to_json(), "config.json")
+        draw(args, dataset, tracker)
     last = read_history(args.output)[-1]
+    minutes = (time.perf_counter() - start) / 60
     print(
-        f"{info.step} steps in {(time.perf_counter() - start) / 60:.1f} min, loss {last['loss']:.4f}, effective rank "
-        f"{last['effective_rank']:.1f} of {args.config.model.width}; encoder at {args.output}"
+        f"{info.step} steps in {minutes:.1f} min, loss {last['loss']:.4f}; {last['verdict']}; encoder at {args.output}"
     )
     return info
+
+
+def draw(args: PretrainArgs, dataset: ShardDataset, tracker: tracking.Tracker) -> None:
+    """Pictures of the run, in MLflow and, where the run folder is local, there under figures/."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch if storage.is_uri(args.output) else storage.join(args.output, "figures"))
+        figures.draw_training(read_history(args.output), args.config.model.width, folder / "training.png")
+        figures.draw_masks(dataset, args.config, folder / "masks.png")
+        model = build_model(args.config)
+        model.load_state_dict(read_weights(latest_checkpoint(args.output)))
+        figures.draw_predictions(model, dataset, folder / "predictions.png")
+        for path in sorted(folder.iterdir()):
+            tracker.log_file(path, "figures")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ class AJEPA(nn.Module):
     @torch.no_grad()
     def targets(self, patches: Tensor) -> Tensor:
         """Normalised target representations of every patch, [B, N, 256] -> [B, N, D]; no gradient."""
-        return normalise_targets(self.target_encoder(patches, last_layers=self.config.train.target_layers))
+        train = self.config.train
+        return normalise_targets(self.target_encoder(patches, last_layers=train.target_layers), train.target_norm)
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:

@@ -7,13 +7,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def normalise_targets(layers: Tensor | list[Tensor]) -> Tensor:
-    """LayerNorm without affine parameters over the last axis; of a list, the mean of the normalised layers."""
-    if isinstance(layers, Tensor):
-        return F.layer_norm(layers, layers.shape[-1:])
-    total = F.layer_norm(layers[0], layers[0].shape[-1:])
+def normalise_targets(layers: Tensor | list[Tensor], kind: Literal["layer", "instance"] = "layer") -> Tensor:
+    """Targets [B, N, D] from the target encoder's last layer, or from a list of its last K layers.
+
+    - layer: LayerNorm without affine parameters over D (sec. 4.5), the mean over layers.
+    - instance: each dimension is standardised over the patches of a clip first, so that what all of them share (and a
+      predictor could say without looking) is no target; the mean over layers is layer-normed. Instance normalisation
+      of targets is that of data2vec (Baevski et al., arXiv:2202.03555).
+    """
+    each = layers if isinstance(layers, list) else [layers]
+    if kind == "layer":
+        return _mean([F.layer_norm(x, x.shape[-1:]) for x in each])
+    mean = _mean([F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in each])
+    return F.layer_norm(mean, mean.shape[-1:])
+
+
+def _mean(layers: list[Tensor]) -> Tensor:
+    total = layers[0]
     for layer in layers[1:]:
-        total = total + F.layer_norm(layer, layer.shape[-1:])
+        total = total + layer
     return total / len(layers)
 
 

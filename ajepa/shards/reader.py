@@ -7,6 +7,7 @@ groups in use, so the ranks together read the data about once.
 """
 
 import hashlib
+import itertools
 import queue
 import threading
 import weakref
@@ -23,11 +24,12 @@ from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.order import epoch_order, heldout_rows
 from ajepa.shards.row_groups import Ahead, RowGroup, RowGroups
+from ajepa.shards.schema import ROW_GROUP
 
 CROP_STREAM = 1  # of rng.uniform
 FIXED_SAMPLES = 1 << 40  # samples from here on are crops of a fixed set, never reached by training
 STATE_FORMAT = 1
-STEPS_AHEAD = 4  # steps whose row groups are read ahead of the batches that are ready
+STEPS_AHEAD = 4  # steps whose row groups are read ahead of the batches that are ready; fewer of large batches
 SPARE = 4  # arrays of batches kept for later ones
 
 
@@ -51,7 +53,7 @@ class ShardReader:
             memory it takes. A rank holds about window / world_size of them, twice that where an epoch begins.
         holdout: clips that are never in the training stream: see `heldout_rows` and `crops_of`.
         verify: check each row against its digest the first time this reader reads it.
-        threads: that read and check row groups for `batches` and `crops_of`.
+        threads: that read and check row groups for `batches` and `crops_of`; more of them help an object store.
         cache_bytes: a dataset that fits is kept in memory whole; of a larger one the row groups in use are.
 
     Attributes:
@@ -176,7 +178,7 @@ class ShardReader:
 
     def crops_of(self, rows: np.ndarray, crops: int = 1) -> Batch:
         """Fixed crops of given rows, `crops` of each one after another: the same in every call, run and rank with
-        this seed. Their samples are those of no training step.
+        this seed. Their samples are those of no training step. Each clip's row group is read whole: keep the result.
 
         Raises:
             UserError, UnreachableError: as `batch`.
@@ -228,10 +230,8 @@ class ShardReader:
             parts.append((order.rows[where], order.columns[where]))
         rows, columns = (np.concatenate(part) for part in zip(*parts, strict=True))
         by_column = np.argsort(columns, kind="stable")
-        mine = by_column[
-            self.rank * self.batch_size // self.world_size : (self.rank + 1) * self.batch_size // self.world_size
-        ]
-        return rows[mine], samples[mine]
+        first, last = (r * self.batch_size // self.world_size for r in (self.rank, self.rank + 1))
+        return rows[by_column[first:last]], samples[by_column[first:last]]
 
     def _batch(self, step: int, stop: int, pool: Executor | None) -> Batch:
         """Step `step`; with a pool the row groups of the next steps below `stop` are asked for as well."""
@@ -248,13 +248,25 @@ class ShardReader:
         return Batch(out, samples, rows)
 
     def _read_ahead(self, step: int, stop: int, pool: Executor) -> None:
-        for later in range(step, min(step + STEPS_AHEAD + 1, stop)):
-            for group in np.unique(self._source.group_of(self._share(later)[0])).tolist():
-                self._used[group] = self._calls
-                self._groups.request(group, pool)
         epoch = step * self.batch_size // self.num_clips + 1
-        if epoch * self.num_clips < stop * self.batch_size:
+        begin = epoch * self.num_clips // self.batch_size  # the step in which the next epoch begins
+        if begin < stop:
             self._orders.request(epoch, pool)
+        window = self.window * ROW_GROUP // self.batch_size  # in steps
+        ahead = max(1, min(STEPS_AHEAD, window // 2))
+        soon = self._groups_of(range(step, min(step + ahead + 1, stop)))
+        if begin < stop and begin - step < window:
+            # A whole window of other row groups at once: asked for little by little.
+            new = self._groups_of(range(begin, min(begin + -(-self.window // self.batch_size), stop)))
+            soon += new[: len(new) * (window - (begin - step)) // window]
+        for group in soon:
+            self._used[group] = self._calls
+            self._groups.request(group, pool)
+
+    def _groups_of(self, steps: range) -> list[int]:
+        """The row groups of this rank's shares of some steps, those of the first ones first."""
+        groups = [self._source.group_of(self._share(step)[0]).tolist() for step in steps]
+        return list(dict.fromkeys(itertools.chain.from_iterable(groups)))
 
     def _drop(self, step: int) -> None:
         """Drop orders of other epochs, and the row groups not asked for since the longest gap between two clips

@@ -123,7 +123,7 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
                 if last:
                     writer.close()  # a run that reports its last step has its last checkpoint
                 worker.report(report)
-                if monitor:
+                if monitor and "verdict" in report:
                     monitor.stop_on_collapse()
                 losses = []
                 watch.restart()

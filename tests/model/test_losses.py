@@ -61,3 +61,15 @@ def test_several_layers_are_averaged_after_normalisation():
     layers = [torch.randn(1, 2, 16), 100 * torch.randn(1, 2, 16)]
     expected = (normalise_targets(layers[0]) + normalise_targets(layers[1])) / 2
     torch.testing.assert_close(normalise_targets(layers), expected)
+
+
+def test_instance_normalised_targets_take_off_what_all_patches_share():
+    layers = [torch.randn(3, 20, 16, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    shared = [layer + 5 * torch.arange(16.0) for layer in layers]
+    torch.testing.assert_close(normalise_targets(shared, "instance"), normalise_targets(layers, "instance"))
+
+    def standardised(x: torch.Tensor, dim: int) -> torch.Tensor:
+        return (x - x.mean(dim, keepdim=True)) / (x.var(dim, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+    expected = standardised((standardised(layers[0], 1) + standardised(layers[1], 1)) / 2, -1)
+    torch.testing.assert_close(normalise_targets(layers, "instance"), expected, rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 """The order of an epoch: a permutation, well mixed, read about once by all ranks together; and held-out clips."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -110,6 +111,26 @@ def test_epochs_are_uncorrelated():
     assert abs(np.corrcoef(*places)[0, 1]) < 0.1
 
 
+@settings(deadline=None)
+@given(
+    batch_size=st.integers(1, 600),
+    world_size=st.integers(1, 9),
+    step=st.integers(0, 99),
+    window=st.integers(1, 70),
+    holdout=st.integers(0, CLIPS // 2),
+)
+def test_any_number_of_ranks_shares_the_same_clips(dataset, batch_size, world_size, step, window, holdout):
+    batch_size = max(batch_size, world_size)
+    options = {"batch_size": batch_size, "window": window, "holdout": holdout}
+    shares = [reader(dataset, rank=r, world_size=world_size, **options)._share(step) for r in range(world_size)]
+    rows, samples = (np.concatenate(part) for part in zip(*shares, strict=True))
+    whole = reader(dataset, **options)
+    np.testing.assert_array_equal((rows, samples), whole._share(step))
+    np.testing.assert_array_equal(np.sort(samples), np.arange(step * batch_size, (step + 1) * batch_size))
+    wanted = [whole.epoch_order(int(k) // whole.num_clips)[int(k) % whole.num_clips] for k in samples]
+    np.testing.assert_array_equal(rows, wanted)
+
+
 def rows_read(dataset, world_size: int, **changes) -> int:
     """Rows of the row groups that all ranks read in the first epoch, nothing cached."""
     total = 0
@@ -142,6 +163,19 @@ def test_a_rank_holds_its_share_of_the_window(many):
         source.batch(step)
         held.append(len(source._groups))
     assert max(held) <= 64 / 8 * 1.5
+
+
+def test_the_row_groups_of_the_next_epoch_are_asked_for_little_by_little(many):
+    """A window of 16 steps before its first batch the first of them, and all of them one step before."""
+    source = reader(many, batch_size=256, window=64, cache_bytes=0, crop_frames=16)
+    begins = ROWS // 256
+    new = set(source._groups_of(range(begins, begins + 1)))
+    asked = {}
+    with ThreadPoolExecutor(1) as pool:
+        for step in range(begins - 20, begins):
+            source._batch(step, begins + 20, pool)
+            asked[begins - step] = len(new & set(source._used)) / len(new)
+    assert asked[16] < asked[12] < asked[8] < asked[1] == 1
 
 
 def test_held_out_clips_never_come(dataset):
