@@ -25,6 +25,7 @@ from ajepa.config import Config
 from ajepa.errors import UserError
 from ajepa.evaluation.online import build_online_probe
 from ajepa.shards.dataset import ShardDataset, open_dataset
+from ajepa.training.checkpoint import said
 from ajepa.training.context import WorkerContext
 from ajepa.training.loop import Preempted, train
 from ajepa.training.step import NonFiniteLoss, TrainState
@@ -68,6 +69,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     # Ray names this logger by its file, so LoggingConfig misses it; it would print every report of every rank.
     logging.getLogger(report_internals.__file__).setLevel(logging.WARNING)
     logging.getLogger(error_internals.__name__).addFilter(SaidElsewhere())
+    said.update(settings["said"])  # by the command already
     worker = WorkerContext(
         rank,
         context.get_world_size(),
@@ -156,6 +158,7 @@ def fit(
         raise UserError(f"--num-workers {least} needs as many {resource}s; the cluster has {have}")
     settings = {
         "config": config, "data": data, "output": output, "threads": threads, "resume_anyway": resume_anyway,
+        "said": said,
     }  # fmt: skip
     trainer = TorchTrainer(
         train_worker,
