@@ -126,5 +126,8 @@ def test_two_workers_go_on_as_one(by_two, cluster, nodes, small_dataset, tmp_pat
     assert infos[0].step == infos[1].step == 80
     ours, theirs = (read_weights(info.path) for info in infos)
     for name in ours:  # sums are made in another order
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5, msg=name)
+        pairs = [ours[name], theirs[name]]
+        if name.endswith("qkv.bias"):  # the keys' bias has no gradient but rounding errors, which Adam makes large
+            pairs = [torch.cat([q, v]) for q, _, v in (bias.chunk(3) for bias in pairs)]
+        torch.testing.assert_close(*pairs, rtol=1e-4, atol=1e-5, msg=name)
     assert_one_mlflow_run(mlflow_uri, output)
