@@ -26,7 +26,8 @@ EXPORT_JSON, EXPORT_WEIGHTS, EXPORT_VERSION = "encoder.json", "encoder.safetenso
 
 
 class AudioEncoder(nn.Module):
-    """A frozen encoder with its front end and normalisation: waveform or log-mel to embeddings.
+    """A frozen encoder with its front end and normalisation: waveform or log-mel to embeddings. It takes the encoder
+    over: one that is being trained would stop to be (give it a copy).
 
     Longer input is cut into windows of the length the encoder was trained on. Patches that are
     mostly padding count nowhere.

@@ -156,6 +156,10 @@ def fit(
     least = num_workers if isinstance(num_workers, int) else num_workers[0]
     if least > have:
         raise UserError(f"--num-workers {least} needs as many {resource}s; the cluster has {have}")
+    if not isinstance(num_workers, int):
+        # After a loss Ray first tries as many workers again, on what it still takes for the cluster, for 60 s if it
+        # were for Ray; only then fewer.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     settings = {
         "config": config, "data": data, "output": output, "threads": threads, "resume_anyway": resume_anyway,
         "said": said,
