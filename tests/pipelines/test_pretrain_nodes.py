@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults import assert_one_mlflow_run, assert_same_end, checkpoints, command, names, options, run
+from faults import assert_close_end, assert_one_mlflow_run, assert_same_end, checkpoints, command, names, options, run
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
