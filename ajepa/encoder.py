@@ -73,14 +73,20 @@ class AudioEncoder(nn.Module):
             num_frames: [B] valid frames, at least 1.
 
         Returns:
-            "mean" [B, D] and "mean+std" [B, 2 D].
+            "mean" [B, D] and "mean+std" [B, 2 D] over all patches; "bands mean+std" [B, rows * 2 D] over time
+            alone, each row of patches (a frequency band) by itself: its mean, then its standard deviation.
         """
         tokens, valid = self.patch_embeddings(log_mel, num_frames)  # [B, N, D], [B, N]
-        weight = valid.unsqueeze(-1).float()
-        count = weight.sum(dim=1)
-        mean = (tokens * weight).sum(dim=1) / count
-        variance = ((tokens - mean.unsqueeze(1)).square() * weight).sum(dim=1) / count
-        return {"mean": mean, "mean+std": torch.cat([mean, variance.sqrt()], dim=1)}
+        rows, columns = self.encoder.config.grid
+        grid = (len(tokens), -1, rows, columns)  # windows in succession
+        tokens, weight = tokens.reshape(*grid, self.width), valid.reshape(*grid, 1).float()
+        mean, std = _moments(tokens, weight, (1, 2, 3))
+        band_mean, band_std = _moments(tokens, weight, (1, 3))  # [B, rows, D] each
+        return {
+            "mean": mean,
+            "mean+std": torch.cat([mean, std], dim=1),
+            "bands mean+std": torch.cat([band_mean, band_std], dim=2).flatten(1),
+        }
 
     @torch.inference_mode()
     def patch_embeddings(self, log_mel: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,8 +113,21 @@ class AudioEncoder(nn.Module):
         return tokens.reshape(batch, windows * rows * columns, -1).float(), valid.reshape(batch, -1)
 
 
+<<<<<<< HEAD
 def load_encoder(path: str, branch: Branch | None = None) -> AudioEncoder:
     """The encoder of a run folder, a checkpoint or an export, in eval mode on the CPU.
+=======
+def _moments(tokens: Tensor, weight: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Weighted mean and standard deviation over the axes `over`."""
+    count = weight.sum(dim=over, keepdim=True)
+    mean = (tokens * weight).sum(dim=over, keepdim=True) / count
+    variance = ((tokens - mean).square() * weight).sum(dim=over, keepdim=True) / count
+    return mean.squeeze(over), variance.sqrt().squeeze(over)
+
+
+def load_encoder(path: str, branch: Branch = "target") -> AudioEncoder:
+    """The encoder of a run folder or checkpoint, in eval mode on the CPU.
+>>>>>>> search
 
     Args:
         path: local path or URI.

@@ -14,6 +14,7 @@ from ajepa.audio.logmel import LogMel
 from ajepa.config import Config, FrontEndConfig, TrainConfig
 from ajepa.encoder import export_encoder, random_encoder
 from ajepa.errors import UserError
+from ajepa.evaluation.features import POOLINGS
 from ajepa.model.vit import patchify
 from ajepa.shards.statistics import Statistics
 
@@ -56,11 +57,22 @@ def test_several_windows_are_averaged(encoder):
     torch.testing.assert_close(encoder.clip_embeddings(waveform, 16_000), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_padding_does_not_count(encoder):
+def test_bands_pool_each_row_of_patches_over_the_time_of_all_windows(encoder):
+    log_mel = torch.randn(1, 128, 256)
+    pooled = encoder.pooled(log_mel, torch.tensor([256]))["bands mean+std"].reshape(8, 2, encoder.width)
+    normalised = encoder.normalise(log_mel)
+    tokens = torch.cat([encoder.encoder(patchify(part)) for part in normalised.split(128, dim=-1)])
+    frames = tokens.reshape(2, 8, 8, -1).transpose(0, 1).reshape(8, 16, -1)  # [rows, columns of both windows, D]
+    torch.testing.assert_close(pooled[:, 0], frames.mean(dim=1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pooled[:, 1], frames.std(dim=1, correction=0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_padding_does_not_count(encoder, pooling):
     log_mel = torch.randn(1, 128, 128)
-    short = encoder.pooled(log_mel[..., :64], torch.tensor([64]))["mean"]
+    short = encoder.pooled(log_mel[..., :64], torch.tensor([64]))[pooling]
     padded = encoder.pooled(torch.cat([log_mel[..., :64], torch.full((1, 128, 400), 9.0)], -1), torch.tensor([64]))
-    torch.testing.assert_close(short, padded["mean"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(short, padded[pooling], atol=1e-5, rtol=1e-4)
 
 
 def test_a_batch_equals_its_clips(encoder):

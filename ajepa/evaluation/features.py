@@ -9,12 +9,12 @@ from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
 
-POOLINGS = ("mean", "mean+std")
+POOLINGS = ("mean", "mean+std", "bands mean+std")
 BATCH = 32
 
 
 def encoder_features(encoder: AudioEncoder, dataset: ShardDataset) -> dict[str, np.ndarray]:
-    """Pooled features by pooling, {"mean": [n, D], "mean+std": [n, 2 D]}, in storage order.
+    """Pooled features by pooling, {"mean": [n, D], ...} as AudioEncoder.pooled gives them, in storage order.
 
     Raises:
         UserError: the dataset was made with another front end than the encoder was trained on.
@@ -44,13 +44,17 @@ def encoder_features(encoder: AudioEncoder, dataset: ShardDataset) -> dict[str, 
 
 
 def mel_statistics(dataset: ShardDataset) -> dict[str, np.ndarray]:
-    """Mean, and mean and standard deviation, of each mel bin over a clip's valid frames: [n, 128], [n, 256]."""
+    """Mean [n, 128], and mean and standard deviation [n, 256], of each mel bin over a clip's valid frames.
+
+    A mel bin is a band already, so pooling by bands is the latter.
+    """
     table = dataset.read_columns(["num_frames", "bin_sum", "bin_sumsq"])
     frames = table["num_frames"].to_numpy()[:, None]
     total, squares = (np.stack(table[name].to_numpy()) for name in ("bin_sum", "bin_sumsq"))
     mean = total / frames
     std = np.sqrt(np.maximum(squares / frames - mean**2, 0))
-    return {"mean": mean, "mean+std": np.concatenate([mean, std], axis=1)}
+    both = np.concatenate([mean, std], axis=1)
+    return {"mean": mean, "mean+std": both, "bands mean+std": both}
 
 
 def _batches(dataset: ShardDataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -10,7 +10,7 @@ from ajepa.config import Config, TrainConfig
 from ajepa.encoder import random_encoder
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, compare, markdown_table
-from ajepa.evaluation.features import encoder_features, mel_statistics
+from ajepa.evaluation.features import POOLINGS, encoder_features, mel_statistics
 from ajepa.shards.schema import decode_log_mels
 
 CONFIG = Config(model=MODEL, train=TrainConfig())
@@ -34,6 +34,7 @@ def test_features_come_in_storage_order_and_do_not_depend_on_the_batch(encoder, 
     features = encoder_features(encoder, small_dataset)
     assert features["mean"].shape == (small_dataset.num_clips, 32)
     assert features["mean+std"].shape == (small_dataset.num_clips, 64)
+    assert features["bands mean+std"].shape == (small_dataset.num_clips, 8 * 64)
     monkeypatch.setattr("ajepa.evaluation.features.BATCH", 1)
     again = encoder_features(encoder, small_dataset)
     np.testing.assert_allclose(features["mean+std"], again["mean+std"], atol=1e-4)
@@ -48,8 +49,8 @@ def test_another_front_end_is_refused(encoder, small_dataset):
 def test_the_comparison_has_every_row(encoder, small_dataset):
     rows = compare(encoder, CONFIG, small_dataset, "knn", random_seeds=2)
     assert [(r.features, r.pooling) for r in rows] == [
-        (name, pooling) for name in (PRETRAINED, RANDOM, MEL) for pooling in ("mean", "mean+std")
+        (name, pooling) for name in (PRETRAINED, RANDOM, MEL) for pooling in POOLINGS
     ]
-    assert [len(r.seed_accuracy) for r in rows] == [1, 1, 2, 2, 1, 1]
+    assert [len(r.seed_accuracy) for r in rows] == [1, 1, 1, 2, 2, 2, 1, 1, 1]
     table = markdown_table(rows)
     assert "random init (2 seeds)" in table and f"{rows[0].mean:.3f} ± {rows[0].std:.3f}" in table
