@@ -113,10 +113,6 @@ class AudioEncoder(nn.Module):
         return tokens.reshape(batch, windows * rows * columns, -1).float(), valid.reshape(batch, -1)
 
 
-<<<<<<< HEAD
-def load_encoder(path: str, branch: Branch | None = None) -> AudioEncoder:
-    """The encoder of a run folder, a checkpoint or an export, in eval mode on the CPU.
-=======
 def _moments(tokens: Tensor, weight: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Weighted mean and standard deviation over the axes `over`."""
     count = weight.sum(dim=over, keepdim=True)
@@ -125,9 +121,8 @@ def _moments(tokens: Tensor, weight: Tensor, over: tuple[int, ...]) -> tuple[Ten
     return mean.squeeze(over), variance.sqrt().squeeze(over)
 
 
-def load_encoder(path: str, branch: Branch = "target") -> AudioEncoder:
-    """The encoder of a run folder or checkpoint, in eval mode on the CPU.
->>>>>>> search
+def load_encoder(path: str, branch: Branch | None = None) -> AudioEncoder:
+    """The encoder of a run folder, a checkpoint or an export, in eval mode on the CPU.
 
     Args:
         path: local path or URI.
