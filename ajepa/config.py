@@ -188,7 +188,8 @@ class TrainConfig:
     masks_per_clip: int = 1
     """Masks drawn for each clip; the target encoder runs once for all of them."""
     micro_batch: int = 0
-    """Clips a worker computes at a time; gradients accumulate over its share of the batch. 0: all at once."""
+    """Clips a worker computes at a time; gradients accumulate over its share of the batch. 0: all at once on a GPU, as
+    many as make 4096 patches on a CPU."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the forward pass; weights stay in float32. auto: bf16 where the device multiplies it natively.
     fp16 scales the loss dynamically."""

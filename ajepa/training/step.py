@@ -16,6 +16,7 @@ from ajepa.model.schedules import ema_momentum, learning_rate
 from ajepa.shards.statistics import Statistics
 from ajepa.training.inputs import Inputs
 
+CPU_PATCHES = 4096  # computed at a time: 8 clips of `base`, 64 crops of `nano`
 GPU_LAG = 2  # steps the host may run ahead of a GPU before it looks at a loss
 
 
@@ -178,7 +179,7 @@ def _accumulate(state: TrainState, inputs: Inputs, figures: bool) -> tuple[Tenso
     """Gradients of this worker's share, in micro-batches; its mean loss, and the spreads of the last one."""
     config, share = state.config.train, len(inputs.log_mel)
     dtype = autocast_dtype(config, state.device)
-    size = config.micro_batch or share
+    size = config.micro_batch or (share if state.device.type == "cuda" else _fitting_clips(state.config))
     total = torch.zeros((), device=state.device)
     stds: tuple[Tensor | None, Tensor | None] = (None, None)
     for start in range(0, share, size):
@@ -198,6 +199,11 @@ def _accumulate(state: TrainState, inputs: Inputs, figures: bool) -> tuple[Tenso
                 spread = [t.detach().float().flatten(0, 1).std(dim=0).mean() for t in (prediction, target)]
             stds = spread[0], spread[1]
     return total, stds
+
+
+def _fitting_clips(config: Config) -> int:
+    """Clips a CPU computes at a time: more need more memory (`base` 0.2 GB a clip) and are no faster."""
+    return max(1, CPU_PATCHES // (config.model.num_patches * config.train.masks_per_clip))
 
 
 def _watch(state: TrainState, inputs: Inputs, loss: Tensor, grad_norm: Tensor, stop: int) -> None:

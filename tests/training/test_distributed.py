@@ -1,5 +1,6 @@
 """Several workers, uneven shares and micro-batches do what one worker does with the whole batch."""
 
+import dataclasses
 import socket
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from training.test_step import MODEL, STATISTICS, make_batch
 
-from ajepa.config import Config, TrainConfig
+from ajepa.config import PRESETS, Config, TrainConfig
 from ajepa.shards.reader import Batch
 from ajepa.training.inputs import prepare
-from ajepa.training.step import TrainState, build_state, train_step
+from ajepa.training.step import TrainState, _fitting_clips, build_state, train_step
 
 BATCH, STEPS = 8, 3
 
@@ -104,6 +105,12 @@ def test_micro_batches_add_up_to_the_batch(micro_batch):
     whole, parts = (run_steps(make_config(micro_batch=m), torch.float64) for m in (0, micro_batch))
     for name, gradient in gradients(whole).items():
         torch.testing.assert_close(gradients(parts)[name], gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_a_cpu_computes_no_more_clips_at_a_time_than_memory_allows():
+    assert [_fitting_clips(PRESETS[name]) for name in ("nano", "base")] == [64, 8]
+    several = dataclasses.replace(PRESETS["base"], train=TrainConfig(masks_per_clip=16))
+    assert _fitting_clips(several) == 1
 
 
 def test_the_loss_of_micro_batches_is_that_of_the_batch():
