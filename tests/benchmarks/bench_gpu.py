@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ajepa.training.flops import gemm_rate, step_flops
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from ajepa.model.losses import normalise_targets
 from ajepa.model.vit import Encoder, Predictor, gather, patchify
 from ajepa.shards.reader import Batch
 from ajepa.shards.statistics import Statistics
+from ajepa.training.flops import gemm_rate, step_flops
 from ajepa.training.inputs import Inputs, on_device, prepare
 from ajepa.training.step import TrainState, autocast_dtype, build_state, settle, train_step
 
