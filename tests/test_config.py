@@ -6,6 +6,7 @@ import pytest
 
 from ajepa.config import PRESETS, Config, FrontEndConfig, MaskConfig, ModelConfig, TrainConfig, differences
 from ajepa.errors import UserError
+from ajepa.model.schedules import total_steps
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -51,3 +52,8 @@ def test_clip_samples_give_exactly_the_clip_frames():
     config = FrontEndConfig()
     assert 1 + config.clip_samples // config.hop_length == config.clip_frames
     assert 1 + (config.clip_samples + 1) // config.hop_length == config.clip_frames + 1
+
+
+def test_nano_reaches_its_last_step_on_400_clips():
+    train = PRESETS["nano"].train
+    assert total_steps(train, 400) == train.max_steps
