@@ -18,7 +18,7 @@ from ajepa.config import PATCH, Config, FrontEndConfig, ModelConfig, from_dict
 from ajepa.errors import UserError
 from ajepa.model.vit import Encoder, patchify
 from ajepa.shards.statistics import Statistics
-from ajepa.training.checkpoint import describe, digest, latest_checkpoint, read_info, read_statistics, read_weights
+from ajepa.training.checkpoint import describe, digest, latest_checkpoint, read_info, read_weights
 from ajepa.training.step import Normaliser, build_model
 
 Branch = Literal["target", "context"]
@@ -197,7 +197,7 @@ def _read_export(folder: str, branch: Branch | None) -> _Parts:
         if digest(data) != about["digest"]:
             raise UserError(f"{folder!r} is damaged: {EXPORT_WEIGHTS} does not match its digest; export it again")
         model, front_end = from_dict(ModelConfig, about["model"]), from_dict(FrontEndConfig, about["front_end"])
-        return model, front_end, read_statistics(about["statistics"]), safetensors.torch.load(data)
+        return model, front_end, Statistics.from_dict(about["statistics"]), safetensors.torch.load(data)
     except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder!r} is damaged ({error!r}): export it again") from error
 

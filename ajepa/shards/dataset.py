@@ -91,11 +91,10 @@ def open_dataset(path: str) -> ShardDataset:
 
 
 def _from_info(path: str, info: dict[str, Any]) -> ShardDataset:
-    statistics = info["statistics"]
     return ShardDataset(
         path=path,
         front_end=from_dict(FrontEndConfig, info["front_end"]),
-        statistics=Statistics(np.array(statistics["mean"]), np.array(statistics["std"]), statistics["frames"]),
+        statistics=Statistics.from_dict(info["statistics"]),
         label_names=tuple(info["label_names"]),
         shards=tuple(Shard(s["name"], s["rows"]) for s in info["shards"]),
         num_clips=info["counts"]["ok"],
@@ -182,11 +181,7 @@ def finish_dataset(
     info = {
         "contract_version": CONTRACT_VERSION,
         "front_end": dataclasses.asdict(front_end),
-        "statistics": {
-            "mean": statistics.mean.tolist(),
-            "std": statistics.std.tolist(),
-            "frames": statistics.frames,
-        },
+        "statistics": statistics.to_dict(),
         "counts": {
             "ok": len(ids),
             "bad": failed,

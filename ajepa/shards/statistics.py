@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,15 @@ class Statistics:
     mean: np.ndarray
     std: np.ndarray
     frames: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"mean": self.mean.tolist(), "std": self.std.tolist(), "frames": self.frames}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Statistics":
+        """What `to_dict` gave; KeyError where something is missing."""
+        return cls(np.array(values["mean"]), np.array(values["std"]), values["frames"])
 
 
 class Totals:

@@ -13,7 +13,6 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -81,19 +80,7 @@ def snapshot(state: TrainState, dataset: ShardDataset, reader: dict[str, Any]) -
 
 def describe(front_end: FrontEndConfig, statistics: Statistics) -> dict[str, Any]:
     """Front end and normalisation as JSON values."""
-    return {
-        "front_end": dataclasses.asdict(front_end),
-        "statistics": {
-            "mean": statistics.mean.tolist(),
-            "std": statistics.std.tolist(),
-            "frames": statistics.frames,
-        },
-    }
-
-
-def read_statistics(values: dict[str, Any]) -> Statistics:
-    """Statistics from what `describe` made of them."""
-    return Statistics(np.array(values["mean"]), np.array(values["std"]), values["frames"])
+    return {"front_end": dataclasses.asdict(front_end), "statistics": statistics.to_dict()}
 
 
 def write_checkpoint(folder: str, shot: Snapshot) -> None:
@@ -108,11 +95,6 @@ def write_checkpoint(folder: str, shot: Snapshot) -> None:
         with storage.atomic_output(storage.join(folder, name)) as stream:
             stream.write(data)
     storage.write_text(storage.join(folder, MANIFEST), json.dumps(shot.manifest | {"digests": digests}, indent=1))
-
-
-def save_checkpoint(folder: str, state: TrainState, dataset: ShardDataset, reader: dict[str, Any]) -> None:
-    """Write a checkpoint and return when it is there."""
-    write_checkpoint(folder, snapshot(state, dataset, reader))
 
 
 def read_info(folder: str) -> CheckpointInfo:
@@ -134,7 +116,7 @@ def read_info(folder: str) -> CheckpointInfo:
             total_steps=manifest["total_steps"],
             config=Config.from_dict(manifest["config"]),
             front_end=from_dict(FrontEndConfig, manifest["front_end"]),
-            statistics=read_statistics(manifest["statistics"]),
+            statistics=Statistics.from_dict(manifest["statistics"]),
             dataset_hash=manifest["dataset_hash"],
             scaler=manifest["scaler"],
             reader=manifest["reader"],

@@ -1,6 +1,7 @@
 """One real Ray for all job tests, and a folder of labelled sounds."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def sounds(tmp_path_factory):
             wave = rng.standard_normal(len(t)) if kind == "noise" else np.sin(2 * np.pi * (300 + 40 * i) * t)
             soundfile.write(folder / kind / f"{kind} {i}.wav", 0.1 * wave, rate)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A file system of a size like "700k", the marker's first argument, and how to make it as large as the second."""
+    size, larger = request.node.get_closest_marker("disk").args
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs more rights")
+    yield folder, lambda: subprocess.run(["mount", "-o", f"remount,size={larger}", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture

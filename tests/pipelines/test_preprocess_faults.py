@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -28,18 +27,7 @@ def args(sounds, tmp_path, mlflow_uri):
     )  # fmt: skip
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 700 KB, and how to make it larger."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs more rights")
-    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=50m", str(folder)], check=True)
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
+@pytest.mark.disk("700k", "50m")
 def test_a_full_disk_stops_the_job_clearly_and_the_same_command_goes_on(ray_session, args, small_disk):
     folder, enlarge = small_disk
     small = dataclasses.replace(args, output=str(folder / "shards"), num_workers=1)

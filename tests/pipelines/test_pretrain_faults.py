@@ -1,8 +1,6 @@
 """What goes wrong on the disk under a training run: torn checkpoints, a full disk, other settings, damaged shards."""
 
 import contextlib
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -144,18 +142,7 @@ def test_other_data_is_refused_and_named_and_gone_on_with_when_told_to(
     assert info.step == 12 and info.dataset_hash == half.content_hash
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system with room for a checkpoint and a half, and how to make it larger."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=35m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs more rights")
-    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=500m", str(folder)], check=True)
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
+@pytest.mark.disk("35m", "500m")
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.ray)])
 def test_a_full_disk_stops_the_run_with_one_line_and_the_same_command_goes_on(
     num_workers, small_disk, small_dataset, mlflow_uri, reference, capfd, request
@@ -179,6 +166,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_the_same_command_goes_on(
     assert_one_mlflow_run(mlflow_uri, folder / "run")
 
 
+@pytest.mark.disk("35m", "500m")
 def test_a_disk_without_room_for_a_report_is_said_in_one_line(small_disk, small_dataset, mlflow_uri, reference, capfd):
     folder, enlarge = small_disk
     arguments = options(small_dataset.path, folder / "run", mlflow_uri, "--num-workers", "0")

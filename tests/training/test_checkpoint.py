@@ -13,7 +13,8 @@ from ajepa.training.checkpoint import (
     read_info,
     read_weights,
     restore,
-    save_checkpoint,
+    snapshot,
+    write_checkpoint,
 )
 from ajepa.training.step import train_step
 
@@ -22,7 +23,7 @@ def save_run(folder: Path, dataset, steps: int = 3):
     state = make_state()
     for step in range(steps):
         train_step(state, make_inputs(state, step))
-        save_checkpoint(str(folder / "checkpoints" / f"step-{step + 1:08d}"), state, dataset, {})
+        write_checkpoint(str(folder / "checkpoints" / f"step-{step + 1:08d}"), snapshot(state, dataset, {}))
     return state
 
 
