@@ -34,7 +34,8 @@ class Inputs:
         return self.log_mel, self.context, self.targets
 
     def with_tensors(self, *tensors: Tensor) -> "Inputs":
-        return Inputs(*tensors, rows=self.rows)
+        log_mel, context, targets = tensors
+        return Inputs(log_mel, context, targets, self.rows)
 
 
 def mask_batch(config: Config, samples: np.ndarray, total_steps: int) -> tuple[Tensor, Tensor]:

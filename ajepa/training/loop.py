@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 
 from ajepa.config import Config
-from ajepa.errors import UserError
 from ajepa.model.schedules import total_steps
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import ShardReader
@@ -18,7 +17,7 @@ from ajepa.training.context import GO_ON, RESTART, STOP, WorkerContext
 from ajepa.training.inputs import on_device, prepare
 from ajepa.training.monitor import Monitor
 from ajepa.training.step import StepResult, TrainState, build_state, train_step
-from ajepa.training.watch import NonFiniteLoss, require_agreement, settle
+from ajepa.training.watch import NonFiniteLoss, Watched, require_agreement, settle
 from ajepa.training.writer import CheckpointWriter
 
 T = TypeVar("T")
@@ -90,9 +89,7 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
             reader.load_state_dict(info.reader)
     require_agreement(state)
     monitor = Monitor(state, reader, worker) if worker.rank == 0 else None
-    writer = CheckpointWriter(
-        output, every.keep_checkpoints, lambda: snapshot(state, dataset, reader.state_dict())
-    )
+    writer = CheckpointWriter(output, every.keep_checkpoints, lambda: snapshot(state, dataset, reader.state_dict()))
     if state.step == 0:
         worker.report((monitor.measure({"step": 0}) if monitor else {"step": 0}) | {"total_steps": steps})
     pin = worker.device.type == "cuda"
@@ -130,19 +127,30 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
                     monitor.stop_on_collapse()
                 losses = []
                 watch.restart()
-            if state.stop_request >= RESTART and not last:
-                writer.close()
-                if worker.world_size > 1:
-                    dist.barrier()  # the others must not bring the group down while rank 0 writes
-                if state.stop_request == STOP:
-                    return
-                raise Preempted(f"stopped at step {state.step} of {steps}: the machine is being taken away")
+            if not last and leaves(state, writer, steps):
+                return
             state.stop_request = GO_ON
     except NonFiniteLoss as error:
         raise name_clips(error, reader) from error
     finally:
         batches.close()
         writer.close()
+
+
+def leaves(state: Watched, writer: CheckpointWriter, steps: int) -> bool:
+    """Whether a run of `steps` steps ends here because a worker was asked to stop; its checkpoint is then written.
+
+    Raises:
+        Preempted: it is to be started again elsewhere.
+    """
+    if state.stop_request < RESTART:
+        return False
+    writer.close()
+    if state.world_size > 1:
+        dist.barrier()  # the others must not bring the group down while rank 0 writes
+    if state.stop_request == STOP:
+        return True
+    raise Preempted(f"stopped at step {state.step} of {steps}: the machine is being taken away")
 
 
 def name_clips(error: NonFiniteLoss, reader: ShardReader) -> NonFiniteLoss:
