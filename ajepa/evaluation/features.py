@@ -13,8 +13,8 @@ from ajepa.shards.dataset import ShardDataset
 BATCH = 32
 
 
-def encoder_features(encoder: AudioEncoder, dataset: ShardDataset) -> dict[str, np.ndarray]:
-    """Pooled features by pooling, {"mean": [n, D], ...} as AudioEncoder.pooled gives them, in storage order.
+def require_front_end(encoder: AudioEncoder, dataset: ShardDataset) -> None:
+    """Check that an encoder can take a dataset's log-mels.
 
     Raises:
         UserError: the dataset was made with another front end than the encoder was trained on.
@@ -35,6 +35,15 @@ def encoder_features(encoder: AudioEncoder, dataset: ShardDataset) -> dict[str, 
                 f"the encoder was trained with {name}={getattr(ours, name)}, "
                 f"the shards in {dataset.path!r} have {getattr(theirs, name)}: preprocess them alike"
             )
+
+
+def encoder_features(encoder: AudioEncoder, dataset: ShardDataset) -> dict[str, np.ndarray]:
+    """Pooled features by pooling, {"mean": [n, D], ...} as AudioEncoder.pooled gives them, in storage order.
+
+    Raises:
+        UserError: the dataset was made with another front end than the encoder was trained on.
+    """
+    require_front_end(encoder, dataset)
     parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in POOLINGS}
     for log_mels, num_frames in _batches(dataset):
         pooled = encoder.pooled(torch.tensor(log_mels), torch.tensor(num_frames))
