@@ -49,6 +49,20 @@ class ShardDataset:
     content_hash: str
     info: dict[str, Any]  # the whole file
 
+    def require_front_end(self, wanted: FrontEndConfig) -> None:
+        """Refuse an encoder that was trained on log-mels made in another way (a clip's length may differ).
+
+        Raises:
+            UserError: a setting differs, by name.
+        """
+        for field in dataclasses.fields(FrontEndConfig):
+            ours, theirs = getattr(self.front_end, field.name), getattr(wanted, field.name)
+            if ours != theirs and field.name != "clip_frames":
+                raise UserError(
+                    f"the encoder was trained with {field.name}={theirs}, the shards in {self.path!r} have {ours}: "
+                    "preprocess them alike"
+                )
+
     def read_columns(self, columns: list[str]) -> pa.Table:
         """Columns of all ok rows, in storage order."""
         return pa.concat_tables(table for _, table in read_shards(self.path, OK, columns))

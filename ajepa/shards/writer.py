@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from ajepa import storage
-from ajepa.audio.decode import AudioError, decode
+from ajepa.audio.decode import AudioError, decode_clip
 from ajepa.audio.logmel import LogMel
 from ajepa.config import FrontEndConfig
 from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, ROW_GROUP, encode_row, ok_schema
@@ -44,14 +43,10 @@ def make_row(clip: dict[str, Any], log_mel: LogMel) -> tuple[dict[str, Any], boo
         AudioError: the clip is bad; the message is its reason.
     """
     config = log_mel.config
-    limit = config.clip_samples / config.sample_rate
-    # One sample beyond the limit is enough to know that the audio goes on.
-    wanted = min(limit + 2 / config.sample_rate, clip["duration_s"] or np.inf)
-    waveform, seconds, rate = decode(clip["uri"], config.sample_rate, clip["start_s"], wanted)
-    cut = len(waveform) > config.clip_samples
-    waveform = waveform[: config.clip_samples]
-    values = log_mel(torch.from_numpy(np.ascontiguousarray(waveform))).numpy()
-    return clip | {"duration_s": min(seconds, limit), "source_rate": rate} | encode_row(values, config), cut
+    decoded, cut = decode_clip(clip, config.sample_rate, config.clip_samples)
+    values = log_mel(torch.from_numpy(decoded.waveform)).numpy()
+    made = {"duration_s": decoded.seconds, "source_rate": decoded.source_rate}
+    return clip | made | encode_row(values, config), cut
 
 
 def write_shard(clips: pa.Table, index: int, output: str, config: FrontEndConfig) -> ShardResult:
