@@ -27,7 +27,7 @@ from ajepa.training.checkpoint import latest_checkpoint
 from pipelines import tracking
 from pipelines.common import parse, run_command, warn_relative_output
 from pipelines.embed_actors import ActorSettings, Clips, embed_all
-from pipelines.lineage import pretraining
+from pipelines.lineage import pretraining, recorded_uri
 from pipelines.logged_model import log_encoder
 from pipelines.plan import Kind, block_size, prepare_output
 
@@ -77,7 +77,7 @@ class EmbedArgs:
     overwrite: bool = False
     """Delete embeddings or an unfinished job found at the output first."""
     mlflow_uri: str | None = None
-    """MLflow tracking URI; by default $MLFLOW_TRACKING_URI or mlflow.db in this directory."""
+    """MLflow tracking URI; by default the pretraining run's, $MLFLOW_TRACKING_URI or mlflow.db in this directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def main(args: EmbedArgs) -> Embeddings:
         print(f"nothing to do: {output} is finished ({finished.num_clips} clips x {finished.dimension})")
         return finished
     origin = pretraining(path)
-    uri = tracking.tracking_uri(args.mlflow_uri, output)
+    uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
     tracker = tracking.start_run(
         uri,
         f"embed {args.level}",
@@ -210,7 +210,8 @@ def neighbours(args: NeighboursArgs) -> list[Neighbour]:
         raise UserError(f"--top must be positive, got {args.top}")
     embeddings = open_embeddings(args.output)
     about, plan = embeddings.encoder, embeddings.info["plan"]
-    source = args.encoder or about["checkpoint"]
+    kept = storage.kind(about["checkpoint"]) != "missing"  # not pruned by more training since
+    source = args.encoder or about["checkpoint" if kept else "source"]
     try:
         encoder = load_encoder(source, about["branch"], precision=about["precision"])
     except UserError as error:

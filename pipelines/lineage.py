@@ -1,6 +1,7 @@
 """Which pretraining run an encoder comes from, so that other jobs' MLflow runs can name it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from ajepa import storage
@@ -20,3 +21,10 @@ def pretraining(encoder: str) -> dict[str, str]:
         runs = [storage.join(folder, RUN_JSON) for folder in folders if folder]
         found = next((json.loads(storage.read_text(run)) for run in runs if storage.kind(run) == "file"), {})
     return {name: found[name] for name in ("mlflow_run", "mlflow_uri") if found.get(name)}
+
+
+def recorded_uri(origin: dict[str, str]) -> str | None:
+    """The pretraining run's tracking URI, unless it is a database that did not come along."""
+    uri = origin.get("mlflow_uri")
+    lost = uri is not None and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    return None if lost else uri
