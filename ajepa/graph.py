@@ -14,6 +14,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ from ajepa.errors import UserError
 OPSET = 18
 INPUT, OUTPUTS = "waveform", ("clip_embeddings", "frame_embeddings")
 ABOUT = "ajepa.json"  # extra file in a .pt2: what ONNX keeps in its metadata
+Format = Literal["onnx", "torch"]
+FILES: dict[Format, str] = {"onnx": "encoder.onnx", "torch": "encoder.pt2"}
 
 
 class LogMelGraph(nn.Module):
@@ -128,7 +131,7 @@ def export_program(encoder: AudioEncoder) -> torch.export.ExportedProgram:
     longest = encoder.encoder.config.crop_frames * encoder.front_end.hop_length
     example = torch.zeros(2, 5 * longest // 2)
     # Else every size seen as 2 or more would be taken never to be 1: the batch, the windows and the columns.
-    with symbolic_shapes.patch(backed_size_oblivious=True):
+    with symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # set when imported
         return torch.export.export(
             EncoderGraph(encoder),
             (example,),
@@ -175,6 +178,22 @@ def export_onnx(encoder: AudioEncoder, path: str) -> None:
     onnx.helper.set_model_props(model, describe_graph(encoder))
     onnx.checker.check_model(model)
     _write(path, model.SerializeToString())
+
+
+def export_graph(encoder: AudioEncoder, folder: str, format: Format) -> str:
+    """Write encoder.onnx or encoder.pt2 into a folder, made where it is missing, and return its path.
+
+    Raises:
+        UserError: the file is there, or `folder` is one.
+    """
+    folder = storage.absolute(str(folder))
+    path = storage.join(folder, FILES[format])
+    taken = next((p for p in (folder, path) if storage.kind(p) == "file"), None)
+    if taken is not None:
+        raise UserError(f"the output {taken!r} exists: choose another, or delete it first")
+    storage.make_folder(folder)
+    {"onnx": export_onnx, "torch": save_program}[format](encoder, path)
+    return path
 
 
 @contextlib.contextmanager
