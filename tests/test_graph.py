@@ -1,6 +1,7 @@
 """The exported graphs compute what AudioEncoder does, from one file, for every batch size and duration."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from training.test_step import MODEL
 from ajepa.audio.decode import decode
 from ajepa.audio.logmel import LogMel
 from ajepa.config import FrontEndConfig
+from ajepa.errors import UserError
 from ajepa.graph import ABOUT, EncoderGraph, LogMelGraph, describe_graph, export_onnx, save_program
 from ajepa.pretrained import random_encoder
 from ajepa.shards.statistics import Statistics
@@ -113,3 +115,10 @@ def test_the_names_of_the_onnx_graph(session):
 def test_a_program_refuses_less_than_a_window(program):
     with pytest.raises((AssertionError, RuntimeError), match="400"):
         program(torch.zeros(1, 399))
+
+
+def test_onnx_without_its_packages_says_what_to_install(encoder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"pip install 'ajepa\[onnx\]'"):
+        export_onnx(encoder, str(tmp_path / "encoder.onnx"))
+    assert not list(tmp_path.iterdir())
