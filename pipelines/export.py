@@ -36,7 +36,9 @@ def main(args: ExportArgs) -> None:
     """Export, and say how to load it."""
     origin = pretraining(args.run)
     uri = model_uri(args, origin)
-    about = export_encoder(args.run, args.output, args.branch, notes=origin)
+    # The run's id alone: the address of a tracking server may hold a password, and an export is handed on.
+    notes = {name: origin[name] for name in ("mlflow_run",) if name in origin}
+    about = export_encoder(args.run, args.output, args.branch, notes=notes)
     size = dict(storage.list_files(args.output))[EXPORT_WEIGHTS]
     model = about["model"]
     print(
