@@ -6,7 +6,8 @@ from ajepa.config import PRESETS, Config, FrontEndConfig, MaskConfig, ModelConfi
 from ajepa.errors import UserError
 
 if TYPE_CHECKING:
-    from ajepa.encoder import AudioEncoder, export_encoder, load_encoder
+    from ajepa.encoder import AudioEncoder
+    from ajepa.pretrained import export_encoder, load_encoder
 
 __version__ = "0.1.0"
 
@@ -26,8 +27,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The encoder's names, imported when first used: training on a bare GPU box needs no audio libraries."""
-    if name in ("AudioEncoder", "export_encoder", "load_encoder"):
-        from ajepa import encoder
+    if name == "AudioEncoder":
+        from ajepa.encoder import AudioEncoder
 
-        return getattr(encoder, name)
+        return AudioEncoder
+    if name in ("export_encoder", "load_encoder"):
+        from ajepa import pretrained
+
+        return getattr(pretrained, name)
     raise AttributeError(f"module 'ajepa' has no attribute {name!r}")

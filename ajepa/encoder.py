@@ -1,207 +1,325 @@
-"""load_encoder(): a trained run or export in, embeddings out."""
+"""AudioEncoder: a trained ViT with its front end and normalisation, waveform or log-mel in, embeddings out.
 
-import dataclasses
-import json
-from typing import Any, Literal
+Shape legend: B clips, R rows (frequency bands) and C columns (16 frames, 160 ms) of patches, D width, W windows.
+"""
 
-import numpy as np
-import safetensors
-import safetensors.torch
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ajepa import storage
-from ajepa.audio.decode import resample
 from ajepa.audio.logmel import LogMel
-from ajepa.config import PATCH, Config, FrontEndConfig, ModelConfig, from_dict
-from ajepa.errors import UserError
+from ajepa.audio.waveforms import Waveforms, as_clips
+from ajepa.config import PATCH, FrontEndConfig
+from ajepa.model.pooling import Pooling, cover, overlap_average, pool, valid_columns
 from ajepa.model.vit import Encoder, patchify
 from ajepa.shards.statistics import Statistics
-from ajepa.training.checkpoint import describe, digest, latest_checkpoint, read_info, read_weights
-from ajepa.training.step import Normaliser, build_model
+from ajepa.training.step import Normaliser
 
-Branch = Literal["target", "context"]
-EXPORT_JSON, EXPORT_WEIGHTS, EXPORT_VERSION = "encoder.json", "encoder.safetensors", 1
+Combine = Literal["concat", "stack"]
+Bands = Literal["mean", "concat"]
+Precision = Literal["fp32", "bf16"]
+PATCHES_AT_ONCE = {"cpu": 4096, "cuda": 1 << 16}  # windows are computed in parts of so many: memory stays bounded
+PIECE = 1 << 13  # frames of log-mel made at a time (82 s)
+
+
+class Frames(NamedTuple):
+    """Embeddings over time."""
+
+    embeddings: Tensor  # [B, T', D]
+    timestamps: Tensor  # [T'] ms, the middle of each
+    valid: Tensor  # [B, T'] false behind the end of a clip
+
+
+class Patches(NamedTuple):
+    """Embeddings of every patch; patch (f, t) has index f * C + t."""
+
+    embeddings: Tensor  # [B, N, D]
+    valid: Tensor  # [B, N] false behind the end of a clip
+    grid: tuple[int, int]  # (R, C)
 
 
 class AudioEncoder(nn.Module):
-    """A frozen encoder with its front end and normalisation: waveform or log-mel to embeddings. It takes the encoder
-    over: one that is being trained would stop to be (give it a copy).
+    """Waveform or log-mel to embeddings of a clip, of frames or of patches.
 
-    Longer input is cut into windows of the length the encoder was trained on. Patches that are
-    mostly padding count nowhere.
+    Input longer than the window the encoder was trained on is cut into windows that cover it evenly, the last one
+    flush with its end; where they overlap, embeddings are averaged. Of shorter input only its own columns are seen:
+    padding is barred from attention and counts in no pool. A column counts when half of its frames are sound.
+
+    Waveforms are [samples], [B, samples], [B, channels, samples], [samples, channels] as soundfile reads them, or a
+    list of unequally long ones; channels are averaged, with a warning once. They are resampled to `sample_rate`, and
+    their log-mels rounded to float16 as shards store them, so embeddings equal those of the shards.
+
+    Everything is differentiable where the parameters require gradients; what `ajepa.load_encoder` returns is frozen.
+
+    Raises (all methods that take waveforms):
+        TypeError: no numbers, integer samples (divide int16 by 32768), or a sample rate that is no integer.
+        ValueError: an empty batch, another shape, NaN or infinite samples, shorter than one window of the front end.
     """
 
-    def __init__(self, encoder: Encoder, front_end: FrontEndConfig, statistics: Statistics) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        front_end: FrontEndConfig,
+        statistics: Statistics,
+        *,
+        precision: Precision = "fp32",
+        about: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder = encoder.eval().requires_grad_(False)
+        self.encoder = encoder.eval()
         self.front_end, self.log_mel = front_end, LogMel(front_end)
         self.normalise = Normaliser(statistics)
+        self.precision: Precision = precision
+        self.about = about or {}  # where it comes from: source, branch, step, dataset_hash, digest
 
     @property
     def width(self) -> int:
-        """Dimension D of the embeddings."""
+        """Dimension D of a patch's embedding."""
         return self.encoder.config.width
 
-    @torch.inference_mode()
-    def clip_embeddings(self, waveform: Tensor | np.ndarray, sample_rate: int) -> Tensor:
-        """Mean over patches: [B, samples] or [samples] -> [B, D].
+    @property
+    def depth(self) -> int:
+        """Layers, numbered from 1."""
+        return self.encoder.config.depth
 
-        Raises:
-            ValueError: not one- or two-dimensional, empty, shorter than one window, or not finite.
+    @property
+    def rows(self) -> int:
+        """Rows of patches, R."""
+        return self.encoder.config.grid[0]
+
+    @property
+    def sample_rate(self) -> int:
+        """What the front end works at, in Hz."""
+        return self.front_end.sample_rate
+
+    @property
+    def device(self) -> torch.device:
+        return self.normalise.mean.device
+
+    def forward(self, waveform: Waveforms, sample_rate: int, lengths: Sequence[int] | None = None) -> Tensor:
+        """Clip embeddings [B, D]: the mean over patches."""
+        return self.clip_embeddings(waveform, sample_rate, lengths=lengths)
+
+    def clip_embeddings(
+        self,
+        waveform: Waveforms,
+        sample_rate: int,
+        *,
+        lengths: Sequence[int] | None = None,
+        pooling: Pooling = "mean",
+        layers: Sequence[int] | None = None,
+        combine: Combine = "concat",
+    ) -> Tensor:
+        """One vector a clip, [B, D'] (global average pooling, sec. 8, or one of POOLINGS).
+
+        Args:
+            sample_rate: of the waveform, in Hz.
+            lengths: [B] valid samples of a padded batch.
+            pooling: see `pool`.
+            layers, combine: see `tokens`; "stack" gives [B, L, D'].
         """
-        array = np.asarray(waveform, np.float32)
-        array = array[None] if array.ndim == 1 else array
-        if array.ndim != 2 or not array.size:
-            raise ValueError(f"a waveform has the shape [samples] or [B, samples], not {list(array.shape)}")
-        if not np.isfinite(array).all():
-            raise ValueError("the waveform holds NaN or infinite samples")
-        rows = [resample(row, sample_rate, self.front_end.sample_rate) for row in array]
-        if len(rows[0]) < self.front_end.win_length:
-            raise ValueError(f"the waveform is shorter than one window of {self.front_end.win_length} samples")
-        device = next(self.encoder.parameters()).device
-        log_mel = self.log_mel(torch.from_numpy(np.stack(rows)).to(device))
-        return self.pooled(log_mel, torch.full((len(log_mel),), log_mel.shape[-1]))["mean"]
+        log_mel, num_frames = self.log_mels(waveform, sample_rate, lengths)
+        return self.pooled(log_mel, num_frames, layers=layers, combine=combine)[pooling]
 
-    @torch.inference_mode()
-    def pooled(self, log_mel: Tensor, num_frames: Tensor) -> dict[str, Tensor]:
-        """Pool the patch embeddings of each clip over its valid frames.
+    def frame_embeddings(
+        self,
+        waveform: Waveforms,
+        sample_rate: int,
+        *,
+        lengths: Sequence[int] | None = None,
+        hop_ms: float | None = None,
+        bands: Bands = "mean",
+        layers: Sequence[int] | None = None,
+        combine: Combine = "concat",
+    ) -> Frames:
+        """Vectors over time [B, T', D'], with their times.
+
+        Args:
+            hop_ms: time between vectors; by default that of a column, 160 ms. A half, quarter, eighth or sixteenth of
+                it takes 2, 4, 8 or 16 passes over shifted input. Each vector sees 160 ms, and its window around it.
+            bands: "mean" over the rows of a column, or "concat" for D' = R * D.
+        """
+        log_mel, num_frames = self.log_mels(waveform, sample_rate, lengths)
+        passes = self._passes(hop_ms)
+        step = PATCH // passes
+        columns = int(valid_columns(num_frames).max())
+        parts = []
+        for i in range(passes):
+            left = (num_frames - i * step).clamp_min(1)
+            shifted = log_mel[..., i * step :] if log_mel.shape[-1] > i * step else log_mel[..., -1:]
+            tokens, _ = self.tokens(shifted, left, layers=layers, combine=combine)  # [B, (L,) R, C, D]
+            tokens = tokens.mean(dim=-3) if bands == "mean" else tokens.transpose(-3, -2).flatten(-2)
+            parts.append(F.pad(tokens, (0, 0, 0, columns - tokens.shape[-2])))
+        embeddings = torch.stack(parts, dim=-2).flatten(-3, -2)  # passes interleaved: [B, (L,) T', D']
+        start = torch.arange(embeddings.shape[-2], device=embeddings.device) * step  # first frame of each
+        valid = (start + PATCH // 2 <= num_frames[:, None]) | (start == 0)
+        keep = int(valid.any(dim=0).sum())
+        timestamps = (start[:keep] + (PATCH - 1) / 2) * (1000 / self.front_end.frame_rate)
+        return Frames(embeddings[..., :keep, :], timestamps, valid[:, :keep])
+
+    def patch_embeddings(
+        self,
+        waveform: Waveforms,
+        sample_rate: int,
+        *,
+        lengths: Sequence[int] | None = None,
+        layers: Sequence[int] | None = None,
+        combine: Combine = "concat",
+    ) -> Patches:
+        """A vector a patch, [B, N, D'] with N = R * C."""
+        log_mel, num_frames = self.log_mels(waveform, sample_rate, lengths)
+        tokens, valid = self.tokens(log_mel, num_frames, layers=layers, combine=combine)
+        grid = (self.rows, valid.shape[1])
+        return Patches(tokens.flatten(-3, -2), valid[:, None].expand(-1, self.rows, -1).flatten(1), grid)
+
+    def log_mels(
+        self, waveform: Waveforms, sample_rate: int, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """([B, n_mels, T] float16 as shards hold them, [B] valid frames). Clips are padded at their end."""
+        clips = as_clips(waveform, sample_rate, self.front_end, lengths)
+        sizes = {len(clip) for clip in clips}
+        if len(sizes) == 1:
+            log_mel = self._log_mel(torch.stack(clips).to(self.device))
+            return log_mel, torch.full((len(clips),), log_mel.shape[-1], device=self.device)
+        apart = [self._log_mel(clip[None].to(self.device))[0] for clip in clips]  # its ends are mirrored: no padding
+        longest = max(part.shape[-1] for part in apart)
+        padded = torch.stack([F.pad(part, (0, longest - part.shape[-1])) for part in apart])
+        return padded, torch.tensor([part.shape[-1] for part in apart], device=self.device)
+
+    def _log_mel(self, waveform: Tensor) -> Tensor:
+        """[B, samples] -> [B, n_mels, T], hours of it in pieces that overlap by what a frame needs."""
+        hop, frames = self.front_end.hop_length, 1 + waveform.shape[-1] // self.front_end.hop_length
+        with torch.no_grad():
+            if frames <= 2 * PIECE:
+                return self.log_mel(waveform).half()
+            margin = -(-self.front_end.n_fft // 2 // hop) + 1  # frames
+            parts = []
+            for first in range(0, frames, PIECE):
+                last = frames if first + 2 * PIECE > frames else first + PIECE
+                begin = max(0, first - margin)
+                end = waveform.shape[-1] if last == frames else (last + margin) * hop
+                piece = self.log_mel(waveform[:, begin * hop : end]).half()
+                parts.append(piece[..., first - begin : last - begin])
+                if last == frames:
+                    break
+            return torch.cat(parts, dim=-1)
+
+    def pooled(
+        self,
+        log_mel: Tensor,
+        num_frames: Tensor,
+        *,
+        layers: Sequence[int] | None = None,
+        combine: Combine = "concat",
+    ) -> dict[Pooling, Tensor]:
+        """Every pooling of raw log-mels [B, n_mels, T] over their valid frames [B]: see `tokens` and `pool`."""
+        return pool(*self.tokens(log_mel, num_frames, layers=layers, combine=combine))
+
+    def tokens(
+        self,
+        log_mel: Tensor,
+        num_frames: Tensor,
+        *,
+        layers: Sequence[int] | None = None,
+        combine: Combine = "concat",
+        key_mask: Callable[[int, int], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The patch embeddings on their grid.
 
         Args:
             log_mel: [B, n_mels, T] raw log-mels (any float type), padded to a common T.
             num_frames: [B] valid frames, at least 1.
+            layers: numbers from 1 to depth; None is the last one after the final norm. Others are layer-normalised.
+            combine: several layers as one long vector ("concat") or along a new axis ("stack": [B, L, R, C, D]).
+            key_mask: (windows, patches) to a boolean [windows, patches], false where a patch is barred as a key and
+                value of every attention (the paper's regularised masking).
 
         Returns:
-            "mean" [B, D] and "mean+std" [B, 2 D] over all patches; "bands mean+std" [B, rows * 2 D] over time
-            alone, each row of patches (a frequency band) by itself: its mean, then its standard deviation.
+            [B, R, C, D'] float32, zero where not valid, and valid [B, C].
+
+        Raises:
+            ValueError: a layer that is not there.
         """
-        tokens, valid = self.patch_embeddings(log_mel, num_frames)  # [B, N, D], [B, N]
-        rows, columns = self.encoder.config.grid
-        grid = (len(tokens), -1, rows, columns)  # windows in succession
-        tokens, weight = tokens.reshape(*grid, self.width), valid.reshape(*grid, 1).float()
-        mean, std = _moments(tokens, weight, (1, 2, 3))
-        band_mean, band_std = _moments(tokens, weight, (1, 3))  # [B, rows, D] each
-        return {
-            "mean": mean,
-            "mean+std": torch.cat([mean, std], dim=1),
-            "bands mean+std": torch.cat([band_mean, band_std], dim=2).flatten(1),
-        }
+        wanted = self._layers(layers)
+        num_frames = num_frames.to(self.device)
+        own = valid_columns(num_frames)  # [B]
+        columns = int(own.max())
+        patches = self._prepare(log_mel, num_frames, columns)
+        window = min(columns, self.encoder.config.grid[1])
+        clip, start = cover(own, window)
+        inside = torch.arange(window, device=self.device)
+        place = start[:, None] + inside  # [W, window] column of its clip
+        visible = place < own[clip, None]  # [W, window]
+        mask = None if bool(visible.all()) else visible[:, None].expand(-1, self.rows, -1).flatten(1)
+        if key_mask is not None:
+            barred = key_mask(len(clip), self.rows * window).to(self.device)
+            mask = barred if mask is None else barred & mask
+        batch = len(log_mel)
+        at_once = max(1, PATCHES_AT_ONCE.get(self.device.type, 4096) // (self.rows * window))
+        outputs = [
+            self._encode(
+                patches[clip[i : i + at_once], :, start[i : i + at_once]],
+                None if mask is None else mask[i : i + at_once],
+                wanted,
+            )
+            for i in range(0, len(clip), at_once)
+        ]
+        tokens = torch.cat(outputs).unflatten(2, (self.rows, window))  # [W, L, R, window, D]
+        if len(clip) > batch:
+            tokens = overlap_average(tokens, clip[:, None] * columns + place, batch, columns)
+        valid = torch.arange(columns, device=self.device) < own[:, None]
+        tokens = tokens.masked_fill(~valid[:, None, None, :, None], 0.0)
+        if combine == "concat":
+            return tokens.permute(0, 2, 3, 1, 4).flatten(3), valid
+        return tokens, valid
 
-    @torch.inference_mode()
-    def patch_embeddings(self, log_mel: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Every patch: embeddings [B, N, D] window after window, and [B, N] true where a patch holds sound."""
-        device = next(self.encoder.parameters()).device
-        rows, columns = self.encoder.config.grid
-        window = columns * PATCH
-        # A column counts when at least half of its frames are valid; every clip has one.
-        valid_columns = ((num_frames + PATCH // 2) // PATCH).clamp_min(1).to(device)
-        windows = -(-int(valid_columns.max()) // columns)
-        log_mel = log_mel[..., : windows * window].to(device)
-        num_frames = num_frames.to(device)
-        normalised = self.normalise(log_mel)
-        frame = torch.arange(normalised.shape[-1], device=device)
-        # Padding becomes the mean (0): what it was filled with is arbitrary.
+    def _prepare(self, log_mel: Tensor, num_frames: Tensor, columns: int) -> Tensor:
+        """Every normalised window, in steps of a column: a view [B, n_mels, C - window + 1, window * 16]."""
+        normalised = self.normalise(log_mel[..., : columns * PATCH].to(self.device))
+        normalised = F.pad(normalised, (0, columns * PATCH - normalised.shape[-1]))
+        frame = torch.arange(columns * PATCH, device=self.device)
+        # Behind the end stands the mean (0), also in a clip's last patch: what padding was filled with is arbitrary.
         normalised = normalised * (frame < num_frames[:, None])[:, None]
-        normalised = F.pad(normalised, (0, windows * window - normalised.shape[-1]))
-        batch, bins, _ = normalised.shape
-        parts = normalised.reshape(batch, bins, windows, window).transpose(1, 2).reshape(-1, bins, window)
-        tokens = self.encoder(patchify(parts))
-        assert isinstance(tokens, Tensor)
-        valid = torch.arange(windows * columns, device=device) < valid_columns[:, None]
-        valid = valid.reshape(batch, windows, 1, columns).expand(-1, -1, rows, -1)
-        return tokens.reshape(batch, windows * rows * columns, -1).float(), valid.reshape(batch, -1)
+        window = min(columns, self.encoder.config.grid[1])
+        return normalised.unfold(-1, window * PATCH, PATCH)
 
+    def _encode(self, parts: Tensor, mask: Tensor | None, layers: list[int]) -> Tensor:
+        """[w, n_mels, frames] -> [w, L, patches, D] float32."""
+        if mask is not None:
+            mask = mask[:, None, None]  # every query of every head
+        last = self.depth - min(layers) + 1
+        with self._autocast():
+            outputs = self.encoder(patchify(parts), mask=mask, last_layers=last)
+            if isinstance(outputs, Tensor):
+                return outputs.float()[:, None]
+            chosen = [outputs[layer - self.depth - 1] for layer in layers]
+            width = (self.width,)
+            return torch.stack(
+                [
+                    self.encoder.norm(x).float() if layer == self.depth else F.layer_norm(x.float(), width)
+                    for layer, x in zip(layers, chosen, strict=True)
+                ],
+                dim=1,
+            )
 
-def _moments(tokens: Tensor, weight: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Weighted mean and standard deviation over the axes `over`."""
-    count = weight.sum(dim=over, keepdim=True)
-    mean = (tokens * weight).sum(dim=over, keepdim=True) / count
-    variance = ((tokens - mean).square() * weight).sum(dim=over, keepdim=True) / count
-    return mean.squeeze(over), variance.sqrt().squeeze(over)
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
+    def _layers(self, layers: Sequence[int] | None) -> list[int]:
+        wanted = [self.depth] if layers is None else list(layers)
+        if not wanted or any(not 1 <= layer <= self.depth for layer in wanted):
+            raise ValueError(f"layers {wanted}: this encoder has the layers 1 to {self.depth}")
+        return wanted
 
-def load_encoder(path: str, branch: Branch | None = None) -> AudioEncoder:
-    """The encoder of a run folder, a checkpoint or an export, in eval mode on the CPU.
-
-    Args:
-        path: local path or URI.
-        branch: "target", the EMA target encoder, which sec. 8 finds slightly better, or "context"; by default the
-            target encoder, or the one that was exported.
-
-    Raises:
-        UserError: nothing there, no intact checkpoint, one of another version, or an export of the other branch.
-    """
-    path = storage.absolute(str(path))
-    exported = storage.kind(storage.join(path, EXPORT_JSON)) == "file"
-    folder = path if exported else latest_checkpoint(path)
-    model, front_end, statistics, weights = _read_export(path, branch) if exported else _read_run(folder, branch)
-    encoder = Encoder(model)
-    try:
-        encoder.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise UserError(f"{folder!r} holds other weights than its config says: {error}") from error
-    return AudioEncoder(encoder, front_end, statistics)
-
-
-def export_encoder(source: str, output: str, branch: Branch = "target") -> dict[str, Any]:
-    """Write the encoder of a run or checkpoint into a small folder of its own: encoder.safetensors and encoder.json
-    (architecture, front end, statistics, where it comes from, digest), which is written last and returned.
-
-    Raises:
-        UserError: no intact checkpoint at `source`, or something already at `output`.
-    """
-    folder = latest_checkpoint(storage.absolute(str(source)))
-    output = storage.absolute(str(output))
-    if storage.kind(output) == "file" or (storage.kind(output) == "folder" and storage.list_files(output)):
-        raise UserError(f"the output {output!r} exists: choose another, or delete it first")
-    info = read_info(folder)
-    _, front_end, statistics, weights = _read_run(folder, branch)
-    data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
-    about = {
-        "format_version": EXPORT_VERSION,
-        "branch": branch,
-        "step": info.step,
-        "dataset_hash": info.dataset_hash,
-        "model": dataclasses.asdict(info.config.model),
-        **describe(front_end, statistics),
-        "digest": digest(data),
-    }
-    storage.make_folder(output)
-    with storage.atomic_output(storage.join(output, EXPORT_WEIGHTS)) as stream:
-        stream.write(data)
-    storage.write_text(storage.join(output, EXPORT_JSON), json.dumps(about, indent=1))
-    return about
-
-
-_Parts = tuple[ModelConfig, FrontEndConfig, Statistics, dict[str, Tensor]]
-
-
-def _read_run(folder: str, branch: Branch | None) -> _Parts:
-    info = read_info(folder)
-    prefix = f"{branch or 'target'}_encoder."
-    weights = {k.removeprefix(prefix): v for k, v in read_weights(folder).items() if k.startswith(prefix)}
-    return info.config.model, info.front_end, info.statistics, weights
-
-
-def _read_export(folder: str, branch: Branch | None) -> _Parts:
-    where = storage.join(folder, EXPORT_JSON)
-    try:
-        about = json.loads(storage.read_text(where))
-        if about["format_version"] != EXPORT_VERSION:
-            raise UserError(f"{folder!r} has export format {about['format_version']}, not {EXPORT_VERSION}")
-        if branch is not None and branch != about["branch"]:
-            raise UserError(f"{folder!r} holds the {about['branch']} encoder, not the {branch} encoder")
-        with storage.open_input(storage.join(folder, EXPORT_WEIGHTS)) as stream:
-            data = stream.read()
-        if digest(data) != about["digest"]:
-            raise UserError(f"{folder!r} is damaged: {EXPORT_WEIGHTS} does not match its digest; export it again")
-        model, front_end = from_dict(ModelConfig, about["model"]), from_dict(FrontEndConfig, about["front_end"])
-        return model, front_end, Statistics.from_dict(about["statistics"]), safetensors.torch.load(data)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{folder!r} is damaged ({error!r}): export it again") from error
-
-
-def random_encoder(config: Config, front_end: FrontEndConfig, statistics: Statistics) -> AudioEncoder:
-    """The same architecture at its initialisation from config.train.seed: the baseline of every probe."""
-    return AudioEncoder(build_model(config).target_encoder, front_end, statistics)
+    def _passes(self, hop_ms: float | None) -> int:
+        column = PATCH * 1000 / self.front_end.frame_rate
+        passes = 1 if hop_ms is None else column / hop_ms
+        if passes not in (1, 2, 4, 8, 16):
+            raise ValueError(f"hop_ms {hop_ms}: use {', '.join(f'{column / n:g}' for n in (1, 2, 4, 8, 16))}")
+        return int(passes)

@@ -5,9 +5,9 @@ import functools
 import io
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import sleep
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -92,7 +92,7 @@ def with_retries(path: str, work: Callable[[], T]) -> T:
                 raise
             if wait is None:
                 raise UnreachableError(f"cannot reach {path!r}: {str(error).splitlines()[0]}") from error
-        time.sleep(wait)
+        sleep(wait)
     raise AssertionError("unreachable")
 
 

@@ -18,7 +18,7 @@ from ajepa import storage
 from ajepa.config import PRESETS, Config
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
-from ajepa.evaluation.features import POOLINGS
+from ajepa.model.pooling import POOLINGS
 from ajepa.shards.dataset import open_dataset
 from pipelines import figures, pretrain, probe, tracking
 from pipelines.common import cluster_cpus, parse, run_command, start_ray, warn_relative_output

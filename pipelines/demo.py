@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import psutil
 import ray
@@ -39,17 +40,21 @@ def demo_config(max_steps: int) -> Config:
 
 
 class MemoryWatch:
-    """The most memory in use on this machine since the start, by all processes, over what was in use then."""
+    """The most memory in use on this machine inside the block, by all processes, over what was in use before."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> Self:
         self.start = psutil.virtual_memory().available
         self.peak_gb = 0.0
+        self._ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="memory-watch").start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
 
     def _watch(self) -> None:
-        while True:
+        while not self._ended.wait(0.5):
             self.peak_gb = max(self.peak_gb, (self.start - psutil.virtual_memory().available) / 1e9)
-            time.sleep(0.5)
 
 
 @contextmanager
@@ -65,7 +70,16 @@ def main(args: DemoArgs) -> None:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     folder.mkdir(parents=True, exist_ok=True)
     times: dict[str, float] = {}
-    memory = MemoryWatch()
+    with MemoryWatch() as memory:
+        run_stages(args, folder, uri, times)
+    for path in sorted((folder / "run/figures").iterdir()):
+        print(path)
+    print("\n" + ", ".join(f"{name.split(' (')[0].split(',')[0]} {seconds:.0f} s" for name, seconds in times.items()))
+    print(f"{sum(times.values()) / 60:.1f} min in all, peak memory {memory.peak_gb:.1f} GB over the start")
+    print(f"look at the runs: {tracking.ui_command(uri)}")
+
+
+def run_stages(args: DemoArgs, folder: Path, uri: str, times: dict[str, float]) -> None:
     with stage(f"synthesise {len(CLASSES)} classes of {args.clips_per_class} clips", times):
         manifest = write_clips(folder / "audio", args.clips_per_class)
     config = demo_config(args.max_steps)
@@ -85,11 +99,6 @@ def main(args: DemoArgs) -> None:
     ray.shutdown()
     with stage("probe, beside random init and log-mel statistics", times):
         probe.main(probe.ProbeArgs(encoder=str(run), data=str(folder / "shards"), mlflow_uri=uri))
-    for path in sorted((run / "figures").iterdir()):
-        print(path)
-    print("\n" + ", ".join(f"{name.split(' (')[0].split(',')[0]} {seconds:.0f} s" for name, seconds in times.items()))
-    print(f"{sum(times.values()) / 60:.1f} min in all, peak memory {memory.peak_gb:.1f} GB over the start")
-    print(f"look at the runs: {tracking.ui_command(uri)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from ajepa import storage
-from ajepa.encoder import EXPORT_WEIGHTS, Branch, export_encoder
+from ajepa.pretrained import EXPORT_WEIGHTS, Branch, export_encoder
 from ajepa.training.checkpoint import latest_checkpoint
 from pipelines.common import parse, run_command
 

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 
 from ajepa import storage
-from ajepa.encoder import Branch, load_encoder
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import PRETRAINED, Row, compare, markdown_table
 from ajepa.evaluation.probe import labels_and_folds
+from ajepa.pretrained import Branch, load_encoder
 from ajepa.shards.dataset import open_dataset
 from ajepa.training.checkpoint import latest_checkpoint, read_info
 from pipelines import tracking

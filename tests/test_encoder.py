@@ -1,29 +1,35 @@
-"""load_encoder: waveform in, embedding out, the same features as in training."""
+"""AudioEncoder: the features of training from a waveform, of any length, in any company."""
 
-import dataclasses
+import warnings
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from training.test_checkpoint import save_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
 from training.test_step import MODEL
 
-import ajepa
+from ajepa import encoder as encoder_module
+from ajepa.audio import waveforms
 from ajepa.audio.logmel import LogMel
-from ajepa.config import Config, FrontEndConfig, TrainConfig
-from ajepa.encoder import export_encoder, random_encoder
-from ajepa.errors import UserError
-from ajepa.evaluation.features import POOLINGS
+from ajepa.config import FrontEndConfig
+from ajepa.evaluation.features import encoder_features
+from ajepa.model.pooling import POOLINGS, WeightedLayers, cover
 from ajepa.model.vit import patchify
+from ajepa.pretrained import random_encoder
 from ajepa.shards.statistics import Statistics
 
 STATISTICS = Statistics(np.full(128, -4.0), np.full(128, 3.0), 1)
 
 
-@pytest.fixture
+def build():
+    return random_encoder(MODEL, 0, FrontEndConfig(), STATISTICS)
+
+
+@pytest.fixture(scope="module")
 def encoder():
-    return random_encoder(Config(model=MODEL, train=TrainConfig()), FrontEndConfig(), STATISTICS)
+    return build()
 
 
 def noise(seconds: float, rate: int = 16_000, batch: int | None = None) -> np.ndarray:
@@ -31,40 +37,69 @@ def noise(seconds: float, rate: int = 16_000, batch: int | None = None) -> np.nd
     return 0.1 * np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def test_three_lines_from_a_run_to_a_vector(tmp_path, small_dataset):
-    save_run(tmp_path / "run", small_dataset, 1)
-    soundfile.write(tmp_path / "dog.wav", noise(2.0), 16_000)
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
-    encoder = ajepa.load_encoder(tmp_path / "run")
-    waveform, sample_rate = soundfile.read(tmp_path / "dog.wav")
-    vector = encoder.clip_embeddings(waveform, sample_rate)
 
-    assert vector.shape == (1, encoder.width) and torch.isfinite(vector).all()
+def log_mel_of(waveform: np.ndarray) -> torch.Tensor:
+    return LogMel(FrontEndConfig())(torch.from_numpy(waveform))[None].half()
+
+
+def window_tokens(encoder, log_mel: torch.Tensor, first: int) -> torch.Tensor:
+    """[R, window, D] of one window that begins at a column, by the ViT alone."""
+    rows, columns = encoder.encoder.config.grid
+    part = encoder.normalise(log_mel)[..., 16 * first : 16 * (first + columns)]
+    return encoder.encoder(patchify(part)).reshape(rows, columns, -1)
 
 
 def test_one_window_equals_the_training_forward(encoder):
     waveform = noise(1.27)  # exactly 128 frames
-    log_mel = LogMel(FrontEndConfig())(torch.from_numpy(waveform))
-    tokens = encoder.encoder(patchify(encoder.normalise(log_mel[None])))
-    torch.testing.assert_close(encoder.clip_embeddings(waveform, 16_000), tokens.mean(dim=1), atol=1e-5, rtol=1e-5)
+    tokens = window_tokens(encoder, log_mel_of(waveform), 0)
+    close(encoder(waveform, 16_000), tokens.mean(dim=(0, 1))[None])
+    close(encoder.patch_embeddings(waveform, 16_000).embeddings, tokens.flatten(0, 1)[None])
+    close(encoder.frame_embeddings(waveform, 16_000).embeddings, tokens.mean(dim=0)[None])
 
 
-def test_several_windows_are_averaged(encoder):
-    waveform = noise(2.55)  # two windows of 128 frames
-    log_mel = encoder.normalise(LogMel(FrontEndConfig())(torch.from_numpy(waveform)))
-    windows = [encoder.encoder(patchify(log_mel[None, :, i : i + 128])).mean(dim=1) for i in (0, 128)]
-    expected = torch.stack(windows).mean(dim=0)
-    torch.testing.assert_close(encoder.clip_embeddings(waveform, 16_000), expected, atol=1e-5, rtol=1e-5)
+def test_features_of_a_shard_are_those_of_its_waveform(encoder, esc10, build_dataset, tmp_path):
+    from ajepa.audio.decode import decode
+
+    uris = [str(path) for path in sorted((esc10 / "audio").iterdir())[:3]]
+    clips = [{"clip_id": f"{i}", "uri": uri} for i, uri in enumerate(uris)]
+    dataset = build_dataset(tmp_path, clips, shard_size=3, front_end=FrontEndConfig(clip_frames=512), label_names=[])
+    features = encoder_features(encoder, dataset)
+    batch = [decode(uri, 16_000).waveform for uri in uris]
+    for pooling in POOLINGS:
+        vectors = encoder.clip_embeddings(batch, 16_000, pooling=pooling).numpy()
+        np.testing.assert_allclose(vectors, features[pooling], atol=1e-4, rtol=1e-4)
 
 
-def test_bands_pool_each_row_of_patches_over_the_time_of_all_windows(encoder):
+def test_windows_cover_evenly_and_overlaps_are_averaged(encoder):
+    log_mel = log_mel_of(noise(2.23))  # 14 columns: windows of 8 at 0 and 6
+    tokens, valid = encoder.tokens(log_mel, torch.tensor([log_mel.shape[-1]]))
+    first, second = (window_tokens(encoder, log_mel, start) for start in (0, 6))
+    assert valid.all() and tokens.shape == (1, 8, 14, encoder.width)
+    close(tokens[0, :, :6], first[:, :6])
+    close(tokens[0, :, 6:8], (first[:, 6:] + second[:, :2]) / 2)
+    close(tokens[0, :, 8:], second[:, 2:])
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=8), st.integers(1, 20))
+@settings(max_examples=50, deadline=None)
+def test_every_column_is_covered_by_as_few_windows_as_that_takes(columns, window):
+    clip, start = cover(torch.tensor(columns), window)
+    for i, own in enumerate(columns):
+        starts = start[clip == i]
+        assert len(starts) == max(1, -(-own // window))
+        assert starts[0] == 0 and starts[-1] == max(0, own - window)
+        assert (starts.diff() <= window).all() and (starts.diff() > 0).all()
+
+
+def test_bands_pool_each_row_of_patches_over_time(encoder):
     log_mel = torch.randn(1, 128, 256)
+    tokens, _ = encoder.tokens(log_mel, torch.tensor([256]))
     pooled = encoder.pooled(log_mel, torch.tensor([256]))["bands mean+std"].reshape(8, 2, encoder.width)
-    normalised = encoder.normalise(log_mel)
-    tokens = torch.cat([encoder.encoder(patchify(part)) for part in normalised.split(128, dim=-1)])
-    frames = tokens.reshape(2, 8, 8, -1).transpose(0, 1).reshape(8, 16, -1)  # [rows, columns of both windows, D]
-    torch.testing.assert_close(pooled[:, 0], frames.mean(dim=1), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(pooled[:, 1], frames.std(dim=1, correction=0), atol=1e-5, rtol=1e-4)
+    close(pooled[:, 0], tokens[0].mean(dim=1))
+    close(pooled[:, 1], tokens[0].std(dim=1, correction=0))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -72,88 +107,145 @@ def test_padding_does_not_count(encoder, pooling):
     log_mel = torch.randn(1, 128, 128)
     short = encoder.pooled(log_mel[..., :64], torch.tensor([64]))[pooling]
     padded = encoder.pooled(torch.cat([log_mel[..., :64], torch.full((1, 128, 400), 9.0)], -1), torch.tensor([64]))
-    torch.testing.assert_close(short, padded[pooling], atol=1e-5, rtol=1e-4)
+    close(short, padded[pooling])
 
 
-def test_a_batch_equals_its_clips(encoder):
-    waveforms = noise(1.5, batch=3)
-    together = encoder.clip_embeddings(waveforms, 16_000)
-    apart = torch.cat([encoder.clip_embeddings(w, 16_000) for w in waveforms])
-    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+def test_short_input_is_seen_alone_whatever_it_is_batched_with(encoder):
+    short, long = noise(0.4), noise(2.0)
+    together = encoder([short, long], 16_000)
+    close(together, torch.cat([encoder(short, 16_000), encoder(long, 16_000)]))
+    rows, columns = encoder.encoder.config.grid
+    log_mel = F.pad(encoder.normalise(log_mel_of(short)), (0, 48 - 41))[..., :48]  # 41 frames: 3 columns
+    positions = encoder.encoder.positions.reshape(rows, columns, -1)[:, :3].flatten(0, 1)
+    x = encoder.encoder.patch_embed(patchify(log_mel)) + positions
+    for block in encoder.encoder.blocks:
+        x = block(x)
+    close(encoder.patch_embeddings(short, 16_000).embeddings, encoder.encoder.norm(x))
+
+
+def test_a_padded_batch_with_lengths_equals_its_clips(encoder):
+    waveforms, lengths = noise(1.5, batch=3), [24_000, 8_000, 17_001]
+    together = encoder(waveforms, 16_000, lengths)
+    apart = [encoder(w[:n], 16_000) for w, n in zip(waveforms, lengths, strict=True)]
+    close(together, torch.cat(apart))
+
+
+def test_frames_carry_their_times_and_end_with_their_clip(encoder):
+    frames = encoder.frame_embeddings([noise(1.0), noise(3.0)], 16_000)
+    assert frames.embeddings.shape == (2, 19, encoder.width)
+    assert frames.timestamps[:3].tolist() == [75.0, 235.0, 395.0]
+    assert frames.valid.sum(dim=1).tolist() == [6, 19]
+
+
+@pytest.mark.parametrize("hop_ms", [80, 40, 20, 10])
+def test_a_finer_hop_interleaves_shifted_input(encoder, hop_ms):
+    waveform = noise(2.0)
+    coarse, fine = encoder.frame_embeddings(waveform, 16_000), encoder.frame_embeddings(waveform, 16_000, hop_ms=hop_ms)
+    every = 160 // hop_ms
+    assert fine.timestamps.diff().unique().tolist() == [hop_ms]
+    close(fine.embeddings[:, ::every][:, : coarse.embeddings.shape[1]], coarse.embeddings)
+    log_mel = log_mel_of(waveform)
+    shifted, _ = encoder.tokens(log_mel[..., hop_ms // 10 :], torch.tensor([log_mel.shape[-1] - hop_ms // 10]))
+    close(fine.embeddings[:, 1::every], shifted.mean(dim=1)[:, : fine.embeddings[:, 1::every].shape[1]])
+
+
+def test_bands_of_frames_can_be_kept_apart(encoder):
+    waveform = noise(2.0)
+    apart = encoder.frame_embeddings(waveform, 16_000, bands="concat").embeddings
+    assert apart.shape[-1] == 8 * encoder.width
+    close(apart.unflatten(-1, (8, -1)).mean(dim=2), encoder.frame_embeddings(waveform, 16_000).embeddings)
+
+
+def test_layers_are_concatenated_or_stacked(encoder):
+    waveform, layers = noise(2.0), [1, encoder.depth]
+    concat = encoder.clip_embeddings(waveform, 16_000, layers=layers)
+    stacked = encoder.clip_embeddings(waveform, 16_000, layers=layers, combine="stack")
+    assert stacked.shape == (1, 2, encoder.width)
+    close(concat, stacked.flatten(1))
+    close(stacked[:, 1], encoder(waveform, 16_000))
+    mixed = WeightedLayers(2)(stacked)
+    close(mixed, stacked.mean(dim=1))
+
+
+@pytest.mark.parametrize("layers", [[0], [99], []])
+def test_layers_that_are_not_there_are_refused(encoder, layers):
+    with pytest.raises(ValueError, match="has the layers 1 to"):
+        encoder.clip_embeddings(noise(1.0), 16_000, layers=layers)
+
+
+def test_hours_are_computed_in_parts_of_bounded_size(encoder, monkeypatch):
+    waveform = noise(20.0)
+    whole = encoder.patch_embeddings(waveform, 16_000).embeddings
+    monkeypatch.setattr(encoder_module, "PIECE", 300)
+    monkeypatch.setattr(encoder_module, "PATCHES_AT_ONCE", {"cpu": 64})
+    assert torch.equal(encoder.log_mels(waveform, 16_000)[0], log_mel_of(waveform))
+    close(encoder.patch_embeddings(waveform, 16_000).embeddings, whole)
 
 
 def test_another_sample_rate_gives_nearly_the_same_vector(encoder):
     t = np.arange(48_000) / 48_000
     sound = (0.3 * np.sin(2 * np.pi * 440 * t) + 0.2 * np.sin(2 * np.pi * 1234 * t)).astype(np.float32)
-    a = encoder.clip_embeddings(sound, 48_000)
-    b = encoder.clip_embeddings(np.ascontiguousarray(sound[::3]), 16_000)
-    assert torch.nn.functional.cosine_similarity(a, b).item() > 0.98
+    a = encoder(sound, 48_000)
+    b = encoder(np.ascontiguousarray(sound[::3]), 16_000)
+    assert F.cosine_similarity(a, b).item() > 0.98
+
+
+def test_channels_are_mixed_with_one_warning(encoder, monkeypatch):
+    monkeypatch.setattr(waveforms, "_mixed", False)
+    left, right = noise(1.0), noise(1.0)[::-1].copy()
+    mixed = encoder((left + right) / 2, 16_000)
+    with pytest.warns(UserWarning, match="2 channels are averaged"):
+        close(encoder(np.stack([left, right], axis=1), 16_000), mixed)  # as soundfile reads
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        close(encoder(torch.from_numpy(np.stack([left, right])[None]), 16_000), mixed)  # as torchaudio loads, a batch
+
+
+def test_gradients_flow_where_parameters_ask_for_them():
+    trained = build().requires_grad_(True)
+    log_mel = log_mel_of(noise(1.0))
+    trained.pooled(log_mel, torch.tensor([log_mel.shape[-1]]))["bands mean+std"].sum().backward()
+    gradients = [p.grad for p in trained.encoder.parameters()]
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+
+
+def test_barred_keys_change_what_the_others_see(encoder):
+    log_mel = torch.randn(2, 128, 128)
+    frames = torch.tensor([128, 100])
+    plain, _ = encoder.tokens(log_mel, frames)
+    all_seen, _ = encoder.tokens(log_mel, frames, key_mask=lambda w, n: torch.ones(w, n, dtype=torch.bool))
+    barred, _ = encoder.tokens(log_mel, frames, key_mask=lambda w, n: torch.arange(n).expand(w, n) % 10 > 0)
+    close(plain, all_seen)
+    assert not torch.allclose(plain, barred, atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("waveform", "match"),
+    ("waveform", "error", "match"),
     [
-        (np.zeros(0, np.float32), "shape"),
-        (np.zeros((1, 2, 3), np.float32), "shape"),
-        (np.array([0.0, np.nan] * 500, np.float32), "NaN or infinite"),
-        (np.zeros(100, np.float32), "shorter than one window"),
+        (np.zeros(0, np.float32), ValueError, "the waveform is empty"),
+        (np.zeros((0, 16_000), np.float32), ValueError, "the batch is empty"),
+        ([], ValueError, "the batch is empty"),
+        (np.zeros((1, 2, 3, 4), np.float32), ValueError, "has the shape"),
+        (np.array([0.0, np.nan] * 500, np.float32), ValueError, "NaN or infinite"),
+        (np.zeros(100, np.float32), ValueError, "shorter than one window"),
+        (np.zeros(16_000, np.int16), TypeError, "divide 16-bit integers by 32768"),
+        ("dog.wav", TypeError, "numpy array or a torch tensor, not str"),
+        ([np.zeros((2, 16_000), np.float32)], ValueError, "a list holds waveforms of the shape"),
     ],
 )
-def test_bad_waveforms_are_named(encoder, waveform, match):
-    with pytest.raises(ValueError, match=match):
-        encoder.clip_embeddings(waveform, 16_000)
+def test_bad_waveforms_are_named(encoder, waveform, error, match):
+    with pytest.raises(error, match=match):
+        encoder(waveform, 16_000)
 
 
-def test_both_branches_load_and_differ(tmp_path, small_dataset):
-    save_run(tmp_path, small_dataset, 2)
-    target, context = (ajepa.load_encoder(str(tmp_path), branch) for branch in ("target", "context"))
-    assert not torch.equal(target.encoder.patch_embed.weight, context.encoder.patch_embed.weight)
-    assert not any(p.requires_grad for p in target.parameters())
+@pytest.mark.parametrize(
+    ("rate", "error"), [(16_000.0, TypeError), ("16000", TypeError), (True, TypeError), (0, ValueError)]
+)
+def test_bad_sample_rates_are_named(encoder, rate, error):
+    with pytest.raises(error, match="the sample rate is"):
+        encoder(noise(1.0), rate)
 
 
-def test_a_missing_run_is_named(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        ajepa.load_encoder(str(tmp_path / "nothing"))
-
-
-def test_random_encoders_of_other_seeds_differ():
-    config = Config(model=MODEL, train=TrainConfig())
-    other = dataclasses.replace(config, train=TrainConfig(seed=1))
-    a, b = (random_encoder(c, FrontEndConfig(), STATISTICS) for c in (config, other))
-    assert not torch.equal(a.encoder.patch_embed.weight, b.encoder.patch_embed.weight)
-
-
-@pytest.fixture
-def exported(tmp_path, small_dataset):
-    """(run, export) of a run of one step."""
-    save_run(tmp_path / "run", small_dataset, 1)
-    export_encoder(str(tmp_path / "run"), str(tmp_path / "export"))
-    return tmp_path / "run", tmp_path / "export"
-
-
-def test_an_export_gives_the_embeddings_of_its_run(exported):
-    vectors = [ajepa.load_encoder(path).clip_embeddings(noise(2.0), 16_000) for path in exported]
-    assert torch.equal(*vectors)
-
-
-def test_an_export_holds_one_encoder_and_no_optimizer(exported):
-    assert sorted(p.name for p in exported[1].iterdir()) == ["encoder.json", "encoder.safetensors"]
-    sizes = [sum(p.stat().st_size for p in path.rglob("*.safetensors")) for path in exported]
-    assert sizes[1] < sizes[0] / 3
-
-
-def test_an_export_of_the_other_branch_is_refused(exported):
-    with pytest.raises(UserError, match="holds the target encoder, not the context"):
-        ajepa.load_encoder(exported[1], "context")
-
-
-def test_a_damaged_export_is_refused(exported):
-    weights = exported[1] / "encoder.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match="does not match its digest"):
-        ajepa.load_encoder(exported[1])
-
-
-def test_an_export_never_writes_over_anything(exported):
-    with pytest.raises(UserError, match="exists: choose another"):
-        export_encoder(str(exported[0]), str(exported[1]))
+def test_bad_lengths_are_named(encoder):
+    with pytest.raises(ValueError, match="give 1 to the padded length for each of 2 clips"):
+        encoder(noise(1.0, batch=2), 16_000, lengths=[16_001, 5])

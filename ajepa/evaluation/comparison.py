@@ -1,14 +1,15 @@
 """An encoder beside the baselines that give its accuracy a meaning, as one table."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
 from ajepa.config import Config
-from ajepa.encoder import AudioEncoder, random_encoder
-from ajepa.evaluation.features import POOLINGS, encoder_features, mel_statistics
+from ajepa.encoder import AudioEncoder
+from ajepa.evaluation.features import encoder_features, mel_statistics
 from ajepa.evaluation.probe import Protocol, labels_and_folds, probe
+from ajepa.model.pooling import POOLINGS
+from ajepa.pretrained import random_encoder
 from ajepa.shards.dataset import ShardDataset
 
 PRETRAINED, RANDOM, MEL = "pretrained", "random init", "log-mel statistics"
@@ -43,10 +44,9 @@ def compare(
         config: the encoder's; its random initialisations are drawn from it with other seeds.
     """
     labels, folds = labels_and_folds(dataset)
-    seeds = [dataclasses.replace(config.train, seed=config.train.seed + 1000 + i) for i in range(random_seeds)]
     inits = [
-        random_encoder(dataclasses.replace(config, train=train), encoder.front_end, encoder.normalise.statistics)
-        for train in seeds
+        random_encoder(config.model, config.train.seed + 1000 + i, encoder.front_end, encoder.normalise.statistics)
+        for i in range(random_seeds)
     ]
     kinds = {
         PRETRAINED: [encoder_features(encoder, dataset)],

@@ -7,9 +7,9 @@ import torch
 
 from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
+from ajepa.model.pooling import POOLINGS
 from ajepa.shards.dataset import ShardDataset
 
-POOLINGS = ("mean", "mean+std", "bands mean+std")
 BATCH = 32
 
 

@@ -12,9 +12,10 @@ import torch
 
 from ajepa import storage
 from ajepa.config import Config, FrontEndConfig
-from ajepa.encoder import AudioEncoder, random_encoder
+from ajepa.encoder import AudioEncoder
 from ajepa.evaluation.features import BATCH
 from ajepa.model.vit import Encoder
+from ajepa.pretrained import random_encoder
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.schema import ROW_GROUP, decode_log_mels
 from ajepa.shards.statistics import Statistics
@@ -62,7 +63,9 @@ class OnlineProbe:
             online_linear_random, online_knn_random of the run's own initialisation, and online_linear_mel,
             online_knn_mel of the mean log-mel spectrum.
         """
-        random = self._features(random_encoder(self.config, self.front_end, self.statistics).to(device))
+        random = self._features(
+            random_encoder(self.config.model, self.config.train.seed, self.front_end, self.statistics).to(device)
+        )
         pairs = zip(self.log_mels, self.num_frames, strict=True)
         mel = np.stack([log_mel[:, :valid].mean(axis=1, dtype=np.float64) for log_mel, valid in pairs])
         return {

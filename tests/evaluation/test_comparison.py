@@ -7,10 +7,11 @@ import pytest
 from training.test_step import MODEL
 
 from ajepa.config import Config, TrainConfig
-from ajepa.encoder import random_encoder
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, compare, markdown_table
-from ajepa.evaluation.features import POOLINGS, encoder_features, mel_statistics
+from ajepa.evaluation.features import encoder_features, mel_statistics
+from ajepa.model.pooling import POOLINGS
+from ajepa.pretrained import random_encoder
 from ajepa.shards.schema import decode_log_mels
 
 CONFIG = Config(model=MODEL, train=TrainConfig())
@@ -18,7 +19,7 @@ CONFIG = Config(model=MODEL, train=TrainConfig())
 
 @pytest.fixture(scope="module")
 def encoder(small_dataset):
-    return random_encoder(CONFIG, small_dataset.front_end, small_dataset.statistics)
+    return random_encoder(MODEL, 0, small_dataset.front_end, small_dataset.statistics)
 
 
 def test_mel_statistics_are_those_of_the_valid_frames(small_dataset):

@@ -11,7 +11,7 @@ from small_runs import tiny_config
 
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
-from ajepa.evaluation.features import POOLINGS
+from ajepa.model.pooling import POOLINGS
 from pipelines import ablate, pretrain, probe
 
 

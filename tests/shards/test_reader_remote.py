@@ -35,7 +35,7 @@ def test_batches_of_a_bucket_are_those_of_the_local_copy(remote, local):
 def test_a_short_break_is_waited_out(remote, local, wire, monkeypatch):
     """The connection is cut in the middle of the stream and there again when the reader has waited once."""
     waits = []
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: (waits.append(seconds), setattr(wire, "cut", False)))
+    monkeypatch.setattr(storage, "sleep", lambda seconds: (waits.append(seconds), setattr(wire, "cut", False)))
     stream = reader(remote, cache_bytes=0).batches(0, 20, prefetch=1)
     for step, wanted in enumerate(reader(local).batches(0, 20)):
         if step == 4:
@@ -55,7 +55,7 @@ def test_a_store_that_stays_away_is_no_damaged_shard(remote, wire, monkeypatch):
 
 @pytest.mark.parametrize("content", [None, b"garbage" * 100])
 def test_a_damaged_object_is_named_at_once(remote, monkeypatch, content):
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: pytest.fail("nothing here is worth another try"))
+    monkeypatch.setattr(storage, "sleep", lambda seconds: pytest.fail("nothing here is worth another try"))
     path = f"{remote.path}/{remote.shards[3].name}"
     if content is None:
         storage.delete(path)
