@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.special import ndtri
+from scipy.special import logsumexp, ndtri
 
 REPLICATES = 1000  # of a bootstrap
 
@@ -41,6 +41,20 @@ class MultiLabelScores:
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     """Share of clips [n] whose predicted label is theirs."""
     return float((predicted == labels).mean())
+
+
+def primary(scores: np.ndarray, targets: np.ndarray, multi_label: bool) -> tuple[float, float]:
+    """What a probe is chosen by, higher is better: accuracy or mAP; where that is equal, minus the loss of logits.
+
+    Args:
+        scores: [n, C] logits.
+        targets: [n, C] bool.
+    """
+    if multi_label:
+        loss = np.logaddexp(0, np.where(targets, -scores, scores)).sum() / len(scores)
+        return multi_label_scores(scores, targets).mean_average_precision, -float(loss)
+    loss = (logsumexp(scores, axis=1) - scores[targets]).mean()
+    return accuracy(scores.argmax(axis=1), targets.argmax(axis=1)), -float(loss)
 
 
 def d_prime(auc: float) -> float:
