@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from ajepa.training.step import build_model
 from pipelines import figures, tracking
 from pipelines.common import parse, run_command, warn_relative_output
 from pipelines.history import read_history
+from pipelines.pretrain_job import pretrain
 from pipelines.reporter import Reporter
 from pipelines.workers import fit, parse_workers
 
@@ -162,11 +164,13 @@ def main(
     run, tracker = start_or_resume(args, dataset, run, name=name or f"pretrain {args.preset}", parent=parent)
     start = time.perf_counter()
     with tracker.recording():
+        job = partial(
+            pretrain, config=args.config, data=args.data, output=args.output, resume_anyway=args.resume_anyway
+        )
         fit(
-            args.config, args.data, args.output,
+            job, args.output,
             num_workers=parse_workers(args.num_workers), threads=args.threads, device=args.device,
             max_failures=args.max_failures, callbacks=[Reporter(tracker, args.output, quiet), *callbacks],
-            resume_anyway=args.resume_anyway,
         )  # fmt: skip
         info = read_info(latest_checkpoint(args.output))
         if info.step < info.total_steps:  # a STOP file was put there

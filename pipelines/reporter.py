@@ -1,4 +1,7 @@
-"""Reports of a training run: every one goes to MLflow, the history file and the terminal, once."""
+"""Reports of a training run: every one goes to MLflow, the history file and the terminal, once.
+
+A run of several trainings reports each under its own "part": a folder with a history, and a prefix in MLflow.
+"""
 
 import errno
 from typing import Any
@@ -10,7 +13,8 @@ from ajepa.errors import UserError
 from pipelines import tracking
 from pipelines.history import append_history
 
-NO_FIGURES = ("step", "total_steps", "verdict")  # of a report, for MLflow
+NO_FIGURES = ("step", "total_steps", "verdict", "part")  # of a report, for MLflow
+MEASURED = ("effective_rank", "epoch")  # in reports that are written to an object store at once
 RANK_FIGURES = ("loss", "prediction_std", "target_std")  # measured by each worker on its own clips
 
 
@@ -19,26 +23,32 @@ class Reporter(UserCallback):
 
     def __init__(self, tracker: tracking.Tracker, output: str, quiet: bool = False) -> None:
         self.tracker, self.output, self.quiet = tracker, output, quiet
-        self.pending: list[dict[str, Any]] = []  # not yet in the history file
+        self.pending: dict[str, list[dict[str, Any]]] = {}  # by part, not yet in the history file
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         report = merge(metrics)
-        step = report["step"]
-        self.tracker.log_metrics(step, {k: v for k, v in report.items() if k not in NO_FIGURES})
+        step, part = report["step"], report.get("part", "")
+        prefix = f"{part}/" if part else ""
+        self.tracker.log_metrics(step, {f"{prefix}{k}": v for k, v in report.items() if k not in NO_FIGURES})
         if "verdict" in report:
             self.tracker.client.set_tag(self.tracker.run_id, "ajepa.verdict", report["verdict"])
-        self.pending.append(report)
-        if not storage.is_uri(self.output) or "effective_rank" in report:
-            try:
-                append_history(self.output, self.pending)
-            except OSError as error:
-                reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-                raise UserError(
-                    f"cannot write to {self.output!r}: {reason}. Make room or mend it, then run the same command again"
-                ) from error
-            self.pending = []
+        self.pending.setdefault(part, []).append(report)
+        if not storage.is_uri(self.output) or any(name in report for name in MEASURED):
+            self._write(part)
         if not self.quiet:
             print(line(report), flush=True)
+
+    def _write(self, part: str) -> None:
+        folder = storage.join(self.output, part) if part else self.output
+        try:
+            if part:
+                storage.make_folder(folder)
+            append_history(folder, self.pending.pop(part))
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise UserError(
+                f"cannot write to {self.output!r}: {reason}. Make room or mend it, then run the same command again"
+            ) from error
 
 
 def merge(metrics: list[dict[str, Any]]) -> dict[str, Any]:
@@ -55,7 +65,8 @@ def merge(metrics: list[dict[str, Any]]) -> dict[str, Any]:
 
 def line(report: dict[str, Any]) -> str:
     """What the terminal shows of a report."""
-    parts = [f"step {report['step']}/{report['total_steps']}"]
+    parts = [report["part"]] if "part" in report else []
+    parts += [f"step {report['step']}/{report['total_steps']}"]
     if "loss" in report:
         left = (report["total_steps"] - report["step"]) * report["seconds_per_step"]
         parts += [
@@ -65,6 +76,7 @@ def line(report: dict[str, Any]) -> str:
             f"waiting {report['data_wait']:.0%}",
             f"{left / 60:.0f} min left",
         ]
+    parts += [f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.items() if k.startswith("validation_")]
     if "online_linear_mel" in report:
         parts.append(
             f"online probe: random init {report['online_linear_random']:.2f}, log-mel {report['online_linear_mel']:.2f}"

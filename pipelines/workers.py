@@ -1,4 +1,5 @@
-"""Training with Ray Train workers, or inside this process: what pretrain.py starts once a run's folder is ready."""
+"""Training with Ray Train workers, or inside this process: what pretrain.py and finetune.py start once a run's folder
+is ready."""
 
 import contextlib
 import logging
@@ -7,7 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray.train
@@ -21,16 +22,12 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import controller as controller_internals
 
 from ajepa import storage
-from ajepa.config import Config
 from ajepa.errors import UserError
-from ajepa.evaluation.online import build_online_probe
-from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.training.checkpoint import said
 from ajepa.training.context import WorkerContext
-from ajepa.training.loop import Preempted, train
-from ajepa.training.step import NonFiniteLoss, TrainState
+from ajepa.training.loop import Preempted
+from ajepa.training.watch import NonFiniteLoss
 from pipelines.common import cluster_cpus, start_ray
-from pipelines.history import HISTORY, read_history
 from pipelines.stopping import STOP_FILE, SigtermWatcher, StopRequests, graceful, in_thread
 
 # Seconds between the controller's looks at its workers, 2 if it were for Ray. A worker's report waits for the next
@@ -76,13 +73,9 @@ def train_worker(settings: dict[str, Any]) -> None:
         ray.train.torch.get_device(),
         ray.train.report,
         StopRequests(output, rank, in_ray=True),
-        resume_anyway=settings["resume_anyway"],
     )
-    dataset = open_dataset(settings["data"])
-    if rank == 0:
-        watch_labels(worker, dataset, settings["config"], output)
     try:
-        train(settings["config"], dataset, output, worker)
+        settings["job"](worker)
     except NonFiniteLoss as error:
         if not error.rows:
             time.sleep(VAGUE_SECONDS)
@@ -112,24 +105,8 @@ class SaidElsewhere(logging.Filter):
         return not isinstance(error, UserError)
 
 
-def watch_labels(worker: WorkerContext, dataset: ShardDataset, config: Config, output: str) -> None:
-    """Give rank 0 what it watches beside the loss: an online probe where clips have labels, and the reports so far."""
-    worker.history = read_history(output) if storage.kind(storage.join(output, HISTORY)) == "file" else []
-    probe, what = build_online_probe(dataset, config)
-    logging.getLogger(__name__).info("%s", what)
-    if probe is None:
-        return
-
-    def score(state: TrainState) -> dict[str, float]:
-        baselines = probe.baselines(state.device) if state.step == 0 else {}
-        return probe.score(state.core.target_encoder) | baselines
-
-    worker.score = score
-
-
 def fit(
-    config: Config,
-    data: str,
+    job: Callable[[WorkerContext], None],
     output: str,
     *,
     num_workers: int | tuple[int, int],
@@ -137,9 +114,13 @@ def fit(
     device: str,
     max_failures: int,
     callbacks: Sequence[UserCallback],
-    resume_anyway: bool = False,
 ) -> None:
-    """Train until the last step, or until asked to stop.
+    """Do a job on every worker, until its end or until asked to stop.
+
+    Args:
+        job: given a worker's place, trains; a function of a module or a partial of one. What it reports goes to the
+            callbacks.
+        output: the run folder.
 
     Raises:
         UserError: too few resources, or what a worker said is the user's to mend.
@@ -147,7 +128,7 @@ def fit(
     """
     storage.delete(storage.join(output, STOP_FILE))  # left by a command that was killed
     if num_workers == 0:
-        _fit_here(config, data, output, threads, device, callbacks, resume_anyway)
+        _fit_here(job, output, threads, device, callbacks)
         return
     start_ray()
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -160,10 +141,7 @@ def fit(
         # After a loss Ray first tries as many workers again, on what it still takes for the cluster, for 60 s if it
         # were for Ray; only then fewer.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    settings = {
-        "config": config, "data": data, "output": output, "threads": threads, "resume_anyway": resume_anyway,
-        "said": said,
-    }  # fmt: skip
+    settings = {"job": job, "output": output, "threads": threads, "said": said}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
@@ -188,13 +166,11 @@ def fit(
 
 
 def _fit_here(
-    config: Config,
-    data: str,
+    job: Callable[[WorkerContext], None],
     output: str,
     threads: int | None,
     device: str,
     callbacks: Sequence[UserCallback],
-    resume_anyway: bool,
 ) -> None:
     torch.set_num_threads(choose_threads(threads, 1))
 
@@ -203,11 +179,9 @@ def _fit_here(
             callback.after_report(None, [metrics], None)
 
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    worker = WorkerContext(0, 1, chosen, report, StopRequests(output, 0, in_ray=False), resume_anyway=resume_anyway)
-    dataset = open_dataset(data)
-    watch_labels(worker, dataset, config, output)
+    worker = WorkerContext(0, 1, chosen, report, StopRequests(output, 0, in_ray=False))
     with graceful(output):
-        train(config, dataset, output, worker)
+        job(worker)
 
 
 @contextlib.contextmanager

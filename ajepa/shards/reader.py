@@ -12,7 +12,7 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 from ajepa import rng
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
-from ajepa.shards.order import epoch_order, heldout_rows
+from ajepa.shards.order import EpochOrder, epoch_order, heldout_rows
 from ajepa.shards.row_groups import Ahead, RowGroup, RowGroups
 from ajepa.shards.schema import ROW_GROUP
 
@@ -40,6 +40,7 @@ class Batch:
     log_mel: np.ndarray  # [b, n_mels, crop_frames] float16, raw log-mels
     samples: np.ndarray  # [b] int64, positions in the run's stream of samples
     rows: np.ndarray  # [b] int64, rows of the dataset in storage order
+    num_frames: np.ndarray | None = None  # [b] int64, valid frames of each crop; None: all, clips are repeated
 
 
 class ShardReader:
@@ -51,6 +52,9 @@ class ShardReader:
         batch_size: clips of a step over all ranks. Rank r takes [r * B // W, (r + 1) * B // W) of them.
         window: row groups in use at a time over all ranks (64 clips each): how well the order is mixed, and what
             memory it takes. A rank holds about window / world_size of them, twice that where an epoch begins.
+        repeat: without it a clip shorter than a crop is not repeated: its padding stays, and `num_frames` tells.
+        epoch_rows: the rows of an epoch in ascending order, always as many; a row may come several times. By default
+            all rows that are not held out.
         holdout: clips that are never in the training stream: see `heldout_rows` and `crops_of`.
         verify: check each row against its digest the first time this reader reads it.
         threads: that read and check row groups for `batches` and `crops_of`; more of them help an object store.
@@ -75,6 +79,8 @@ class ShardReader:
         rank: int = 0,
         world_size: int = 1,
         window: int = 64,
+        repeat: bool = True,
+        epoch_rows: Callable[[int], np.ndarray] | None = None,
         holdout: int = 0,
         verify: bool = True,
         threads: int = 2,
@@ -88,17 +94,22 @@ class ShardReader:
         self.batch_size, self.rank, self.world_size, self.threads = batch_size, rank, world_size, threads
         self.step = 0
         self.heldout_rows = heldout_rows(seed, dataset.num_clips, holdout)
-        self.num_clips = dataset.num_clips - holdout
-        rows = np.delete(np.arange(dataset.num_clips), self.heldout_rows)
-        self._source = RowGroups(dataset, verify)
-        groups = np.repeat(np.arange(len(self._source.sizes)), self._source.sizes)[rows]
+        everything = np.delete(np.arange(dataset.num_clips), self.heldout_rows)
+        draw = epoch_rows or (lambda _: everything)
+        self.num_clips = len(draw(0))
+        self._source = source = RowGroups(dataset, verify)
+
         # Without `self` in it: a cycle would keep the memory of a reader that is gone until the next collection.
-        self._orders = Ahead(lambda epoch: epoch_order(seed, epoch, rows, groups, window))
+        def order(epoch: int) -> EpochOrder:
+            rows = draw(epoch)
+            return epoch_order(seed, epoch, rows, source.group_of(rows), window)
+
+        self._orders = Ahead(order)
         self._groups: Ahead[RowGroup] = Ahead(self._source.read)
         self._used: dict[int, int] = {}  # call of `batch` that last asked for a row group
         self._calls = 0
         self._spare: deque[memoryview] = deque(maxlen=SPARE)
-        self._crop_shape = (dataset.front_end.n_mels, crop_frames)
+        self._crop_shape, self._repeat = (dataset.front_end.n_mels, crop_frames), repeat
         row_bytes = 2 * dataset.front_end.n_mels * dataset.front_end.clip_frames
         self._keep_all = dataset.num_clips * row_bytes <= cache_bytes
 
@@ -189,14 +200,29 @@ class ShardReader:
         out = np.empty((len(rows), *self._crop_shape), np.float16)
         places, groups = self._places(samples), self._source.group_of(rows)
 
+        num_frames = self._num_frames(len(rows))
+
         def fill(group: int) -> None:
-            # Read past the row groups in use, so that memory holds one for each thread.
-            content = self._groups.get(group) if self._keep_all else self._source.read(group)
-            self._fill(out, np.flatnonzero(groups == group), group, content, rows, places)
+            which = np.flatnonzero(groups == group)
+            self._fill(out, num_frames, which, group, self._row_group(group), rows, places)
 
         with ThreadPoolExecutor(self.threads, "shard-reader") as pool:
             list(pool.map(fill, np.unique(groups).tolist()))
-        return Batch(out, samples, rows)
+        return Batch(out, samples, rows, num_frames)
+
+    def clips_of(self, rows: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Whole clips of rows in ascending order, at most `count` at a time and of one row group: log_mels
+        [b, n_mels, clip_frames] float16, num_frames [b].
+
+        Raises:
+            UserError, UnreachableError: as `batch`.
+        """
+        groups = self._source.group_of(rows)
+        for group in np.unique(groups).tolist():
+            content, inner = self._row_group(group), rows[groups == group] - self._source.first_row[group]
+            for start in range(0, len(inner), count):
+                part = inner[start : start + count]
+                yield content.log_mels[part], content.num_frames[part].astype(np.int64)
 
     def clip_ids(self, rows: np.ndarray) -> list[str]:
         """The clip ids of rows, read from their shards.
@@ -205,6 +231,10 @@ class ShardReader:
             UserError, UnreachableError: as `batch`.
         """
         return self._source.clip_ids(np.asarray(rows, np.int64))
+
+    def _row_group(self, group: int) -> RowGroup:
+        """A row group, past those in use where the dataset is not kept: memory holds one for each who asks."""
+        return self._groups.get(group) if self._keep_all else self._source.read(group)
 
     def _identity(self) -> dict[str, Any]:
         """What the clips and crops of a step hang on. The content hash knows nothing of shards, the order does."""
@@ -240,12 +270,13 @@ class ShardReader:
         rows, samples = self._share(step)
         out = self._array(len(rows))
         places, groups = self._places(samples), self._source.group_of(rows)
+        num_frames = self._num_frames(len(rows))
         for group in np.unique(groups).tolist():
             self._used[group] = self._calls
             content = self._groups.get(group)
-            self._fill(out, np.flatnonzero(groups == group), group, content, rows, places)
+            self._fill(out, num_frames, np.flatnonzero(groups == group), group, content, rows, places)
         self._drop(step)
-        return Batch(out, samples, rows)
+        return Batch(out, samples, rows, num_frames)
 
     def _read_ahead(self, step: int, stop: int, pool: Executor) -> None:
         epoch = step * self.batch_size // self.num_clips + 1
@@ -295,13 +326,28 @@ class ShardReader:
         """Where in its clip each crop lies, in [0, 1)."""
         return rng.uniform(self.seed, CROP_STREAM, samples, 1)[:, 0]
 
+    def _num_frames(self, count: int) -> np.ndarray | None:
+        return None if self._repeat else np.empty(count, np.int64)
+
     def _fill(
-        self, out: np.ndarray, which: np.ndarray, group: int, content: RowGroup, rows: np.ndarray, places: np.ndarray
+        self,
+        out: np.ndarray,
+        num_frames: np.ndarray | None,
+        which: np.ndarray,
+        group: int,
+        content: RowGroup,
+        rows: np.ndarray,
+        places: np.ndarray,
     ) -> None:
-        """Crop the clips `which` of a batch, all of one row group."""
+        """Crop the clips `which` of a batch, all of one row group, into `out` and `num_frames`."""
         inner = rows[which] - self._source.first_row[group]
         for i, k, valid in zip(which.tolist(), inner.tolist(), content.num_frames[inner].tolist(), strict=True):
-            _crop(content.log_mels[k], valid, float(places[i]), out[i])
+            if num_frames is not None:
+                num_frames[i] = min(valid, self.crop_frames)
+            if num_frames is None or valid >= self.crop_frames:
+                _crop(content.log_mels[k], valid, float(places[i]), out[i])
+            else:
+                out[i] = content.log_mels[k, :, : self.crop_frames]
 
 
 def _crop(log_mel: np.ndarray, valid: int, place: float, out: np.ndarray) -> None:

@@ -10,12 +10,14 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from ajepa import storage
 from ajepa.config import Config, FrontEndConfig, from_dict
@@ -59,12 +61,8 @@ class Snapshot:
 
 def snapshot(state: TrainState, dataset: ShardDataset, reader: dict[str, Any]) -> Snapshot:
     """Copy everything a run needs to go on, or an encoder to be used. `reader` is the state of its stream of clips."""
-    weights = {name: _host_copy(value) for name, value in state.core.state_dict().items()}
-    moments = {
-        f"{name}.{key}": _host_copy(value)
-        for name, parameter in state.core.trained_parameters()
-        for key, value in state.optimizer.state[parameter].items()
-    }
+    weights = {name: host_copy(value) for name, value in state.core.state_dict().items()}
+    moments = optimizer_moments(state.core.trained_parameters(), state.optimizer)
     manifest = {
         "format_version": FORMAT_VERSION,
         "step": state.step,
@@ -76,6 +74,17 @@ def snapshot(state: TrainState, dataset: ShardDataset, reader: dict[str, Any]) -
         **describe(dataset.front_end, dataset.statistics),
     }
     return Snapshot(state.step, {MODEL: weights, OPTIMIZER: moments}, manifest)
+
+
+def optimizer_moments(
+    parameters: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Copies of what AdamW keeps of named parameters, as OPTIMIZER holds them."""
+    return {
+        f"{name}.{key}": host_copy(value)
+        for name, parameter in parameters
+        for key, value in optimizer.state[parameter].items()
+    }
 
 
 def describe(front_end: FrontEndConfig, statistics: Statistics) -> dict[str, Any]:
@@ -127,7 +136,7 @@ def read_info(folder: str) -> CheckpointInfo:
 
 def read_weights(folder: str) -> dict[str, torch.Tensor]:
     """The verified weights of a checkpoint, by the names of AJEPA's state dict."""
-    return _tensors(folder, MODEL)
+    return read_tensors(folder, MODEL)
 
 
 def restore(folder: str, state: TrainState) -> CheckpointInfo:
@@ -141,21 +150,32 @@ def restore(folder: str, state: TrainState) -> CheckpointInfo:
         state.core.load_state_dict(read_weights(folder), strict=True)
     except RuntimeError as error:
         raise UserError(f"{folder!r} holds another architecture: {error}") from error
-    moments = _tensors(folder, OPTIMIZER)
-    for name, parameter in state.core.trained_parameters():
+    restore_moments(folder, state.core.trained_parameters(), state.optimizer)
+    if info.scaler and state.scaler.is_enabled():
+        state.scaler.load_state_dict(info.scaler)
+    state.step = info.step
+    return info
+
+
+def restore_moments(
+    folder: str, parameters: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> None:
+    """Load what AdamW keeps of named parameters from a checkpoint, onto their device.
+
+    Raises:
+        UserError: names or shapes differ.
+    """
+    moments = read_tensors(folder, OPTIMIZER)
+    for name, parameter in parameters:
         own = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = moments.pop(f"{name}.{key}", None)
             if value is None or (key != "step" and value.shape != parameter.shape):
                 raise UserError(f"{folder!r} holds another optimizer state: {name}.{key} is missing or misshapen")
-            own[key] = value.to(state.device)
-        state.optimizer.state[parameter] = own
+            own[key] = value.to(parameter.device)
+        optimizer.state[parameter] = own
     if moments:
         raise UserError(f"{folder!r} holds another optimizer state: unknown {sorted(moments)[:3]}")
-    if info.scaler and state.scaler.is_enabled():
-        state.scaler.load_state_dict(info.scaler)
-    state.step = info.step
-    return info
 
 
 def checkpoint_path(run: str, step: int) -> str:
@@ -206,10 +226,11 @@ def latest_checkpoint(run: str) -> str:
     return found
 
 
-def note_best(run: str, step: int, score: float) -> None:
-    """Remember a written checkpoint as the best one if its score is higher than the best so far."""
+def note_best(run: str, step: int, score: float, later_wins: bool = False) -> None:
+    """Remember a written checkpoint as the best one if its score is higher than the best so far, or as high where
+    the later one wins."""
     best = read_best(run)
-    if best is None or score > best["score"]:
+    if best is None or score > best["score"] or (later_wins and score == best["score"]):
         storage.write_text(storage.join(run, BEST), json.dumps({"step": step, "score": score}))
 
 
@@ -245,11 +266,13 @@ def _is_finished(folder: str) -> bool:
     return storage.kind(storage.join(folder, MANIFEST)) == "file"
 
 
-def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+def host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory that later steps leave alone."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _tensors(folder: str, name: str) -> dict[str, torch.Tensor]:
+def read_tensors(folder: str, name: str) -> dict[str, torch.Tensor]:
+    """The verified tensors of a file of a checkpoint, by name."""
     data = _verified(folder, name)
     try:
         return safetensors.torch.load(data)

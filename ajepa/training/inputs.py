@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,10 @@ class Inputs:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.log_mel, self.context, self.targets
 
+    def with_tensors(self, *tensors: Tensor) -> "Inputs":
+        log_mel, context, targets = tensors
+        return Inputs(log_mel, context, targets, self.rows)
+
 
 def mask_batch(config: Config, samples: np.ndarray, total_steps: int) -> tuple[Tensor, Tensor]:
     """Masks of a batch: m = masks_per_clip for each sample, in succession, as (context, targets) indices.
@@ -52,21 +57,31 @@ def prepare(config: Config, batch: Batch, total_steps: int, pin: bool = False) -
     return Inputs(log_mel, context, targets, batch.rows)
 
 
-def on_device(batches: Iterable[Inputs], device: torch.device) -> Iterator[Inputs]:
+class OnHost(Protocol):
+    """A batch of tensors in host memory, and how to make the same of tensors elsewhere."""
+
+    def tensors(self) -> tuple[Tensor, ...]: ...
+    def with_tensors(self, *tensors: Tensor) -> Self: ...
+
+
+B = TypeVar("B", bound=OnHost)
+
+
+def on_device(batches: Iterable[B], device: torch.device) -> Iterator[B]:
     """The batches on the device. On a GPU each is copied on a stream of its own while the one before it computes."""
     if device.type != "cuda":
         yield from batches
         return
     side = torch.cuda.Stream(device)
 
-    def copy(inputs: Inputs) -> tuple[Inputs, torch.cuda.Event]:
+    def copy(inputs: B) -> tuple[B, torch.cuda.Event]:
         with torch.cuda.stream(side):
-            log_mel, context, targets = (t.to(device, non_blocking=True) for t in inputs.tensors())
+            copies = [t.to(device, non_blocking=True) for t in inputs.tensors()]
             done = torch.cuda.Event()
             done.record(side)
-        return Inputs(log_mel, context, targets, inputs.rows), done
+        return inputs.with_tensors(*copies), done
 
-    def hand_over(copied: tuple[Inputs, torch.cuda.Event]) -> Inputs:
+    def hand_over(copied: tuple[B, torch.cuda.Event]) -> B:
         inputs, done = copied
         compute = torch.cuda.current_stream(device)
         compute.wait_event(done)

@@ -9,15 +9,15 @@ import torch
 import torch.distributed as dist
 
 from ajepa.config import Config
-from ajepa.errors import UserError
 from ajepa.model.schedules import total_steps
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import ShardReader
-from ajepa.training.checkpoint import find_checkpoint, restore
+from ajepa.training.checkpoint import find_checkpoint, restore, snapshot
 from ajepa.training.context import GO_ON, RESTART, STOP, WorkerContext
 from ajepa.training.inputs import on_device, prepare
 from ajepa.training.monitor import Monitor
-from ajepa.training.step import NonFiniteLoss, StepResult, TrainState, build_state, settle, train_step
+from ajepa.training.step import StepResult, TrainState, build_state, train_step
+from ajepa.training.watch import NonFiniteLoss, Watched, require_agreement, settle
 from ajepa.training.writer import CheckpointWriter
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
             reader.load_state_dict(info.reader)
     require_agreement(state)
     monitor = Monitor(state, reader, worker) if worker.rank == 0 else None
-    writer = CheckpointWriter(output, dataset, reader, every.keep_checkpoints)
+    writer = CheckpointWriter(output, every.keep_checkpoints, lambda: snapshot(state, dataset, reader.state_dict()))
     if state.step == 0:
         worker.report((monitor.measure({"step": 0}) if monitor else {"step": 0}) | {"total_steps": steps})
     pin = worker.device.type == "cuda"
@@ -118,7 +118,7 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
             if last or save or state.stop_request:
                 settle(state)
                 if worker.rank == 0:
-                    writer.save(state, report.get("online_linear"))
+                    writer.save(report.get("online_linear"))
             if due:
                 if last:
                     writer.close()  # a run that reports its last step has its last checkpoint
@@ -127,23 +127,39 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
                     monitor.stop_on_collapse()
                 losses = []
                 watch.restart()
-            if state.stop_request >= RESTART and not last:
-                writer.close()
-                if worker.world_size > 1:
-                    dist.barrier()  # the others must not bring the group down while rank 0 writes
-                if state.stop_request == STOP:
-                    return
-                raise Preempted(f"stopped at step {state.step} of {steps}: the machine is being taken away")
+            if not last and leaves(state, writer, steps):
+                return
             state.stop_request = GO_ON
     except NonFiniteLoss as error:
-        if not error.rows:
-            raise
-        names = reader.clip_ids(np.array(error.rows[:MAX_NAMED]))
-        more = f" and {len(error.rows) - MAX_NAMED} more" if len(error.rows) > MAX_NAMED else ""
-        raise NonFiniteLoss(f"{error}: clips {', '.join(names)}{more}", error.rows) from error
+        raise name_clips(error, reader) from error
     finally:
         batches.close()
         writer.close()
+
+
+def leaves(state: Watched, writer: CheckpointWriter, steps: int) -> bool:
+    """Whether a run of `steps` steps ends here because a worker was asked to stop; its checkpoint is then written.
+
+    Raises:
+        Preempted: it is to be started again elsewhere.
+    """
+    if state.stop_request < RESTART:
+        return False
+    writer.close()
+    if state.world_size > 1:
+        dist.barrier()  # the others must not bring the group down while rank 0 writes
+    if state.stop_request == STOP:
+        return True
+    raise Preempted(f"stopped at step {state.step} of {steps}: the machine is being taken away")
+
+
+def name_clips(error: NonFiniteLoss, reader: ShardReader) -> NonFiniteLoss:
+    """The error with the ids of the clips it blames, where it blames any."""
+    if not error.rows:
+        return error
+    names = reader.clip_ids(np.array(error.rows[:MAX_NAMED]))
+    more = f" and {len(error.rows) - MAX_NAMED} more" if len(error.rows) > MAX_NAMED else ""
+    return NonFiniteLoss(f"{error}: clips {', '.join(names)}{more}", error.rows)
 
 
 def _figures(state: TrainState, result: StepResult, losses: list[torch.Tensor]) -> dict[str, Any]:
@@ -160,21 +176,3 @@ def _figures(state: TrainState, result: StepResult, losses: list[torch.Tensor]) 
         "ema": result.ema,
         **({"loss_scale": state.scaler.get_scale()} if state.scaler.is_enabled() else {}),
     }
-
-
-def require_agreement(state: TrainState) -> None:
-    """Check that all workers start at the same step.
-
-    Raises:
-        UserError: they found different checkpoints.
-    """
-    if state.world_size == 1:
-        return
-    steps = torch.tensor([state.step, -state.step], device=state.device)
-    dist.all_reduce(steps, dist.ReduceOp.MAX)
-    highest, lowest = int(steps[0]), -int(steps[1])
-    if highest != lowest:
-        raise UserError(
-            f"the workers found checkpoints of different steps ({lowest} to {highest}): --output must be a folder that "
-            "all machines share, or a URI"
-        )

@@ -3,33 +3,18 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ajepa.config import Config, TrainConfig
-from ajepa.errors import UserError
 from ajepa.model.ajepa import AJEPA
 from ajepa.model.schedules import ema_momentum, learning_rate
 from ajepa.shards.statistics import Statistics
 from ajepa.training.inputs import Inputs
+from ajepa.training.watch import GPU_LAG, Pending, settle, watch
 
 CPU_PATCHES = 4096  # computed at a time: 8 clips of `base`, 64 crops of `nano`
-GPU_LAG = 2  # steps the host may run ahead of a GPU before it looks at a loss
-
-
-class NonFiniteLoss(UserError):
-    """The loss or a gradient is NaN or infinite; the message names the step. `rows` are the dataset rows to blame,
-    empty when the fault lies in another worker's share."""
-
-    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
-        super().__init__(message)
-        self.message, self.rows = message, rows
-
-    def __reduce__(self) -> tuple[type, tuple[str, tuple[int, ...]]]:  # crosses process borders
-        return type(self), (self.message, self.rows)
 
 
 class Normaliser(nn.Module):
@@ -47,16 +32,6 @@ class Normaliser(nn.Module):
 
     def forward(self, log_mel: Tensor) -> Tensor:
         return (log_mel.to(self.mean.dtype) - self.mean) / self.std
-
-
-@dataclass
-class Pending:
-    """A step whose figures may still be on their way from the device."""
-
-    step: int
-    inputs: Inputs
-    figures: Tensor  # [loss, gradient norm, stop request], on the host
-    event: torch.cuda.Event | None  # set once they are there
 
 
 @dataclass
@@ -89,14 +64,17 @@ class StepResult:
     ema: float
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively; emulated on a CPU it would be slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """What the forward pass multiplies in, None for float32. bf16 emulated on a CPU would be slower than float32."""
+    """What the forward pass multiplies in, None for float32."""
     if config.precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if native else None
+        return torch.bfloat16 if has_bf16(device) else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[config.precision]
 
 
@@ -163,7 +141,7 @@ def train_step(state: TrainState, inputs: Inputs, *, figures: bool = False, stop
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     state.scaler.unscale_(state.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or float("inf"))
-    _watch(state, inputs, loss, grad_norm, stop)
+    watch(state, inputs, loss, grad_norm, stop)
     # A host that has read the loss knows; one that runs ahead lets the device skip the update.
     settle(state, GPU_LAG if state.device.type == "cuda" else 0)
     if state.device.type == "cuda" and not state.scaler.is_enabled():
@@ -204,50 +182,3 @@ def _accumulate(state: TrainState, inputs: Inputs, figures: bool) -> tuple[Tenso
 def _fitting_clips(config: Config) -> int:
     """Clips a CPU computes at a time: more need more memory (`base` 0.2 GB a clip) and are no faster."""
     return max(1, CPU_PATCHES // (config.model.num_patches * config.train.masks_per_clip))
-
-
-def _watch(state: TrainState, inputs: Inputs, loss: Tensor, grad_norm: Tensor, stop: int) -> None:
-    """Note loss, gradient norm and the workers' stop requests; on a GPU they travel to the host by themselves."""
-    request = torch.full((), float(stop), device=state.device)
-    if state.world_size > 1:
-        dist.all_reduce(request, dist.ReduceOp.MAX)
-    seen = torch.stack([loss, grad_norm.detach().float(), request])
-    event = None
-    if state.device.type == "cuda":
-        host = torch.empty(3, pin_memory=True)
-        host.copy_(seen, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        seen = host
-    state.pending.append(Pending(state.step, inputs, seen, event))
-
-
-def settle(state: TrainState, lag: int = 0) -> None:
-    """Look at the figures of all but the last `lag` steps, and note their stop requests.
-
-    Raises:
-        NonFiniteLoss: one of them was not finite.
-    """
-    while len(state.pending) > lag:
-        seen = state.pending.popleft()
-        if seen.event is not None:
-            seen.event.synchronize()
-        loss, grad_norm, request = seen.figures.tolist()
-        state.stop_request = max(state.stop_request, int(request))
-        # With fp16 a gradient may overflow: the scaler skips the step and lowers its scale.
-        if not np.isfinite(loss) or not (np.isfinite(grad_norm) or state.scaler.is_enabled()):
-            raise _blame(seen, loss, grad_norm)
-
-
-def _blame(seen: Pending, loss: float, grad_norm: float) -> NonFiniteLoss:
-    what = f"step {seen.step}: loss {loss:g}, gradient norm {grad_norm:g}"
-    poisoned = ~torch.isfinite(seen.inputs.log_mel.float()).flatten(1).all(dim=1).cpu().numpy()
-    if poisoned.any():
-        rows = tuple(int(r) for r in seen.inputs.rows[poisoned])
-        return NonFiniteLoss(f"{what}; log-mels that are not finite in dataset rows {list(rows)}", rows)
-    if np.isfinite(loss):
-        return NonFiniteLoss(f"{what}; the loss of this worker's clips is finite (lower --lr, or see another worker)")
-    rows = tuple(int(r) for r in seen.inputs.rows)
-    return NonFiniteLoss(
-        f"{what}; its log-mels are finite, so lower --lr; dataset rows of the batch: {list(rows)}", rows
-    )

@@ -3,41 +3,44 @@
 import contextlib
 import errno
 import threading
+from collections.abc import Callable
 
 from ajepa import storage
 from ajepa.errors import UserError
-from ajepa.shards.dataset import ShardDataset
-from ajepa.shards.reader import ShardReader
-from ajepa.training.checkpoint import checkpoint_path, note_best, prune_checkpoints, snapshot, write_checkpoint
-from ajepa.training.step import TrainState
+from ajepa.training.checkpoint import Snapshot, checkpoint_path, note_best, prune_checkpoints, write_checkpoint
 
 
 class CheckpointWriter:
     """Writes a run's checkpoints. The state is copied before `save` returns, so it may be advanced at once.
+
+    Args:
+        keep: newest checkpoints kept, beside the best one.
+        take: copies the state.
+        later_wins: of two checkpoints with the same score the later one is the better.
 
     Raises (from `save` and `close`):
         UserError: the disk or store refused the last checkpoint. What was half written is deleted; the checkpoints
             before it are intact, and the same command goes on from there.
     """
 
-    def __init__(self, run: str, dataset: ShardDataset, reader: ShardReader, keep: int) -> None:
-        self.run, self.dataset, self.reader, self.keep = run, dataset, reader, keep
+    def __init__(self, run: str, keep: int, take: Callable[[], Snapshot], later_wins: bool = False) -> None:
+        self.run, self.keep, self._take, self._later_wins = run, keep, take, later_wins
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.saved_step = -1  # the last one handed over
 
-    def save(self, state: TrainState, score: float | None = None) -> None:
+    def save(self, score: float | None = None) -> None:
         """Write the state; `score` (higher is better) decides which checkpoint is kept as the best."""
         self.close()
-        shot = snapshot(state, self.dataset, self.reader.state_dict())
-        self.saved_step = state.step
-        folder = checkpoint_path(self.run, state.step)
+        shot = self._take()
+        self.saved_step = shot.step
+        folder = checkpoint_path(self.run, shot.step)
 
         def work() -> None:
             try:
                 write_checkpoint(folder, shot)
                 if score is not None:
-                    note_best(self.run, shot.step, score)
+                    note_best(self.run, shot.step, score, self._later_wins)
                 prune_checkpoints(self.run, self.keep, shot.step)
             except BaseException as error:  # handed over, not swallowed
                 self._error = error

@@ -24,7 +24,8 @@ from ajepa.shards.reader import Batch
 from ajepa.shards.statistics import Statistics
 from ajepa.training.flops import gemm_rate, step_flops
 from ajepa.training.inputs import Inputs, on_device, prepare
-from ajepa.training.step import TrainState, autocast_dtype, build_state, settle, train_step
+from ajepa.training.step import TrainState, autocast_dtype, build_state, train_step
+from ajepa.training.watch import settle
 
 ROUNDS = 5
 STATISTICS = Statistics(np.full(128, -4.0), np.full(128, 3.0), 1)

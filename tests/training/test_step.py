@@ -8,7 +8,8 @@ from ajepa.config import Config, ModelConfig, TrainConfig
 from ajepa.shards.reader import Batch
 from ajepa.shards.statistics import Statistics
 from ajepa.training.inputs import Inputs, mask_batch, prepare
-from ajepa.training.step import NonFiniteLoss, Normaliser, TrainState, build_model, build_state, train_step
+from ajepa.training.step import Normaliser, TrainState, build_model, build_state, train_step
+from ajepa.training.watch import NonFiniteLoss
 
 MODEL = ModelConfig(
     crop_frames=128, depth=2, width=32, heads=4, predictor_depth=1, predictor_width=16, predictor_heads=2

@@ -1,0 +1,64 @@
+"""Scores of clips by all workers together, and what they are worth."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ajepa.finetuning.clips import Labels
+from ajepa.shards.reader import ShardReader
+
+CLIPS_AT_ONCE = 32
+
+
+@torch.no_grad()
+def outputs(
+    function: Callable[[Tensor, Tensor], Tensor],
+    reader: ShardReader,
+    rows: np.ndarray,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Tensor:
+    """What a function of ([B, n_mels, T], [B]) says of the clips of ascending rows: [n, ...] float32 on the host, the
+    same on every worker. Each of them computes its part of the rows."""
+    parts = np.array_split(rows, world_size)
+    computed = [
+        function(torch.from_numpy(log_mel).to(device), torch.from_numpy(frames).to(device))
+        for log_mel, frames in reader.clips_of(parts[rank], CLIPS_AT_ONCE)
+    ]
+    if world_size == 1:
+        return torch.cat(computed).cpu()
+    width = torch.tensor(computed[0].shape[1] if computed else 0, device=device)
+    dist.all_reduce(width, dist.ReduceOp.MAX)  # a worker may have no row
+    result = torch.zeros(len(rows), int(width), device=device)
+    if computed:
+        first = sum(len(part) for part in parts[:rank])
+        result[first : first + len(parts[rank])] = torch.cat(computed)
+    dist.all_reduce(result)
+    return result.cpu()
+
+
+def score(logits: np.ndarray, targets: np.ndarray, multi_label: bool) -> float:
+    """Accuracy, or mAP over the classes that occur. logits, targets: [n, C]."""
+    if not multi_label:
+        return float((logits.argmax(axis=1) == targets.argmax(axis=1)).mean())
+    return float(np.nanmean(average_precision(logits, targets)))
+
+
+def metric_name(labels: Labels) -> str:
+    return "mAP" if labels.multi_label else "accuracy"
+
+
+def average_precision(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Average precision of each class [C], NaN where it has no clip."""
+    from sklearn.metrics import average_precision_score
+
+    return np.array(
+        [
+            average_precision_score(targets[:, c] > 0, logits[:, c]) if targets[:, c].any() else np.nan
+            for c in range(targets.shape[1])
+        ]
+    )

@@ -1,0 +1,196 @@
+"""All trainings of a fine-tuning, one after the other, by one or several workers: from a pretrained encoder to models
+with their scores on the test clips."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.distributed as dist
+
+from ajepa import storage
+from ajepa.encoder import AudioEncoder
+from ajepa.finetuning.checkpoint import AVERAGE, Score, load_weights, write_model
+from ajepa.finetuning.clips import Labels, open_reader, read_labels
+from ajepa.finetuning.config import FinetuneConfig
+from ajepa.finetuning.heads import probe_head
+from ajepa.finetuning.loop import Stage, Stopped, best_of, train
+from ajepa.finetuning.model import Classifier, set_head
+from ajepa.finetuning.plan import Fit, plan_fits
+from ajepa.finetuning.predict import outputs, score
+from ajepa.finetuning.schedule import Schedule
+from ajepa.finetuning.step import FinetuneState, build_state
+from ajepa.pretrained import Branch, load_encoder
+from ajepa.shards.dataset import ShardDataset, open_dataset
+from ajepa.shards.reader import ShardReader
+from ajepa.training.checkpoint import MODEL, checkpoint_path, read_best
+from ajepa.training.context import WorkerContext
+
+RESULT = "result.json"  # of a fit, written last
+TEST_LOGITS = "test.safetensors"  # of a fit: "rows" [n] and "logits" [n, C]
+MODEL_FOLDER = "model"  # of a fit: an export with the head beside it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is fine-tuned, on what and how. Small: it travels to the workers, which read the rest themselves."""
+
+    encoder: str
+    branch: Branch | None
+    data: str
+    output: str
+    config: FinetuneConfig
+    seeds: int = 1
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a fit."""
+
+    name: str
+    seed: int
+    fold: int | None
+    epoch: int  # chosen on the validation clips
+    validation: float  # score of that epoch on them, before a refit
+    test: float
+    curve: list[dict[str, Any]]
+    refit: bool
+
+
+def finetune(job: Job, worker: WorkerContext) -> None:
+    """Do every fit of a job that has no result yet. Returns early, with checkpoints written, when asked to stop.
+
+    Raises:
+        UserError: as `train`, and for an encoder or data that do not fit.
+    """
+    dataset = open_dataset(job.data)
+    labels = read_labels(dataset)
+    fits = plan_fits(dataset, labels, job.config, job.seeds, job.fold)
+    left = [fit for fit in fits if read_result(job.output, fit.name) is None]
+    if worker.world_size > 1:
+        dist.barrier()  # all have looked before the first one writes
+    audio = load_encoder(job.encoder, job.branch)
+    features: dict[int, np.ndarray] = {}
+    try:
+        for fit in left:
+            Trainer(job, dataset, labels, audio, fit, worker, features).run()
+    except Stopped:
+        return
+
+
+class Trainer:
+    """One fit."""
+
+    def __init__(
+        self,
+        job: Job,
+        dataset: ShardDataset,
+        labels: Labels,
+        audio: AudioEncoder,
+        fit: Fit,
+        worker: WorkerContext,
+        features: dict[int, np.ndarray],
+    ) -> None:
+        self.job, self.dataset, self.labels, self.audio, self.fit, self.worker = (
+            job,
+            dataset,
+            labels,
+            audio,
+            fit,
+            worker,
+        )
+        self.config = dataclasses.replace(job.config, seed=fit.seed)
+        self.folder = storage.join(job.output, fit.name)
+        self._features = features  # of the frozen encoder by row, shared by all fits
+
+    def run(self) -> None:
+        """Choose the number of epochs, train again on more clips where that is wanted, test once, write the model."""
+        fit = self.fit
+        stage = Stage(storage.join(self.folder, "choose"), fit.name, fit.validation, self.config.epochs)
+        state, reader = self._start(fit.train)
+        curve = train(stage, state, reader, self.labels, self.worker)
+        best = best_of(curve)
+        if fit.refit:
+            again = Stage(storage.join(self.folder, "refit"), f"{fit.name}-refit", np.empty(0, np.int64), best.epoch)
+            state, reader = self._start(np.sort(np.concatenate([fit.train, fit.validation])))
+            train(again, state, reader, self.labels, self.worker)
+        else:
+            self._barrier()  # rank 0 has written the best checkpoint
+            noted = read_best(stage.folder)
+            assert noted is not None
+            file = MODEL if state.average is None else AVERAGE
+            load_weights(checkpoint_path(stage.folder, noted["step"]), state.scored, file)
+        logits = outputs(state.scored, reader, fit.test, self.worker.device, self.worker.rank, self.worker.world_size)
+        if self.worker.rank == 0:
+            self._write(state, best, curve, logits)
+        self._barrier()
+
+    def _start(self, rows: np.ndarray) -> tuple[FinetuneState, ShardReader]:
+        """A state at step 0 and its stream of the clips `rows`."""
+        worker, config = self.worker, self.config
+        reader = open_reader(config, self.dataset, self.labels, rows, worker.rank, worker.world_size)
+        model = Classifier(self.audio, self.labels.num_classes, config.pooling)
+        if config.head_init == "probe":
+            known = self._frozen_features(model, reader)
+            everything = np.arange(self.dataset.num_clips)
+            weight, bias = probe_head(known, self.labels.targets(everything), self.fit.train, self.fit.validation, rows)
+            set_head(model, weight, bias)
+        schedule = Schedule(config, reader.num_clips)
+        return (
+            build_state(config, model, schedule, self.labels.multi_label, worker.device, worker.world_size),
+            reader,
+        )
+
+    def _frozen_features(self, model: Classifier, reader: ShardReader) -> np.ndarray:
+        """What the head sees of every clip before anything is learned, [num_clips, D']; computed once a job."""
+        if 0 not in self._features:
+            frozen, worker = model.to(self.worker.device).requires_grad_(False), self.worker
+            everything = np.arange(self.dataset.num_clips)
+            found = outputs(frozen.features, reader, everything, worker.device, worker.rank, worker.world_size)
+            self._features[0] = found.numpy()
+            model.requires_grad_(True)
+        return self._features[0]
+
+    def _write(self, state: FinetuneState, best: Score, curve: list[Score], logits: torch.Tensor) -> None:
+        """The model, the test logits and, last, the result; then the checkpoints have done their work."""
+        fit, dataset = self.fit, self.dataset
+        notes = {
+            "finetuned_on": dataset.content_hash,
+            "from": self.audio.about.get("digest", ""),
+            "epoch": best.epoch,
+            "seed": fit.seed,
+            "fold": fit.fold,
+            "config": self.config.to_dict(),
+        }
+        write_model(storage.join(self.folder, MODEL_FOLDER), state.scored, dataset.label_names, notes)
+        tensors = {"rows": torch.from_numpy(fit.test), "logits": logits.contiguous()}
+        with storage.atomic_output(storage.join(self.folder, TEST_LOGITS)) as stream:
+            stream.write(safetensors.torch.save(tensors))
+        test = score(logits.numpy(), self.labels.targets(fit.test), self.labels.multi_label)
+        result = Result(
+            fit.name, fit.seed, fit.fold, best.epoch, best.score, test, [vars(point) for point in curve], fit.refit
+        )
+        storage.write_text(storage.join(self.folder, RESULT), json.dumps(dataclasses.asdict(result), indent=1))
+        for stage in ("choose", "refit"):
+            storage.delete(storage.join(self.folder, stage))
+
+    def _barrier(self) -> None:
+        if self.worker.world_size > 1:
+            dist.barrier()
+
+
+def read_result(output: str, name: str) -> Result | None:
+    """The result of a fit, None while it has none."""
+    where = storage.join(output, name, RESULT)
+    return Result(**json.loads(storage.read_text(where))) if storage.kind(where) == "file" else None
+
+
+def read_test_logits(output: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(rows [n], logits [n, C]) of a fit's test clips."""
+    with storage.open_input(storage.join(output, name, TEST_LOGITS)) as stream:
+        tensors = safetensors.torch.load(stream.read())
+    return tensors["rows"].numpy(), tensors["logits"].numpy()

@@ -1,0 +1,103 @@
+"""What came of a fine-tuning: beside its own linear probe, by fold and seed, and class by class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ajepa.encoder import AudioEncoder
+from ajepa.evaluation.features import encoder_features
+from ajepa.finetuning.clips import Labels
+from ajepa.finetuning.heads import probe_head
+from ajepa.finetuning.plan import Fit
+from ajepa.finetuning.predict import average_precision, score
+from ajepa.finetuning.run import Result
+from ajepa.model.pooling import Pooling
+from ajepa.shards.dataset import ShardDataset
+
+FINETUNED, PROBE = "fine-tuned", "linear probe"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Test scores of one kind of model."""
+
+    model: str
+    scores: dict[tuple[int, int | None], float]  # by (seed, fold)
+
+    @property
+    def by_seed(self) -> list[float]:
+        """Mean over folds, one a seed."""
+        seeds = sorted({seed for seed, _ in self.scores})
+        return [float(np.mean([v for (s, _), v in self.scores.items() if s == seed])) for seed in seeds]
+
+    @property
+    def by_fold(self) -> dict[int | None, float]:
+        """Mean over seeds, one a fold."""
+        folds = dict.fromkeys(fold for _, fold in self.scores)
+        return {fold: float(np.mean([v for (_, f), v in self.scores.items() if f == fold])) for fold in folds}
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.by_seed))
+
+
+def probe_row(
+    encoder: AudioEncoder, dataset: ShardDataset, labels: Labels, fits: Sequence[Fit], pooling: Pooling
+) -> Row:
+    """The linear probe of the frozen encoder on the same parts. It has no seed."""
+    features = encoder_features(encoder, dataset)[pooling]
+    targets = labels.targets(np.arange(dataset.num_clips))
+    scores: dict[tuple[int, int | None], float] = {}
+    for fit in {fit.fold: fit for fit in fits}.values():
+        final = np.sort(np.concatenate([fit.train, fit.validation])) if fit.refit else fit.train
+        weight, bias = probe_head(features, targets, fit.train, fit.validation, final)
+        logits = features[fit.test] @ weight.numpy().T + bias.numpy()
+        scores[0, fit.fold] = score(logits, targets[fit.test], labels.multi_label)
+    return Row(PROBE, scores)
+
+
+def finetuned_row(results: Sequence[Result]) -> Row:
+    return Row(FINETUNED, {(result.seed, result.fold): result.test for result in results})
+
+
+def markdown_table(rows: Sequence[Row], metric: str) -> str:
+    """A line a model: mean and standard deviation over folds, and over seeds where there are several; each fold."""
+    folds = [fold for fold in rows[0].by_fold if fold is not None]
+    lines = [
+        f"| model | {metric} | over seeds |" + "".join(f" fold {fold} |" for fold in folds),
+        "|---|---|---|" + "---|" * len(folds),
+    ]
+    for row in rows:
+        seeds = row.by_seed
+        name = f"{row.model} ({len(seeds)} seeds)" if len(seeds) > 1 else row.model
+        spread = f" ± {np.std(list(row.by_fold.values())):.3f}" if folds else ""
+        over = f"± {np.std(seeds, ddof=1):.3f}" if len(seeds) > 1 else "–"
+        cells = "".join(f" {row.by_fold[fold]:.3f} |" for fold in folds)
+        lines.append(f"| {name} | {row.mean:.3f}{spread} | {over} |{cells}")
+    return "\n".join(lines)
+
+
+def class_table(
+    labels: Labels, names: Sequence[str], predictions: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> list[dict[str, Any]]:
+    """Each class over the test clips of all fits (rows [n], logits [n, C] each): clips, and precision and recall, or
+    average precision where clips have several labels. Clips tested by several seeds count for each of them."""
+    rows = np.concatenate([rows for rows, _ in predictions])
+    logits = np.concatenate([logits for _, logits in predictions])
+    targets = labels.targets(rows) > 0
+    support = targets.sum(axis=0)
+    if labels.multi_label:
+        precision = average_precision(logits, targets)
+        return [
+            {"class": name, "clips": int(support[c]), "average precision": round(float(precision[c]), 4)}
+            for c, name in enumerate(names)
+        ]
+    chosen = np.eye(len(names), dtype=bool)[logits.argmax(axis=1)]
+    hits = (chosen & targets).sum(axis=0)
+    recall, precision = hits / np.maximum(support, 1), hits / np.maximum(chosen.sum(axis=0), 1)
+    return [
+        {"class": n, "clips": int(support[c]), "recall": round(recall[c], 4), "precision": round(precision[c], 4)}
+        for c, n in enumerate(names)
+    ]

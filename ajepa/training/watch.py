@@ -1,0 +1,122 @@
+"""Watching a loss without waiting for it: figures of a step, the workers' requests to stop, and who is to blame for a
+value that is not finite. Pretraining and fine-tuning share it."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ajepa.errors import UserError
+
+GPU_LAG = 2  # steps the host may run ahead of a GPU before it looks at a loss
+
+
+class NonFiniteLoss(UserError):
+    """The loss or a gradient is NaN or infinite; the message names the step. `rows` are the dataset rows to blame,
+    empty when the fault lies in another worker's share."""
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.message, self.rows = message, rows
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[int, ...]]]:  # crosses process borders
+        return type(self), (self.message, self.rows)
+
+
+class Clips(Protocol):
+    """What a step was given."""
+
+    @property
+    def log_mel(self) -> Tensor: ...
+    @property
+    def rows(self) -> np.ndarray: ...
+
+
+@dataclass
+class Pending:
+    """A step whose figures may still be on their way from the device."""
+
+    step: int
+    inputs: Clips
+    figures: Tensor  # [loss, gradient norm, stop request], on the host
+    event: torch.cuda.Event | None  # set once they are there
+
+
+class Watched(Protocol):
+    """What of a training state is read and written here."""
+
+    step: int
+    world_size: int
+    device: torch.device
+    scaler: torch.amp.GradScaler
+    pending: deque[Pending]
+    stop_request: int
+
+
+def watch(state: Watched, inputs: Clips, loss: Tensor, grad_norm: Tensor, stop: int) -> None:
+    """Note loss, gradient norm and the workers' stop requests; on a GPU they travel to the host by themselves."""
+    request = torch.full((), float(stop), device=state.device)
+    if state.world_size > 1:
+        dist.all_reduce(request, dist.ReduceOp.MAX)
+    seen = torch.stack([loss, grad_norm.detach().float(), request])
+    event = None
+    if state.device.type == "cuda":
+        host = torch.empty(3, pin_memory=True)
+        host.copy_(seen, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        seen = host
+    state.pending.append(Pending(state.step, inputs, seen, event))
+
+
+def settle(state: Watched, lag: int = 0) -> None:
+    """Look at the figures of all but the last `lag` steps, and note their stop requests.
+
+    Raises:
+        NonFiniteLoss: one of them was not finite.
+    """
+    while len(state.pending) > lag:
+        seen = state.pending.popleft()
+        if seen.event is not None:
+            seen.event.synchronize()
+        loss, grad_norm, request = seen.figures.tolist()
+        state.stop_request = max(state.stop_request, int(request))
+        # With fp16 a gradient may overflow: the scaler skips the step and lowers its scale.
+        if not np.isfinite(loss) or not (np.isfinite(grad_norm) or state.scaler.is_enabled()):
+            raise _blame(seen, loss, grad_norm)
+
+
+def _blame(seen: Pending, loss: float, grad_norm: float) -> NonFiniteLoss:
+    what = f"step {seen.step}: loss {loss:g}, gradient norm {grad_norm:g}"
+    poisoned = ~torch.isfinite(seen.inputs.log_mel.float()).flatten(1).all(dim=1).cpu().numpy()
+    if poisoned.any():
+        rows = tuple(int(r) for r in seen.inputs.rows[poisoned])
+        return NonFiniteLoss(f"{what}; log-mels that are not finite in dataset rows {list(rows)}", rows)
+    if np.isfinite(loss):
+        return NonFiniteLoss(f"{what}; the loss of this worker's clips is finite (lower --lr, or see another worker)")
+    rows = tuple(int(r) for r in seen.inputs.rows)
+    return NonFiniteLoss(
+        f"{what}; its log-mels are finite, so lower --lr; dataset rows of the batch: {list(rows)}", rows
+    )
+
+
+def require_agreement(state: Watched) -> None:
+    """Check that all workers start at the same step.
+
+    Raises:
+        UserError: they found different checkpoints.
+    """
+    if state.world_size == 1:
+        return
+    steps = torch.tensor([state.step, -state.step], device=state.device)
+    dist.all_reduce(steps, dist.ReduceOp.MAX)
+    highest, lowest = int(steps[0]), -int(steps[1])
+    if highest != lowest:
+        raise UserError(
+            f"the workers found checkpoints of different steps ({lowest} to {highest}): --output must be a folder that "
+            "all machines share, or a URI"
+        )
