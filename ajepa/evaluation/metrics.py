@@ -121,9 +121,10 @@ def class_scores(table: np.ndarray) -> ClassScores:
 def resamples(n: int, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray:
     """How often each of n clips is drawn in each bootstrap replicate, with replacement: [n, replicates] float32."""
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, n, (replicates, n))
-    flat = np.bincount((drawn + n * np.arange(replicates)[:, None]).ravel(), minlength=n * replicates)
-    return np.ascontiguousarray(flat.reshape(replicates, n).T, np.float32)
+    weights = np.empty((n, replicates), np.float32)
+    for i in range(replicates):
+        weights[:, i] = np.bincount(rng.integers(0, n, n), minlength=n)
+    return weights
 
 
 def accuracy_replicates(correct: np.ndarray, weights: np.ndarray) -> np.ndarray:

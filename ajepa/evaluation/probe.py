@@ -69,15 +69,16 @@ class ProbeResult:
         parts = [multi_label_scores(self.scores[rows], self.targets[rows]).average_precision for rows in self._parts()]
         return np.array([nanmean(values) for values in np.stack(parts, axis=1)])
 
-    def replicates(self, weights: np.ndarray) -> np.ndarray:
+    def replicates(self, weights: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Accuracy or mAP in bootstrap replicates [replicates], mean over parts.
 
         Args:
-            weights: [num_clips, replicates] how often each clip counts (metrics.resamples).
+            weights: [m, replicates] how often each tested clip counts (metrics.resamples).
+            place: [n] row of weights by clip.
         """
         values = []
         for rows in self._parts():
-            own = weights[self.clips[rows]]
+            own = weights[place[self.clips[rows]]]
             if self.multi_label:
                 values.append(precision_replicates(self.scores[rows], self.targets[rows], own))
             else:

@@ -79,9 +79,7 @@ def read_targets(dataset: ShardDataset) -> Targets:
     return Targets(dataset.label_names, targets)
 
 
-def make_splits(
-    dataset: ShardDataset, targets: Targets, seed: int = 0, train_splits: Sequence[str] = ()
-) -> Splits:
+def make_splits(dataset: ShardDataset, targets: Targets, seed: int = 0, train_splits: Sequence[str] = ()) -> Splits:
     """The dataset's test split, its folds or drawn folds, in this order.
 
     A test split goes with a training split (of AudioSet's two the balanced one) and a validation split, or a tenth of
