@@ -1,5 +1,6 @@
 """A-JEPA: audio representations learned by predicting the representations of masked time-frequency blocks."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from ajepa.config import PRESETS, Config, FrontEndConfig, MaskConfig, ModelConfig, TrainConfig
@@ -7,6 +8,7 @@ from ajepa.errors import UserError
 
 if TYPE_CHECKING:
     from ajepa.encoder import AudioEncoder
+    from ajepa.model.pooling import WeightedLayers
     from ajepa.pretrained import export_encoder, load_encoder
 
 __version__ = "0.1.0"
@@ -20,19 +22,22 @@ __all__ = [
     "ModelConfig",
     "TrainConfig",
     "UserError",
+    "WeightedLayers",
     "export_encoder",
     "load_encoder",
 ]
 
 
+_LAZY = {
+    "AudioEncoder": "ajepa.encoder",
+    "WeightedLayers": "ajepa.model.pooling",
+    "export_encoder": "ajepa.pretrained",
+    "load_encoder": "ajepa.pretrained",
+}
+
+
 def __getattr__(name: str) -> Any:
     """The encoder's names, imported when first used: training on a bare GPU box needs no audio libraries."""
-    if name == "AudioEncoder":
-        from ajepa.encoder import AudioEncoder
-
-        return AudioEncoder
-    if name in ("export_encoder", "load_encoder"):
-        from ajepa import pretrained
-
-        return getattr(pretrained, name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'ajepa' has no attribute {name!r}")

@@ -15,7 +15,6 @@ import tyro
 from ajepa import storage
 from ajepa.config import differences
 from ajepa.errors import UserError
-from ajepa.evaluation.features import require_front_end
 from ajepa.finetuning.clips import Labels, open_reader, read_labels
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
 from ajepa.finetuning.plan import plan_fits
@@ -26,8 +25,8 @@ from ajepa.pretrained import Branch, load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from pipelines import tracking
 from pipelines.common import parse, run_command, warn_relative_output
+from pipelines.lineage import pretraining, recorded_uri
 from pipelines.pretrain import RUN_JSON
-from pipelines.probe import source_run
 from pipelines.reporter import Reporter
 from pipelines.workers import fit, parse_workers
 
@@ -117,7 +116,7 @@ def main(args: FinetuneArgs) -> list[Row]:
         raise UserError(f"--seeds must be positive, got {args.seeds}")
     encoder, data = storage.absolute(args.encoder), storage.absolute(args.data)
     audio, dataset = load_encoder(encoder, args.branch), open_dataset(data)
-    require_front_end(audio, dataset)
+    dataset.require_front_end(audio.front_end)
     labels = read_labels(dataset)
     fits = plan_fits(dataset, labels, args.config, args.seeds, args.fold)
     output = output_of(args, encoder, dataset)
@@ -186,8 +185,8 @@ def start_or_resume(
     if found:
         print("resuming")
         return found, tracking.Tracker(found["mlflow_uri"], found["mlflow_run"])
-    run = source_run(encoder)
-    uri = tracking.tracking_uri(args.mlflow_uri or run.get("mlflow_uri"), output)
+    run = pretraining(encoder)
+    uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(run), output)
     params = {k: v for k, v in settings.items() if k not in ("config", "label_names")} | {
         **args.config.to_dict(), "preset": args.preset, "encoder": encoder, "data": dataset.path, "output": output,
         "num_workers": args.num_workers, "classes": len(dataset.label_names),

@@ -1,24 +1,18 @@
 """Audio files to verified log-mel shards, as one Ray Data job. Interrupted at any time, the same command goes on."""
 
 import json
-import logging
 import os
 import sys
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow.parquet as pq
-import ray
-import ray.data
 import torch
 import tyro
-from ray.data import DataContext, TaskPoolStrategy
+from ray.data import TaskPoolStrategy
 
 import ajepa
 from ajepa import storage
@@ -31,11 +25,12 @@ from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, finish_datase
 from ajepa.shards.merge import merge_datasets
 from ajepa.shards.schema import BAD, OK
 from ajepa.shards.verify import verify_dataset
-from ajepa.shards.writer import ShardResult, shard_path, write_shard
+from ajepa.shards.writer import shard_path, write_shard
 from pipelines import tracking
-from pipelines.common import parse, run_command, start_ray, warn_relative_output
+from pipelines.blocks import make_blocks, run_blocks, unfinished
+from pipelines.common import parse, run_command, warn_relative_output
 from pipelines.estimate import estimate
-from pipelines.plan import MISSING, make_plan, prepare_output
+from pipelines.plan import MISSING, SHARDS, make_plan, prepare_output, read_block
 from pipelines.progress import Progress
 from pipelines.report import write_report
 from pipelines.tracking import Tracker
@@ -137,69 +132,24 @@ def list_clips(args: PreprocessArgs) -> Manifest:
 
 
 def write_shards(batch: dict[str, np.ndarray], output: str, front_end: FrontEndConfig) -> dict[str, Any]:
-    """The map task: shard numbers in, a row of figures each out. The shard itself goes straight to storage.
-
-    What stops the whole job (a full disk, a store that is away) comes back as a row too: as an exception it would
-    reach the driver as pages of Ray's.
-    """
+    """The map task: see `make_blocks`."""
     torch.set_num_threads(1)  # a task a core
-    rows = [_write_one(int(index), output, front_end) for index in batch["item"]]
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
-
-
-def _write_one(index: int, output: str, front_end: FrontEndConfig) -> dict[str, Any]:
-    path = storage.join(output, PLAN, "manifest.parquet")
-
-    def work() -> ShardResult:
-        with storage.open_input(path) as stream:
-            clips = pq.ParquetFile(stream).read_row_group(index)
-        return write_shard(clips, index, output, front_end)
-
-    try:
-        result, stopped = storage.with_retries(output, work), ""
-    except OSError as error:
-        result, stopped = ShardResult(index), " ".join(str(error).split())
-    return {"ok": result.ok, "cut": result.cut, "errors": json.dumps(result.errors), "stopped": stopped}
+    return make_blocks(batch, output, lambda index: write_shard(read_block(output, index), index, output, front_end))
 
 
 def write_all(output: str, plan: dict[str, Any], front_end: FrontEndConfig, num_workers: int | None) -> dict[str, Any]:
     """Write the shards that are missing, with live progress; figures of this part of the job."""
     shards = -(-plan["clips"] // plan["shard_size"])
-    done = {name for name, _ in storage.list_files(storage.join(output, OK))}
-    todo = [i for i in range(shards) if shard_path(output, OK, i).rpartition("/")[2] not in done]
-    if len(todo) < shards:
-        print(f"resuming: {shards - len(todo)} of {shards} shards are finished")
-    figures: Counter[str] = Counter()
-    start = time.perf_counter()
-    if todo:
-        start_ray()
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        for name in ("progress", "execution.streaming_executor"):  # which tell that there is no bar of theirs
-            logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
-        job = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
-            write_shards,
-            fn_kwargs={"output": output, "front_end": front_end},
-            batch_size=None,
-            compute=TaskPoolStrategy(size=min(num_workers, len(todo)) if num_workers else None),
-            num_cpus=1,
-        )
-        missing = sum(min(plan["shard_size"], plan["clips"] - i * plan["shard_size"]) for i in todo)
-        with Progress("preprocess", missing) as progress:
-            for row in job.iter_rows():
-                if row["stopped"]:
-                    raise UserError(
-                        f"stopped: {row['stopped']}. Finished shards are kept: mend it and run the same command again"
-                    )
-                errors = Counter(json.loads(row["errors"]))
-                figures.update(ok=row["ok"], cut=row["cut"], failed=errors.total())
-                progress.update(row["ok"] + errors.total(), errors.total())
-    return {
-        "seconds": time.perf_counter() - start,
-        "clips": figures["ok"] + figures["failed"],
-        "cut": figures["cut"],
-    }
+    todo = unfinished(output, [shard_path(output, OK, i) for i in range(shards)], "shards")
+    return run_blocks(
+        "preprocess",
+        todo,
+        sum(min(plan["shard_size"], plan["clips"] - i * plan["shard_size"]) for i in todo),
+        write_shards,
+        fn_kwargs={"output": output, "front_end": front_end},
+        compute=TaskPoolStrategy(size=num_workers and min(num_workers, max(1, len(todo)))),
+        num_cpus=1,
+    )
 
 
 def save_report(dataset: ShardDataset, remarks: Sequence[str], missing: int, tracker: Tracker | None = None) -> None:
@@ -222,7 +172,7 @@ def main(args: PreprocessArgs) -> ShardDataset:
     if args.num_workers is not None and args.num_workers < 1:
         raise UserError(f"--num-workers must be positive, got {args.num_workers}")
     plan = make_plan(args.source, args.input, manifest, args.clips_per_shard, args.front_end)
-    finished = prepare_output(output, plan, manifest, args.overwrite)
+    finished = prepare_output(output, SHARDS, plan, manifest, plan["shard_size"], args.overwrite)
     if finished is not None:
         if storage.kind(storage.join(output, REPORT, "report.md")) == "missing":  # killed between the two
             save_report(finished, manifest.remarks, len(manifest.missing))

@@ -8,6 +8,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
+from training.test_checkpoint import save_run
 
 from ajepa.config import PRESETS
 from pipelines import ablate, demo, export, preprocess, pretrain, probe
@@ -41,6 +43,35 @@ def test_the_preset_table_is_that_of_the_presets():
         assert f"{model.depth} x {model.width}" in line
         assert f"{model.predictor_depth} x {model.predictor_width}" in line
         assert f"{model.crop_frames / 100:.2f} s" in line
+
+
+@pytest.fixture(scope="module")
+def names_of_the_three_lines(small_dataset, tmp_path_factory):
+    """Everything the three lines define, run on a run and a file made here."""
+    folder = tmp_path_factory.mktemp("readme")
+    save_run(folder / "run", small_dataset, 1)
+    soundfile.write(folder / "dog.wav", np.sin(np.arange(44_100) / 20), 44_100)
+    snippet = re.search(r"```python\n(import ajepa, soundfile\n.*?)```", README, re.DOTALL)[1]
+    assert len([line for line in snippet.splitlines() if line and not line.startswith("import")]) == 3
+    names = {"run": str(folder / "run")}
+    exec(snippet.replace('"runs/nano"', "run").replace('"dog.wav"', f'"{folder}/dog.wav"'), names)
+    return names
+
+
+def test_three_lines_make_a_vector(names_of_the_three_lines):
+    vector = names_of_the_three_lines["vector"]
+    assert vector.shape == (1, names_of_the_three_lines["encoder"].width) and vector.isfinite().all()
+
+
+def test_the_lines_after_them_run(names_of_the_three_lines):
+    names = dict(names_of_the_three_lines)
+    snippet = re.search(r"```python\n(frames, times_ms.*?)```", README, re.DOTALL)[1]
+    exec(snippet.replace('"runs/nano"', "run").replace("layers=[2, 4]", "layers=[1, 2]"), names)
+    width = names["encoder"].width
+    assert names["frames"].shape == (1, len(names["times_ms"]), width)
+    assert names["patches"].shape == (1, 8 * names["columns"], width)
+    assert names["vectors"].shape == (2, 2 * 16 * width)
+    assert names["encoder"].precision == "bf16"
 
 
 def test_the_snippet_for_pandas_reads_a_shard(small_dataset):

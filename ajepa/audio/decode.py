@@ -68,6 +68,20 @@ def decode(uri: str, sample_rate: int, start_s: float = 0.0, duration_s: float |
     return Decoded(resample(waveform, rate, sample_rate), len(waveform) / rate, rate)
 
 
+def decode_clip(clip: dict[str, Any], sample_rate: int, most: int) -> tuple[Decoded, bool]:
+    """`decode` of a manifest row, at most so many samples of the result, and whether its audio was cut to them.
+
+    Raises:
+        AudioError, UnreachableError: as `decode`.
+    """
+    # One sample beyond the limit is enough to know that the audio goes on.
+    wanted = min((most + 2) / sample_rate, clip["duration_s"] or np.inf)
+    decoded = decode(clip["uri"], sample_rate, clip["start_s"], wanted)
+    cut = len(decoded.waveform) > most
+    waveform = np.ascontiguousarray(decoded.waveform[:most])
+    return decoded._replace(waveform=waveform, seconds=min(decoded.seconds, most / sample_rate)), cut
+
+
 def duration(uri: str) -> float:
     """Seconds of audio that a file's header claims; 0 where the container does not say.
 

@@ -6,35 +6,10 @@ import numpy as np
 import torch
 
 from ajepa.encoder import AudioEncoder
-from ajepa.errors import UserError
 from ajepa.model.pooling import POOLINGS
 from ajepa.shards.dataset import ShardDataset
 
 BATCH = 32
-
-
-def require_front_end(encoder: AudioEncoder, dataset: ShardDataset) -> None:
-    """Check that an encoder can take a dataset's log-mels.
-
-    Raises:
-        UserError: the dataset was made with another front end than the encoder was trained on.
-    """
-    ours, theirs = encoder.front_end, dataset.front_end
-    for name in (
-        "sample_rate",
-        "n_fft",
-        "win_length",
-        "hop_length",
-        "n_mels",
-        "f_min",
-        "f_max",
-        "log_epsilon",
-    ):
-        if getattr(ours, name) != getattr(theirs, name):
-            raise UserError(
-                f"the encoder was trained with {name}={getattr(ours, name)}, "
-                f"the shards in {dataset.path!r} have {getattr(theirs, name)}: preprocess them alike"
-            )
 
 
 def encoder_features(encoder: AudioEncoder, dataset: ShardDataset) -> dict[str, np.ndarray]:
@@ -43,7 +18,7 @@ def encoder_features(encoder: AudioEncoder, dataset: ShardDataset) -> dict[str, 
     Raises:
         UserError: the dataset was made with another front end than the encoder was trained on.
     """
-    require_front_end(encoder, dataset)
+    dataset.require_front_end(encoder.front_end)
     parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in POOLINGS}
     for log_mels, num_frames in _batches(dataset):
         pooled = encoder.pooled(torch.tensor(log_mels), torch.tensor(num_frames))

@@ -49,6 +49,20 @@ class ShardDataset:
     content_hash: str
     info: dict[str, Any]  # the whole file
 
+    def require_front_end(self, wanted: FrontEndConfig) -> None:
+        """Refuse an encoder that was trained on log-mels made in another way (a clip's length may differ).
+
+        Raises:
+            UserError: a setting differs, by name.
+        """
+        for field in dataclasses.fields(FrontEndConfig):
+            ours, theirs = getattr(self.front_end, field.name), getattr(wanted, field.name)
+            if ours != theirs and field.name != "clip_frames":
+                raise UserError(
+                    f"the encoder was trained with {field.name}={theirs}, the shards in {self.path!r} have {ours}: "
+                    "preprocess them alike"
+                )
+
     def read_columns(self, columns: list[str]) -> pa.Table:
         """Columns of all ok rows, in storage order."""
         return pa.concat_tables(table for _, table in read_shards(self.path, OK, columns))
@@ -154,29 +168,13 @@ def finish_dataset(
         RuntimeError: the shards do not hold the expected clips.
         UserError: not one clip could be read.
     """
-    for status in (OK, BAD):  # what killed workers left half-written; nobody writes any more
-        folder = storage.join(output, status)
-        for name in _files(folder):
-            if name.endswith(".tmp"):
-                storage.delete(storage.join(folder, name))
+    sweep(output)
     reduction, shards = Reduction(front_end, label_names), []
     for name, table in read_shards(output, OK, SMALL_COLUMNS):
         reduction.add(table)
         shards.append({"name": f"{OK}/{name}", "rows": table.num_rows})
-    bad, reasons = [], Counter[str]()
-    for _, table in read_shards(output, BAD, ["clip_id", "error"]):
-        bad += table["clip_id"].chunks
-        reasons.update(error.partition(":")[0] for error in table["error"].to_pylist())
     ids = reduction.clip_ids()
-    failed = sum(map(len, bad))
-    distinct = pc.count_distinct(pa.chunked_array([*ids.chunks, *bad], pa.string())).as_py()
-    if len(ids) + failed != expected or distinct != expected:
-        raise RuntimeError(
-            f"{output}: {len(ids)} ok and {failed} bad rows, {distinct} distinct ids, "
-            f"for {expected} clips: delete the folder and run preprocess again"
-        )
-    if not len(ids):
-        raise UserError(f"not one of {expected} clips could be read: {dict(reasons)}; see {output}/{BAD}")
+    reasons = check_complete(output, ids, expected)
     statistics = reduction.statistics()
     info = {
         "contract_version": CONTRACT_VERSION,
@@ -184,7 +182,7 @@ def finish_dataset(
         "statistics": statistics.to_dict(),
         "counts": {
             "ok": len(ids),
-            "bad": failed,
+            "bad": reasons.total(),
             "bad_by_stage": dict(reasons),
             "hours": statistics.frames / front_end.frame_rate / 3600,
         },
@@ -195,6 +193,37 @@ def finish_dataset(
     }
     storage.write_text(storage.join(output, DATASET_JSON), json.dumps(info, indent=1))
     return open_dataset(output)
+
+
+def sweep(output: str) -> None:
+    """Delete what killed workers left half-written; for when nobody writes any more."""
+    for status in (OK, BAD):
+        folder = storage.join(output, status)
+        for name in _files(folder):
+            if name.endswith(".tmp"):
+                storage.delete(storage.join(folder, name))
+
+
+def check_complete(output: str, ok_ids: pa.ChunkedArray, expected: int) -> Counter[str]:
+    """Check that every clip is there exactly once, ok or bad; the number of bad ones by stage.
+
+    Raises:
+        RuntimeError: the files do not hold the expected clips.
+        UserError: not one clip could be read.
+    """
+    bad, reasons = [], Counter[str]()
+    for _, table in read_shards(output, BAD, ["clip_id", "error"]):
+        bad += table["clip_id"].chunks
+        reasons.update(error.partition(":")[0] for error in table["error"].to_pylist())
+    distinct = pc.count_distinct(pa.chunked_array([*ok_ids.chunks, *bad], pa.string())).as_py()
+    if len(ok_ids) + reasons.total() != expected or distinct != expected:
+        raise RuntimeError(
+            f"{output}: {len(ok_ids)} ok and {reasons.total()} bad rows, {distinct} distinct ids, "
+            f"for {expected} clips: delete the folder and run the same command again"
+        )
+    if not len(ok_ids):
+        raise UserError(f"not one of {expected} clips could be read: {dict(reasons)}; see {output}/{BAD}")
+    return reasons
 
 
 def _files(folder: str) -> list[str]:

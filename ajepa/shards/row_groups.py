@@ -67,7 +67,7 @@ class RowGroups:
             UnreachableError: the store did not answer.
         """
         verify = not self._verified[group]
-        table = self._columns(group, ["log_mel", "num_frames", *(["digest", "clip_id"] if verify else [])])
+        table = self.columns(group, ["log_mel", "num_frames", *(["digest", "clip_id"] if verify else [])])
         front_end = self._dataset.front_end
         try:
             log_mels = decode_log_mels(table["log_mel"], front_end.n_mels, front_end.clip_frames)
@@ -86,10 +86,19 @@ class RowGroups:
             UserError, UnreachableError: as `read`.
         """
         groups = self.group_of(rows)
-        ids = {int(g): self._columns(int(g), ["clip_id"])["clip_id"] for g in np.unique(groups)}
+        ids = {int(g): self.columns(int(g), ["clip_id"])["clip_id"] for g in np.unique(groups)}
         return [ids[int(g)][int(row - self.first_row[g])].as_py() for row, g in zip(rows, groups, strict=True)]
 
-    def _columns(self, group: int, columns: list[str]) -> pa.Table:
+    def of_shard(self, shard: int) -> list[int]:
+        """The row groups of a shard, in storage order."""
+        return np.flatnonzero(self._shard == shard).tolist()
+
+    def columns(self, group: int, columns: list[str]) -> pa.Table:
+        """Columns of a row group, none with a value missing.
+
+        Raises:
+            UserError, UnreachableError: as `read`.
+        """
         path = self._path(group)
         local = storage.is_local(path)
 

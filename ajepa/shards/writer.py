@@ -1,17 +1,18 @@
 """Clips in, one finished shard out. A shard is a pure function of its clips and the front end: written again,
 by any worker, it has the same bytes."""
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from ajepa import storage
-from ajepa.audio.decode import AudioError, decode
+from ajepa.audio.decode import AudioError, decode_clip
 from ajepa.audio.logmel import LogMel
 from ajepa.config import FrontEndConfig
 from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, ROW_GROUP, encode_row, ok_schema
@@ -19,7 +20,7 @@ from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, ROW_GROUP, encode_row, ok_s
 
 @dataclass
 class ShardResult:
-    """What one shard came to."""
+    """What one shard, or another block of clips, came to."""
 
     index: int
     ok: int = 0
@@ -42,14 +43,10 @@ def make_row(clip: dict[str, Any], log_mel: LogMel) -> tuple[dict[str, Any], boo
         AudioError: the clip is bad; the message is its reason.
     """
     config = log_mel.config
-    limit = config.clip_samples / config.sample_rate
-    # One sample beyond the limit is enough to know that the audio goes on.
-    wanted = min(limit + 2 / config.sample_rate, clip["duration_s"] or np.inf)
-    waveform, seconds, rate = decode(clip["uri"], config.sample_rate, clip["start_s"], wanted)
-    cut = len(waveform) > config.clip_samples
-    waveform = waveform[: config.clip_samples]
-    values = log_mel(torch.from_numpy(np.ascontiguousarray(waveform))).numpy()
-    return clip | {"duration_s": min(seconds, limit), "source_rate": rate} | encode_row(values, config), cut
+    decoded, cut = decode_clip(clip, config.sample_rate, config.clip_samples)
+    values = log_mel(torch.from_numpy(decoded.waveform)).numpy()
+    made = {"duration_s": decoded.seconds, "source_rate": decoded.source_rate}
+    return clip | made | encode_row(values, config), cut
 
 
 def write_shard(clips: pa.Table, index: int, output: str, config: FrontEndConfig) -> ShardResult:
@@ -57,34 +54,59 @@ def write_shard(clips: pa.Table, index: int, output: str, config: FrontEndConfig
 
     Memory holds one row group of log-mels, whatever the number of clips.
     """
-    result = ShardResult(index)
-    front_end = LogMel(config)
-    schema = ok_schema(config)
-    bad_path = shard_path(output, BAD, index)
-    storage.delete(bad_path)  # of an attempt that did not finish
-    bad_rows: list[dict[str, Any]] = []
-    with (
-        torch.inference_mode(),
-        storage.atomic_output(shard_path(output, OK, index)) as stream,
-        pq.ParquetWriter(stream, schema, compression="none", use_dictionary=False) as parquet,
-    ):
+    front_end, schema = LogMel(config), ok_schema(config)
+    paths = shard_path(output, OK, index), shard_path(output, BAD, index)
+    with torch.inference_mode(), block_output(*paths, index, schema) as block:
         rows: list[dict[str, Any]] = []
         for clip in clips.to_pylist():
             try:
                 row, cut = make_row(clip, front_end)
                 rows.append(row)
-                result.cut += cut
+                block.result.cut += cut
             except AudioError as error:
-                bad_rows.append(clip | {"error": str(error)})
-                result.errors[str(error).partition(":")[0]] += 1
+                block.reject(clip, error)
             if len(rows) == ROW_GROUP:
-                parquet.write_table(pa.Table.from_pylist(rows, schema))
-                result.ok += len(rows)
+                block.write(pa.Table.from_pylist(rows, schema))
                 rows = []
-        if rows or not result.ok:
-            parquet.write_table(pa.Table.from_pylist(rows, schema))
-            result.ok += len(rows)
-        if bad_rows:
+        if rows:
+            block.write(pa.Table.from_pylist(rows, schema))
+    return block.result
+
+
+class BlockOutput:
+    """Takes the rows of one block of clips, and counts them; made by `block_output`."""
+
+    def __init__(self, index: int, parquet: pq.ParquetWriter) -> None:
+        self.result = ShardResult(index)
+        self.rejected: list[dict[str, Any]] = []
+        self._parquet = parquet
+
+    def write(self, rows: pa.Table) -> None:
+        """Add ok rows as a row group."""
+        self._parquet.write_table(rows)
+        self.result.ok += rows.num_rows
+
+    def reject(self, clip: dict[str, Any], error: AudioError) -> None:
+        """Add a manifest row to the bad rows, with its reason "stage: reason"."""
+        self.rejected.append(clip | {"error": str(error)})
+        self.result.errors[str(error).partition(":")[0]] += 1
+
+
+@contextlib.contextmanager
+def block_output(ok_path: str, bad_path: str, index: int, schema: pa.Schema) -> Iterator[BlockOutput]:
+    """The two Parquet files of a block: ok rows in the order they come, and, if there are any, bad rows.
+
+    The ok file appears last, and only when the with-block ends without an error: it marks the block finished.
+    """
+    storage.delete(bad_path)  # of an attempt that did not finish
+    with (
+        storage.atomic_output(ok_path) as stream,
+        pq.ParquetWriter(stream, schema, compression="none", use_dictionary=False) as parquet,
+    ):
+        block = BlockOutput(index, parquet)
+        yield block
+        if not block.result.ok:
+            block.write(schema.empty_table())
+        if block.rejected:
             with storage.atomic_output(bad_path) as bad_stream:
-                pq.write_table(pa.Table.from_pylist(bad_rows, BAD_SCHEMA), bad_stream)
-    return result
+                pq.write_table(pa.Table.from_pylist(block.rejected, BAD_SCHEMA), bad_stream)

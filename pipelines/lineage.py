@@ -1,0 +1,30 @@
+"""Which pretraining run an encoder comes from, so that other jobs' MLflow runs can name it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ajepa import storage
+from ajepa.pretrained import EXPORT_JSON
+from pipelines.pretrain import RUN_JSON
+
+
+def pretraining(encoder: str) -> dict[str, str]:
+    """{"mlflow_run", "mlflow_uri"} of the run that trained a run folder's, a checkpoint's or an export's encoder; {}
+    where it is not known. The tracking store may have moved since."""
+    where = storage.absolute(encoder)
+    exported = storage.join(where, EXPORT_JSON)
+    if storage.kind(exported) == "file":
+        found: dict[str, Any] = json.loads(storage.read_text(exported)).get("notes", {})
+    else:
+        folders = [where, where.rstrip("/").rpartition("/")[0].rpartition("/")[0]]  # RUN or RUN/checkpoints/STEP
+        runs = [storage.join(folder, RUN_JSON) for folder in folders if folder]
+        found = next((json.loads(storage.read_text(run)) for run in runs if storage.kind(run) == "file"), {})
+    return {name: found[name] for name in ("mlflow_run", "mlflow_uri") if found.get(name)}
+
+
+def recorded_uri(origin: dict[str, str]) -> str | None:
+    """The pretraining run's tracking URI, unless it is a database that did not come along."""
+    uri = origin.get("mlflow_uri")
+    lost = uri is not None and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    return None if lost else uri
