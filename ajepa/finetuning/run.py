@@ -18,7 +18,7 @@ from ajepa.finetuning.clips import Labels, open_reader, read_labels
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.heads import probe_head
 from ajepa.finetuning.loop import Stage, Stopped, best_of, train
-from ajepa.finetuning.model import Classifier, set_head
+from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.plan import Fit, plan_fits
 from ajepa.finetuning.predict import outputs, score
 from ajepa.finetuning.schedule import Schedule
@@ -137,8 +137,8 @@ class Trainer:
         if config.head_init == "probe":
             known = self._frozen_features(model, reader)
             everything = np.arange(self.dataset.num_clips)
-            weight, bias = probe_head(known, self.labels.targets(everything), self.fit.train, self.fit.validation, rows)
-            set_head(model, weight, bias)
+            head = probe_head(known, self.labels.targets(everything), self.fit.train, self.fit.validation, rows)
+            model.start_from(*head.tensors())
         schedule = Schedule(config, reader.num_clips)
         return (
             build_state(config, model, schedule, self.labels.multi_label, worker.device, worker.world_size),

@@ -52,8 +52,7 @@ def probe_row(
     scores: dict[tuple[int, int | None], float] = {}
     for fit in {fit.fold: fit for fit in fits}.values():
         final = np.sort(np.concatenate([fit.train, fit.validation])) if fit.refit else fit.train
-        weight, bias = probe_head(features, targets, fit.train, fit.validation, final)
-        logits = features[fit.test] @ weight.numpy().T + bias.numpy()
+        logits = probe_head(features, targets, fit.train, fit.validation, final).logits(features[fit.test])
         scores[0, fit.fold] = score(logits, targets[fit.test], labels.multi_label)
     return Row(PROBE, scores)
 
