@@ -1,6 +1,7 @@
 """MLflow: where runs are recorded, and a handle that any process can log through."""
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
 from ajepa import storage
 from ajepa.errors import UserError
+from ajepa.shards.dataset import ShardDataset
 from pipelines.common import in_ray_job
 
 EXPERIMENT = "ajepa"
@@ -41,6 +43,17 @@ class Tracker:
 
     def log_text(self, text: str, name: str) -> None:
         self.client.log_text(self.run_id, text, name)
+
+    def log_dataset(self, dataset: ShardDataset, context: str) -> None:
+        """The shards as an input of the run, by content hash; context is "training" or "evaluation"."""
+        found = Dataset(
+            name=dataset.path.rstrip("/").rpartition("/")[2],
+            digest=dataset.content_hash,
+            source_type="ajepa shards",
+            source=json.dumps({"path": dataset.path}),
+            profile=json.dumps({"clips": dataset.num_clips, "hours": round(dataset.hours, 3)}),
+        )
+        self.client.log_inputs(self.run_id, [DatasetInput(found, [InputTag("mlflow.data.context", context)])])
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:

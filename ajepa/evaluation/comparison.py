@@ -1,83 +1,170 @@
-"""An encoder beside the baselines that give its accuracy a meaning, as one table."""
+"""An encoder beside the baselines that give its score a meaning, as one table."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
-from ajepa.config import Config
-from ajepa.encoder import AudioEncoder
-from ajepa.evaluation.features import encoder_features, mel_statistics
-from ajepa.evaluation.probe import Protocol, labels_and_folds, probe
-from ajepa.model.pooling import POOLINGS
-from ajepa.pretrained import random_encoder
-from ajepa.shards.dataset import ShardDataset
+from ajepa.evaluation.heads import Features
+from ajepa.evaluation.metrics import REPLICATES, interval, resamples
+from ajepa.evaluation.probe import ProbeResult, Protocol, probe
+from ajepa.evaluation.splits import Splits, Targets
 
 PRETRAINED, RANDOM, MEL = "pretrained", "random init", "log-mel statistics"
 
 
 @dataclass(frozen=True)
+class Source:
+    """One encoder's features, or a baseline's."""
+
+    kind: str  # PRETRAINED, RANDOM or MEL
+    label: str  # which encoder, or which seed
+    features: Callable[[], Mapping[str, Features]]  # by pooling; called when it is their turn
+    seeds: tuple[int, ...]  # of the drawn parts and of heads that start at random, one probe each
+
+
+@dataclass(frozen=True)
+class Run:
+    """One probe of a source."""
+
+    label: str
+    seed: int
+    score: float  # mean over folds
+    fold_scores: list[float]
+    validation: float
+    metrics: dict[str, float]
+    chosen: tuple[dict[str, Any], ...]  # by fold
+
+
+@dataclass(frozen=True)
 class Row:
-    """Probe accuracy of one kind of features under one pooling."""
+    """Scores of one kind of features under one pooling."""
 
     features: str
     pooling: str
-    fold_accuracy: list[float]  # mean over seeds where there are several
-    seed_accuracy: list[float]  # mean over folds, one a seed
     dimension: int
+    metric: str  # "accuracy" or "mAP"
+    runs: list[Run]
+    interval: tuple[float, float]  # 95% bootstrap interval over test clips of the mean over runs
+    first: ProbeResult | None  # the first run's predictions, of pretrained features
+
+    @property
+    def by_label(self) -> dict[str, float]:
+        """Mean score of each encoder, or of each seed where there is one encoder."""
+        labels = {run.label for run in self.runs}
+        key = (lambda run: run.label) if len(labels) > 1 else (lambda run: f"seed {run.seed}")
+        names = dict.fromkeys(key(run) for run in self.runs)
+        return {name: float(np.mean([r.score for r in self.runs if key(r) == name])) for name in names}
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.fold_accuracy))
+        return float(np.mean(list(self.by_label.values())))
 
     @property
     def std(self) -> float:
-        """Over folds."""
-        return float(np.std(self.fold_accuracy))
+        """Standard deviation (n - 1) over encoders or seeds; NaN where there is one."""
+        values = list(self.by_label.values())
+        return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+    @property
+    def fold_scores(self) -> list[float]:
+        """Mean over runs of each fold."""
+        return np.mean([run.fold_scores for run in self.runs], axis=0).tolist()
+
+    @property
+    def validation(self) -> float:
+        """What a pooling may be chosen by."""
+        return float(np.mean([run.validation for run in self.runs]))
+
+    def metrics(self) -> dict[str, float]:
+        """Every metric, mean over runs."""
+        return {name: float(np.mean([run.metrics[name] for run in self.runs])) for name in self.runs[0].metrics}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the predictions, for JSON."""
+        return {
+            "features": self.features,
+            "pooling": self.pooling,
+            "dimension": self.dimension,
+            "metric": self.metric,
+            "mean": self.mean,
+            "std": None if np.isnan(self.std) else self.std,
+            "interval95": list(self.interval),
+            "validation": self.validation,
+            "metrics": self.metrics(),
+            "fold_scores": self.fold_scores,
+            "runs": [vars(run) for run in self.runs],
+        }
 
 
 def compare(
-    encoder: AudioEncoder, config: Config, dataset: ShardDataset, protocol: Protocol, random_seeds: int = 3
-) -> list[Row]:
-    """Probe an encoder, the same architecture at random initialisation (several seeds) and log-mel statistics.
+    sources: Sequence[Source],
+    targets: Targets,
+    splits: Mapping[int, Splits],
+    protocol: Protocol,
+    device: torch.device | str = "cpu",
+    replicates: int = REPLICATES,
+) -> Iterator[Row]:
+    """Probe every source under every pooling it has; a row a kind and pooling, as soon as it is known.
 
     Args:
-        config: the encoder's; its random initialisations are drawn from it with other seeds.
+        splits: by seed; equal ones where nothing is drawn.
     """
-    labels, folds = labels_and_folds(dataset)
-    inits = [
-        random_encoder(config.model, config.train.seed + 1000 + i, encoder.front_end, encoder.normalise.statistics)
-        for i in range(random_seeds)
-    ]
-    kinds = {
-        PRETRAINED: [encoder_features(encoder, dataset)],
-        RANDOM: [encoder_features(init, dataset) for init in inits],
-        MEL: [mel_statistics(dataset)],
-    }
-    rows = []
-    for name, features in kinds.items():
-        for pooling in POOLINGS if features else ():
-            accuracy = np.array([probe(f[pooling], labels, folds, protocol).fold_accuracy for f in features])
-            rows.append(
-                Row(
-                    name,
-                    pooling,
-                    accuracy.mean(axis=0).tolist(),
-                    accuracy.mean(axis=1).tolist(),
-                    features[0][pooling].shape[1],
-                )
-            )
-    return rows
+    tested = np.unique(np.concatenate([part.test for part in next(iter(splits.values())).parts]))
+    weights = resamples(len(tested), replicates)
+    place = np.zeros(len(targets.targets), np.int64)
+    place[tested] = np.arange(len(tested))
+    for kind in dict.fromkeys(source.kind for source in sources):
+        runs: dict[str, list[Run]] = {}
+        drawn: dict[str, list[np.ndarray]] = {}
+        first: dict[str, ProbeResult] = {}
+        sizes: dict[str, int] = {}
+        for source in (s for s in sources if s.kind == kind):
+            for pooling, features in source.features().items():
+                sizes[pooling] = features.dimension
+                for seed in _needed(source.seeds, features, splits):
+                    result = probe(features, targets, splits[seed], protocol, seed, device)
+                    own = Run(
+                        source.label, seed, result.mean, result.fold_scores, result.validation, result.metrics(),
+                        result.chosen,
+                    )  # fmt: skip
+                    runs.setdefault(pooling, []).append(own)
+                    drawn.setdefault(pooling, []).append(result.replicates(weights, place))
+                    first.setdefault(pooling, result)
+        for pooling, own_runs in runs.items():
+            yield Row(
+                kind, pooling, sizes[pooling], first[pooling].metric, own_runs,
+                interval(np.mean(drawn[pooling], axis=0)), first[pooling] if kind == PRETRAINED else None,
+            )  # fmt: skip
 
 
-def markdown_table(rows: list[Row]) -> str:
-    """The comparison, a line a kind of features and a column a pooling; mean and standard deviation over folds."""
-    cells = {(row.features, row.pooling): f"{row.mean:.3f} ± {row.std:.3f}" for row in rows}
-    lines = [
-        f"| features | {' | '.join(f'{p} pooling' for p in POOLINGS)} |",
-        "|---|" + "---|" * len(POOLINGS),
-    ]
-    for name in dict.fromkeys(row.features for row in rows):
-        seeds = max(len(row.seed_accuracy) for row in rows if row.features == name)
-        label = f"{name} ({seeds} seeds)" if seeds > 1 else name
-        lines.append(f"| {label} | {' | '.join(cells[name, p] for p in POOLINGS)} |")
+def _needed(seeds: tuple[int, ...], features: Features, splits: Mapping[int, Splits]) -> tuple[int, ...]:
+    """The seeds that make a difference: none does for plain features on given folds."""
+    varies = not features.plain or splits[seeds[0]].drawn
+    return seeds if varies else seeds[:1]
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """A line a kind of features and pooling: score, its spread over encoders or seeds, its interval over clips, and
+    what each encoder or seed reached."""
+    several = len(rows[0].metrics()) > 1
+    columns = ["features", "pooling", rows[0].metric, "95% interval", *(["AUC", "d'"] if several else []),
+               "lowest to highest fold", "each encoder or seed", "D"]  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for row in rows:
+        values, folds, all_metrics = list(row.by_label.values()), row.fold_scores, row.metrics()
+        spread = "" if np.isnan(row.std) else f" ± {row.std:.3f}"
+        cells = [
+            row.features,
+            row.pooling,
+            f"{row.mean:.3f}{spread}",
+            f"{row.interval[0]:.3f} to {row.interval[1]:.3f}",
+            *([f"{all_metrics['AUC']:.3f}", f"{all_metrics['d_prime']:.2f}"] if several else []),
+            f"{min(folds):.3f} to {max(folds):.3f}" if len(folds) > 1 else "–",
+            " ".join(f"{value:.3f}" for value in values) if len(values) > 1 else "–",
+            str(row.dimension),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

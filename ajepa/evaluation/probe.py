@@ -1,100 +1,195 @@
-"""Probes on frozen features: accuracy over folds, with every choice made inside the training folds."""
+"""Probes on frozen features: every choice is made on the validation part, the test part gives the score alone."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
+import torch
 
-from ajepa.errors import UserError
-from ajepa.shards.dataset import ShardDataset
+from ajepa.evaluation import heads
+from ajepa.evaluation.heads import Features
+from ajepa.evaluation.knn import neighbour_scores
+from ajepa.evaluation.linear import LinearProbe, fit_path
+from ajepa.evaluation.metrics import (
+    accuracy,
+    accuracy_replicates,
+    d_prime,
+    multi_label_scores,
+    nanmean,
+    precision_replicates,
+    primary,
+)
+from ajepa.evaluation.splits import Part, Splits, Targets
 
 Protocol = Literal["linear", "knn"]
-GRID: dict[Protocol, tuple[float, ...]] = {
-    "linear": (0.001, 0.01, 0.1, 1.0),  # inverse L2 strength C of logistic regression
-    "knn": (1, 3, 5, 10, 20),  # neighbours
-}
+PATIENCE = 3  # L2 strengths in a row, ever weaker, that may do worse before the search ends
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Accuracy by fold, and every clip's prediction made by the probe that did not see its fold."""
+    """Scores of every tested clip by the probe that did not see it, part after part."""
 
-    fold_accuracy: np.ndarray  # [folds]
-    predictions: np.ndarray  # [n] label ids
+    clips: np.ndarray  # [m] indices
+    part: np.ndarray  # [m] number of the part
+    scores: np.ndarray  # [m, C]
+    targets: np.ndarray  # [m, C] bool
+    multi_label: bool
+    chosen: tuple[dict[str, Any], ...]  # by part: what validation chose
+    validation: float  # accuracy or mAP on the validation parts, mean over parts
+
+    @property
+    def metric(self) -> str:
+        return "mAP" if self.multi_label else "accuracy"
+
+    @property
+    def fold_scores(self) -> list[float]:
+        """Accuracy or mAP by part."""
+        return [self._score(self.part == number) for number in range(len(self.chosen))]
 
     @property
     def mean(self) -> float:
-        return float(self.fold_accuracy.mean())
+        """Mean over parts."""
+        return float(np.mean(self.fold_scores))
 
-    @property
-    def std(self) -> float:
-        return float(self.fold_accuracy.std())
+    def metrics(self) -> dict[str, float]:
+        """accuracy, or mAP, AUC, d' and the number of classes without a positive test clip; mean over parts."""
+        if not self.multi_label:
+            return {"accuracy": self.mean}
+        parts = [multi_label_scores(self.scores[rows], self.targets[rows]) for rows in self._parts()]
+        auc = nanmean(np.array([p.mean_auc for p in parts]))
+        return {
+            "mAP": nanmean(np.array([p.mean_average_precision for p in parts])),
+            "AUC": auc,
+            "d_prime": d_prime(auc),
+            "classes_left_out": float((~self.targets.any(axis=0)).sum()),
+        }
+
+    def average_precision(self) -> np.ndarray:
+        """[C] mean over the parts that have a positive clip of the class; NaN where none has."""
+        parts = [multi_label_scores(self.scores[rows], self.targets[rows]).average_precision for rows in self._parts()]
+        return np.array([nanmean(values) for values in np.stack(parts, axis=1)])
+
+    def replicates(self, weights: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """Accuracy or mAP in bootstrap replicates [replicates], mean over parts.
+
+        Args:
+            weights: [m, replicates] how often each tested clip counts (metrics.resamples).
+            place: [n] row of weights by clip.
+        """
+        values = []
+        for rows in self._parts():
+            own = weights[place[self.clips[rows]]]
+            if self.multi_label:
+                values.append(precision_replicates(self.scores[rows], self.targets[rows], own))
+            else:
+                right = self.scores[rows].argmax(axis=1) == self.targets[rows].argmax(axis=1)
+                values.append(accuracy_replicates(right.astype(np.float32), own))
+        return np.mean(values, axis=0)
+
+    def _parts(self) -> list[np.ndarray]:
+        return [np.flatnonzero(self.part == number) for number in range(len(self.chosen))]
+
+    def _score(self, rows: np.ndarray) -> float:
+        scores, targets = self.scores[rows], self.targets[rows]
+        if self.multi_label:
+            return multi_label_scores(scores, targets).mean_average_precision
+        return accuracy(scores.argmax(axis=1), targets.argmax(axis=1))
 
 
-def labels_and_folds(dataset: ShardDataset, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(label id [n], fold [n]) in storage order; five stratified folds are drawn where the dataset has none.
+def probe(
+    features: Features,
+    targets: Targets,
+    splits: Splits,
+    protocol: Protocol = "linear",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> ProbeResult:
+    """Score features by a probe on every part of the splits.
+
+    Args:
+        seed: of what is trained in minibatches (layers weighted, patches attended to); the rest has none.
 
     Raises:
-        UserError: clips without a label or with several, fewer than two classes, or a single fold.
+        ValueError: kNN of anything but one vector a clip.
     """
-    table = dataset.read_columns(["labels", "fold"])
-    counts = np.array([len(row) for row in table["labels"].to_pylist()])
-    if (counts == 0).any():
-        raise UserError(
-            f"{int((counts == 0).sum())} of {len(counts)} clips in {dataset.path!r} have no label: "
-            "a probe needs one each (preprocess with --labels-from-folders, or a manifest with labels)"
-        )
-    if (counts > 1).any():
-        raise UserError(f"{int((counts > 1).sum())} clips have several labels; this probe takes exactly one")
-    labels = np.array([row[0] for row in table["labels"].to_pylist()])
-    classes, sizes = np.unique(labels, return_counts=True)
-    if len(classes) < 2:
-        raise UserError(f"all clips in {dataset.path!r} have the same label: nothing to tell apart")
-    folds = table["fold"].to_numpy()
-    if (folds < 0).any():
-        if sizes.min() < 5:
-            name = dataset.label_names[classes[sizes.argmin()]]
-            raise UserError(f"class {name!r} has {sizes.min()} clips, five folds need at least 5 of each")
-        folds = np.empty(len(labels), np.int64)
-        splitter = StratifiedKFold(5, shuffle=True, random_state=seed)
-        for number, (_, test) in enumerate(splitter.split(labels, labels)):
-            folds[test] = number
-    if len(np.unique(folds)) < 3:
-        raise UserError("a probe needs at least three folds: one to test, one to choose on, one to train")
-    return labels, folds
+    if protocol == "knn" and not features.plain:
+        raise ValueError("kNN takes one vector a clip")
+    probe_part = _knn if protocol == "knn" else _linear if features.plain else _head
+    parts = [probe_part(features, targets, part, seed, device) for part in splits.parts]
+    clips = np.concatenate([part.test for part in splits.parts])
+    return ProbeResult(
+        clips=clips,
+        part=np.repeat(np.arange(len(parts)), [len(part.test) for part in splits.parts]),
+        scores=np.concatenate([scores for scores, _, _ in parts]),
+        targets=targets.targets[clips],
+        multi_label=targets.multi_label,
+        chosen=tuple(chosen for _, chosen, _ in parts),
+        validation=float(np.mean([reached for _, _, reached in parts])),
+    )
 
 
-def probe(features: np.ndarray, labels: np.ndarray, folds: np.ndarray, protocol: Protocol = "linear") -> ProbeResult:
-    """Cross-validated accuracy of a probe on frozen features [n, D].
+_Outcome = tuple[np.ndarray, dict[str, Any], float]  # test scores, what was chosen, score on validation
 
-    For each fold the setting is chosen on the fold after it, with training on the rest, and the probe with that
-    setting is trained on all folds but its own. The test fold is used for nothing else.
+
+def choose_linear(
+    features: np.ndarray,
+    targets: np.ndarray,
+    multi_label: bool,
+    train: np.ndarray,
+    validation: np.ndarray,
+    final: np.ndarray,
+    device: torch.device | str = "cpu",
+) -> tuple[LinearProbe, float]:
+    """The linear probe of the clips `final`, its L2 strength chosen with `train` on `validation`, and its score there.
+
+    Args:
+        features: [n, D] of all clips.
+        targets: [n, C] bool.
+        train, validation, final: indices of clips; `final` may be `train`.
     """
-    numbers = np.unique(folds)
-    predictions = np.empty(len(labels), labels.dtype)
-    accuracy = []
-    for i, fold in enumerate(numbers):
-        test, validation = folds == fold, folds == numbers[(i + 1) % len(numbers)]
-        inner = ~test & ~validation
-        scores = [
-            _fit(protocol, value, features[inner], labels[inner]).score(features[validation], labels[validation])
-            for value in GRID[protocol]
-        ]
-        best = GRID[protocol][int(np.argmax(scores))]
-        predictions[test] = _fit(protocol, best, features[~test], labels[~test]).predict(features[test])
-        accuracy.append(float((predictions[test] == labels[test]).mean()))
-    return ProbeResult(np.array(accuracy), predictions)
+    asked = features[validation]
+    best, chosen, worse = (-np.inf, -np.inf), None, 0
+    for model in fit_path(features[train], targets[train], multi_label, device=device):
+        reached = primary(model.scores(asked), targets[validation], multi_label)
+        if chosen is None or reached > best:
+            best, chosen, worse = reached, model, 0
+        else:
+            worse += 1
+        if worse == PATIENCE:
+            break
+    assert chosen is not None
+    if len(final) != len(train):
+        (chosen,) = fit_path(features[final], targets[final], multi_label, (chosen.strength,), device)
+    return chosen, best[0]
 
 
-def _fit(protocol: Protocol, value: float, features: np.ndarray, labels: np.ndarray) -> Pipeline:
-    if protocol == "linear":
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=value, max_iter=1000, tol=1e-3))
-    else:
-        neighbours = min(int(value), len(labels))
-        model = make_pipeline(StandardScaler(), Normalizer(), KNeighborsClassifier(neighbours, weights="distance"))
-    return model.fit(features, labels)
+def _linear(features: Features, targets: Targets, part: Part, seed: int, device: torch.device | str) -> _Outcome:
+    values, several = features.values, targets.multi_label
+    model, reached = choose_linear(
+        values, targets.targets, several, part.train, part.validation, part.all_train, device
+    )
+    return model.scores(values[part.test]), {"l2": model.strength}, reached
+
+
+def _knn(features: Features, targets: Targets, part: Part, seed: int, device: torch.device | str) -> _Outcome:
+    values, wanted, several = features.values, targets.targets, targets.multi_label
+    found = neighbour_scores(values[part.train], wanted[part.train], values[part.validation])
+    reached = {count: primary(scores, wanted[part.validation], several)[0] for count, scores in found.items()}
+    count = max(reached, key=lambda c: reached[c])  # the first of equals
+    rows = part.all_train
+    scores = neighbour_scores(values[rows], wanted[rows], values[part.test], (count,))[count]
+    return scores, {"neighbours": count}, reached[count]
+
+
+def _head(features: Features, targets: Targets, part: Part, seed: int, device: torch.device | str) -> _Outcome:
+    wanted, several = targets.targets, targets.multi_label
+    best, kept = (-np.inf, -np.inf), None
+    for setting, head in heads.fit_decays(features, wanted, several, part.train, part.validation, seed, device):
+        reached = primary(head.scores(features, part.validation), wanted[part.validation], several)
+        if kept is None or reached > best:
+            best, kept = reached, (setting, head)
+    assert kept is not None
+    setting, head = kept
+    if part.refit:
+        head = heads.refit(features, wanted, several, part.all_train, setting, seed, device)
+    return head.scores(features, part.test), {"decay": setting.decay, "steps": setting.steps}, best[0]

@@ -69,7 +69,7 @@ def finetune(job: Job, worker: WorkerContext) -> None:
     """
     dataset = open_dataset(job.data)
     labels = read_labels(dataset)
-    fits = plan_fits(dataset, labels, job.config, job.seeds, job.fold)
+    fits = plan_fits(dataset, job.config, job.seeds, job.fold)
     left = [fit for fit in fits if read_result(job.output, fit.name) is None]
     if worker.world_size > 1:
         dist.barrier()  # all have looked before the first one writes
@@ -136,8 +136,9 @@ class Trainer:
         model = Classifier(self.audio, self.labels.num_classes, config.pooling)
         if config.head_init == "probe":
             known = self._frozen_features(model, reader)
-            everything = np.arange(self.dataset.num_clips)
-            head = probe_head(known, self.labels.targets(everything), self.fit.train, self.fit.validation, rows)
+            targets = self.labels.targets(np.arange(self.dataset.num_clips))
+            several, fit = self.labels.multi_label, self.fit
+            head = probe_head(known, targets, several, fit.train, fit.validation, rows)
             model.start_from(*head.tensors())
         schedule = Schedule(config, reader.num_clips)
         return (

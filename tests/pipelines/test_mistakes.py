@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_runs import tiny_config
 
-from pipelines import ablate, export, finetune, preprocess, pretrain, probe
+from pipelines import ablate, embed, export, finetune, preprocess, pretrain, probe
 from pipelines.common import parse, run_command
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +33,10 @@ def export_main(argv):
 
 def finetune_main(argv):
     finetune.main(finetune.parse_args(argv))
+
+
+def embed_main(argv):
+    embed.run(embed.parse_args(argv))
 
 
 def ablate_main(argv):
@@ -76,6 +80,7 @@ def places(small_dataset, build_dataset, sounds, tmp_path_factory):
 
 
 PREPROCESS = ["--source", "folder", "--output", "{new}", "--input"]
+EMBED = ["--encoder", "{run}", "--output", "{new}", "--input"]
 PRETRAIN = ["--output", "{new}", "--num-workers", "0", "--data"]
 FINETUNE = ["--output", "{new}", "--num-workers", "0", "--data"]
 MISTAKES = {
@@ -176,6 +181,28 @@ MISTAKES = {
     "encoder to export missing": (export_main, ["{gone}", "{new}"], "does not exist"),
     "export over something": (export_main, ["{run}", "{texts}"], "exists: choose another"),
     "export of a folder without a run": (export_main, ["{empty}", "{new}"], "no checkpoint"),
+    "encoder to embed with missing": (
+        embed_main, ["--encoder", "{gone}", "--input", "{sounds}", "--output", "{new}"], "does not exist",
+    ),
+    "sounds to embed missing": (embed_main, [*EMBED, "{gone}"], "does not exist"),
+    "no sounds to embed": (embed_main, [*EMBED, "{texts}"], "none with an audio extension"),
+    "shards to embed unfinished": (
+        embed_main, ["--source", "shards", *EMBED, "{unfinished}"], "unfinished preprocess job",
+    ),
+    "layer that is not there": (embed_main, [*EMBED, "{sounds}", "--layers", "9"], "has the layers 1 to 4"),
+    "pooling of patches": (
+        embed_main, [*EMBED, "{sounds}", "--level", "patch", "--pooling", "mean+std"], "is for --level clip",
+    ),
+    "segments of shards": (embed_main, [*EMBED, "{shards}", "--segment", "1"], "is for audio files"),
+    "no workers to embed": (embed_main, [*EMBED, "{sounds}", "--num-workers", "0"], "must be positive"),
+    "clips of no length": (embed_main, [*EMBED, "{sounds}", "--max-seconds", "0"], "must be positive"),
+    "embeddings over something": (
+        embed_main, ["--encoder", "{run}", "--input", "{sounds}", "--output", "{shards}"], "no embedding folder",
+    ),
+    "neighbours in no embeddings": (
+        embed_main, ["--neighbours", "{file}", "--output", "{shards}"], "no embeddings.json",
+    ),
+    "neighbours in a missing folder": (embed_main, ["--neighbours", "{file}", "--output", "{gone}"], "does not exist"),
     "unknown ablation": (ablate_main, ["colour", "--data", "{shards}", "--output", "{new}"], "unknown ablation"),
     "unknown ablation value": (
         ablate_main, ["loss", "--values", "huber", "--data", "{shards}", "--output", "{new}"], "not 'huber'",
@@ -222,7 +249,9 @@ def test_an_interrupt_has_exit_code_130_and_says_how_to_go_on(capsys):
     assert "run the same command again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["preprocess", "pretrain", "probe", "export", "ablate", "demo", "finetune"])
+@pytest.mark.parametrize(
+    "command", ["preprocess", "pretrain", "probe", "finetune", "embed", "export", "ablate", "demo"]
+)
 def test_help_names_options_with_defaults(command):
     done = subprocess.run(
         [sys.executable, f"pipelines/{command}.py", "--help"],

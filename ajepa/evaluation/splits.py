@@ -1,0 +1,254 @@
+"""Which clips a probe is trained on, chosen on and tested on: the dataset's own splits, else its folds, else folds that
+are drawn. What cannot be evaluated is said before anything is computed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from ajepa.errors import UserError
+from ajepa.shards.dataset import ShardDataset
+
+# Split names by role; the first that a dataset has is taken. AudioSet's are its segment lists.
+TRAIN = ("train", "training", "balanced_train", "unbalanced_train", "dev")
+VALIDATION = ("valid", "validation", "val", "dev")
+TEST = ("test", "testing", "eval", "evaluation")
+DRAWN_FOLDS = 5
+VALIDATION_SHARE = 0.1  # of the training clips, drawn where there is no validation split
+NAMED = 3  # classes or clips that a message names
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Labels of all clips of a dataset, in storage order."""
+
+    names: tuple[str, ...]  # [C]
+    targets: np.ndarray  # [n, C] bool
+
+    @property
+    def multi_label(self) -> bool:
+        return bool((self.targets.sum(axis=1) > 1).any())
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[n] label ids of a single-label set."""
+        return self.targets.argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One training and test: indices of clips, ascending."""
+
+    train: np.ndarray
+    validation: np.ndarray  # every choice is made here
+    test: np.ndarray  # used for the score alone
+    refit: bool  # whether what was chosen is trained again on train and validation together
+    fold: int | None = None  # number of the tested fold
+
+    @property
+    def all_train(self) -> np.ndarray:
+        return np.sort(np.concatenate([self.train, self.validation])) if self.refit else self.train
+
+
+@dataclass(frozen=True)
+class Splits:
+    """How a dataset is evaluated. Every clip is in at most one part's test."""
+
+    parts: tuple[Part, ...]
+    what: str  # in words
+    drawn: bool  # whether a seed decides
+
+
+def read_targets(dataset: ShardDataset) -> Targets:
+    """The labels of a dataset's clips; some may have none.
+
+    Raises:
+        UserError: no clip has a label, or all have the same.
+    """
+    column = dataset.read_columns(["labels"])["labels"]
+    counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    targets = np.zeros((len(counts), len(dataset.label_names)), bool)
+    targets[np.repeat(np.arange(len(counts)), counts), pc.list_flatten(column).to_numpy()] = True
+    present = targets.any(axis=0)
+    if not present.any():
+        raise UserError(
+            f"no clip in {dataset.path!r} has a label: preprocess with --labels-from-folders, or a manifest with labels"
+        )
+    if present.sum() < 2:
+        raise UserError(f"all clips in {dataset.path!r} have the same label: nothing to tell apart")
+    return Targets(dataset.label_names, targets)
+
+
+def make_splits(dataset: ShardDataset, targets: Targets, seed: int = 0, train_splits: Sequence[str] = ()) -> Splits:
+    """The dataset's test split, its folds or drawn folds, in this order.
+
+    A test split goes with a training split (of AudioSet's two the balanced one) and a validation split, or a tenth of
+    the training clips drawn by seed and trained on too once the choice is made. With folds every fold is tested once;
+    the choice is made on the next one, and the chosen probe trained on all folds but the tested one.
+
+    Args:
+        train_splits: names to train on instead.
+
+    Raises:
+        UserError: clips without a label, a class that cannot be learnt, an empty split, too few folds.
+    """
+    table = dataset.read_columns(["split", "fold"])
+    split, fold = np.array(table["split"].to_pylist(), object), table["fold"].to_numpy()
+    names = sorted({name for name in split if name})
+    test = _first(TEST, names)
+    if train_splits and not test:
+        raise UserError(f"--train-splits needs a test split; {dataset.path!r} has {_listed(names) or 'no splits'}")
+    if test:
+        splits = _by_split(dataset, targets, split, names, test, seed, train_splits)
+    elif (fold >= 0).any():
+        splits = _by_fold(dataset, targets, fold)
+    else:
+        splits = _drawn(dataset, targets, seed)
+    for part in splits.parts:
+        _check_classes(part, targets)
+    return splits
+
+
+def stratified(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Fold [n] of each clip, drawn so that every class is spread evenly. A clip with several labels counts for the
+    rarest of them.
+
+    Args:
+        targets: [n, C] bool, a label a clip at least.
+    """
+    rng = np.random.default_rng(seed)
+    size = targets.sum(axis=0)
+    key = np.where(targets, size, len(targets) + 1).argmin(axis=1)
+    order = rng.permutation(len(key))
+    order = order[np.argsort(key[order], kind="stable")]  # class after class, shuffled inside
+    start = rng.permutation(folds)[0]
+    result = np.empty(len(key), np.int64)
+    result[order] = (np.arange(len(key)) + start) % folds  # dealt out like cards: sizes differ by one at most
+    return result
+
+
+def _by_split(
+    dataset: ShardDataset,
+    targets: Targets,
+    split: np.ndarray,
+    names: list[str],
+    test: tuple[str, ...],
+    seed: int,
+    train_splits: Sequence[str],
+) -> Splits:
+    missing = sorted(set(train_splits) - set(names))
+    if missing:
+        raise UserError(f"--train-splits {_listed(missing)}: no clip has this split; there are {_listed(names)}")
+    validation = _first(VALIDATION, [n for n in names if n not in train_splits])
+    train = tuple(train_splits) or _first(TRAIN, names)
+    if train == validation:  # "dev" alone
+        validation = ()
+    if not train:
+        raise UserError(f"{dataset.path!r} has no training split: its splits are {_listed(names)}; name one in "
+                        "--train-splits")  # fmt: skip
+    if set(train) & set(test):
+        raise UserError(f"--train-splits {_listed(train)}: this is what the probe is tested on")
+    rows = {role: np.flatnonzero(np.isin(split, part)) for role, part in
+            (("train", train), ("validation", validation), ("test", test))}  # fmt: skip
+    _check_labelled(dataset, targets, np.concatenate(list(rows.values())))
+    rest = sorted(set(names) - set(train) - set(validation) - set(test))
+    what = f"split {_listed(train)} to train, {_listed(test)} to test"
+    if validation:
+        part = Part(rows["train"], rows["validation"], rows["test"], refit=False)
+        what += f", {_listed(validation)} to choose"
+    else:
+        chosen = _tenth(targets.targets[rows["train"]], seed)
+        part = Part(rows["train"][~chosen], rows["train"][chosen], rows["test"], refit=True)
+        what += ", a tenth of the training clips drawn to choose"
+    left = len(split) - sum(map(len, rows.values()))
+    if left:
+        what += f"; {left} clips of {_listed(rest) if rest else 'no split'} left out"
+    return Splits((part,), what, drawn=not validation)
+
+
+def _by_fold(dataset: ShardDataset, targets: Targets, fold: np.ndarray) -> Splits:
+    if (fold < 0).any():
+        raise UserError(f"{int((fold < 0).sum())} of {len(fold)} clips in {dataset.path!r} have no fold: give all or "
+                        "none of them one in the manifest")  # fmt: skip
+    _check_labelled(dataset, targets, np.arange(len(fold)))
+    numbers = np.unique(fold)
+    if len(numbers) < 3:
+        raise UserError(
+            f"{dataset.path!r} has {len(numbers)} fold{'s' * (len(numbers) > 1)}: a probe needs at least three, one "
+            "to test, one to choose on, one to train"
+        )
+    return Splits(_rotate(fold), f"{len(numbers)} folds", drawn=False)
+
+
+def _drawn(dataset: ShardDataset, targets: Targets, seed: int) -> Splits:
+    _check_labelled(dataset, targets, np.arange(len(targets.targets)))
+    size = targets.targets.sum(axis=0)
+    few = np.flatnonzero((size > 0) & (size < DRAWN_FOLDS))
+    if len(few):
+        raise UserError(
+            f"class {targets.names[few[0]]!r} has {size[few[0]]} clips: {DRAWN_FOLDS} folds need at least "
+            f"{DRAWN_FOLDS} of each class ({len(few)} classes have fewer)"
+        )
+    return Splits(
+        _rotate(stratified(targets.targets, DRAWN_FOLDS, seed)), f"{DRAWN_FOLDS} folds drawn by seed", drawn=True
+    )
+
+
+def _rotate(fold: np.ndarray) -> tuple[Part, ...]:
+    numbers = np.unique(fold)
+    following = np.roll(numbers, -1)
+    return tuple(
+        Part(
+            np.flatnonzero(~np.isin(fold, (own, then))),
+            np.flatnonzero(fold == then),
+            np.flatnonzero(fold == own),
+            refit=True,
+            fold=int(own),
+        )
+        for own, then in zip(numbers, following, strict=True)
+    )
+
+
+def _tenth(targets: np.ndarray, seed: int) -> np.ndarray:
+    """[n] true for the drawn validation clips; no class loses its last training clip to them."""
+    chosen = stratified(targets, round(1 / VALIDATION_SHARE), seed) == 0
+    lost = targets.any(axis=0) & ~targets[~chosen].any(axis=0)
+    chosen[targets[:, lost].any(axis=1)] = False
+    if not chosen.any():
+        raise UserError(f"{len(targets)} training clips are too few to draw a validation part from: add a split")
+    return chosen
+
+
+def _check_labelled(dataset: ShardDataset, targets: Targets, rows: np.ndarray) -> None:
+    bare = int((~targets.targets[rows].any(axis=1)).sum())
+    if bare:
+        raise UserError(
+            f"{bare} of {len(rows)} clips in {dataset.path!r} have no label: a probe needs at least one each "
+            "(preprocess with --labels-from-folders, or a manifest with labels)"
+        )
+
+
+def _check_classes(part: Part, targets: Targets) -> None:
+    """A class that is tested or chosen on must have been trained on."""
+    for rows, where, known in (
+        (part.test, "tested", part.all_train),
+        (part.validation, "in the validation part", part.train),
+    ):
+        unseen = np.flatnonzero(targets.targets[rows].any(axis=0) & ~targets.targets[known].any(axis=0))
+        if len(unseen):
+            raise UserError(
+                f"class {_listed([targets.names[i] for i in unseen])} is {where} but has no clip in the training part: "
+                "leave its clips out of the manifest, or spread them over the folds or splits"
+            )
+    if not (len(part.train) and len(part.test)):
+        raise UserError("the training or the test part is empty")
+
+
+def _first(roles: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    return next(((role,) for role in roles if role in names), ())
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(repr(name) for name in names[:NAMED]) + more
