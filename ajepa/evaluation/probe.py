@@ -84,7 +84,7 @@ class ProbeResult:
             else:
                 right = self.scores[rows].argmax(axis=1) == self.targets[rows].argmax(axis=1)
                 values.append(accuracy_replicates(right.astype(np.float32), own))
-        return np.mean(values, axis=0)
+        return np.nanmean(values, axis=0)  # a replicate may hold no clip of a small part
 
     def _parts(self) -> list[np.ndarray]:
         return [np.flatnonzero(self.part == number) for number in range(len(self.chosen))]
