@@ -31,7 +31,7 @@ class ExportArgs:
     embeddings as one graph, in encoder.onnx or encoder.pt2 (torch.export)."""
     branch: Branch = "target"
     """Which encoder of the run: the EMA target encoder or the context encoder."""
-    log_model: bool | None = None
+    log_model: Literal["auto", "on", "off"] = "auto"
     """Log the encoder to MLflow as a model too; by default where a tracking URI is known."""
     mlflow_uri: str | None = None
     """MLflow tracking URI; by default the pretraining run's or $MLFLOW_TRACKING_URI."""
@@ -51,7 +51,7 @@ def export_file(args: ExportArgs, format: Format) -> None:
     Raises:
         UserError: it is to be logged as a model, which only an export folder is.
     """
-    if args.log_model:
+    if args.log_model == "on":
         raise UserError("--log-model: MLflow takes the export folder; leave out --format")
     encoder = load_encoder(args.run, args.branch)
     path = export_graph(encoder, args.output, format)
@@ -91,12 +91,12 @@ def model_uri(args: ExportArgs, origin: dict[str, str]) -> str | None:
     Raises:
         UserError: it is asked for and no tracking URI is known.
     """
-    if args.log_model is False:
+    if args.log_model == "off":
         return None
     known = args.mlflow_uri or recorded_uri(origin)
     if known or os.environ.get("MLFLOW_TRACKING_URI"):
         return tracking.tracking_uri(known, args.output)
-    if args.log_model:
+    if args.log_model == "on":
         raise UserError("--log-model: the run does not say where MLflow is; give --mlflow-uri")
     return None
 

@@ -53,4 +53,4 @@ def test_a_graph_never_writes_over_another(run, tmp_path):
 
 def test_a_graph_is_no_model_for_mlflow(run, tmp_path):
     with pytest.raises(UserError, match="leave out --format"):
-        run_export(run, tmp_path / "out", "--format", "onnx", "--log-model", "True")
+        run_export(run, tmp_path / "out", "--format", "onnx", "--log-model", "on")

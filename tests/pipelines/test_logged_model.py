@@ -92,5 +92,5 @@ def test_an_export_is_logged_nowhere_where_no_tracking_uri_is_known(run, tmp_pat
     export.main(export.ExportArgs(run=str(run), output=str(tmp_path / "out")))
     assert "MLflow" not in capsys.readouterr().out
     with pytest.raises(UserError, match="--log-model: the run does not say where MLflow is"):
-        export.main(export.ExportArgs(run=str(run), output=str(tmp_path / "out2"), log_model=True))
+        export.main(export.ExportArgs(run=str(run), output=str(tmp_path / "out2"), log_model="on"))
     assert not (tmp_path / "out2").exists()
