@@ -153,6 +153,7 @@ def command(args: EmbedArgs, ray_session) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "pipelines/embed.py", *options],
         cwd=ROOT, env=os.environ | PATH | {"RAY_ADDRESS": address}, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job has it ignored
     )  # fmt: skip
 
 
