@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import PowerNorm
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
@@ -32,7 +33,8 @@ def draw_confusion(table: np.ndarray, names: Sequence[str], title: str, path: Pa
     count = len(shown)
     side = 2.6 + max(0.42 * count if count <= 20 else 0.2 * count, 2.5)
     figure, axis = plt.subplots(figsize=(side + 0.6, side), layout="constrained")
-    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    # Where no numbers fit, small shares must show by colour alone.
+    image = axis.imshow(share, cmap="Blues", norm=PowerNorm(1.0 if count <= 20 else 0.5, vmin=0, vmax=1))
     size = 10 if count <= 20 else 7
     labels = [plain(names[i], 22) for i in shown]
     axis.set_xticks(range(count), labels, rotation=90, fontsize=size, parse_math=False)

@@ -14,8 +14,8 @@ from ajepa.evaluation.linear import loss_by_class
 from ajepa.evaluation.metrics import primary
 from ajepa.model.pooling import WeightedLayers
 
-DECAYS = (1.0, 0.1, 0.01)  # AdamW weight decays tried
-LEARNING_RATE, BATCH = 3e-3, 128
+DECAYS = (0.3, 0.01)  # AdamW weight decays tried
+LEARNING_RATE, BATCH = 3e-3, 64
 CHECK_STEPS, CHECKS, PATIENCE = 20, 60, 8  # steps between validations at least, validations at most, without a gain
 ROWS = 512  # clips converted or scored at a time
 
@@ -52,8 +52,9 @@ class AttentivePool(nn.Module):
         super().__init__()
         self.query = nn.Parameter(torch.empty(width).normal_(std=0.02))
 
-    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        scores = (tokens @ self.query) / math.sqrt(tokens.shape[-1])
+    def forward(self, tokens: Tensor, valid: Tensor, unit: Tensor) -> Tensor:
+        """unit [D]: the query is for tokens divided by it. (What is taken off all tokens alike changes no share.)"""
+        scores = (tokens @ (self.query / unit)) / math.sqrt(tokens.shape[-1])
         share = scores.masked_fill(~valid, -torch.inf).softmax(dim=1)
         return (share[:, None] @ tokens)[:, 0]
 
@@ -72,8 +73,10 @@ class Head(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, values: Tensor, valid: Tensor | None) -> Tensor:
-        standardised = (values.float() - self.mean) / self.unit
-        return self.linear(self.pool(standardised) if valid is None else self.pool(standardised, valid))
+        if valid is None:
+            return self.linear(self.pool((values.float() - self.mean) / self.unit))
+        pooled = self.pool(values.float(), valid, self.unit)
+        return self.linear((pooled - self.mean) / self.unit)  # once a clip, which is the same as once a patch
 
     def scores(self, features: Features, rows: np.ndarray) -> np.ndarray:
         """Logits [len(rows), C]."""
