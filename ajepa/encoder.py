@@ -295,12 +295,12 @@ class AudioEncoder(nn.Module):
         with self._autocast():
             outputs = self.encoder(patchify(parts), mask=mask, last_layers=last)
             if isinstance(outputs, Tensor):
-                return outputs.float()[:, None]
+                return _full(outputs)[:, None]
             chosen = [outputs[layer - self.depth - 1] for layer in layers]
             width = (self.width,)
             return torch.stack(
                 [
-                    self.encoder.norm(x).float() if layer == self.depth else F.layer_norm(x.float(), width)
+                    _full(self.encoder.norm(x)) if layer == self.depth else F.layer_norm(_full(x), width)
                     for layer, x in zip(layers, chosen, strict=True)
                 ],
                 dim=1,
@@ -323,3 +323,8 @@ class AudioEncoder(nn.Module):
         if passes not in (1, 2, 4, 8, 16):
             raise ValueError(f"hop_ms {hop_ms}: use {', '.join(f'{column / n:g}' for n in (1, 2, 4, 8, 16))}")
         return int(passes)
+
+
+def _full(x: Tensor) -> Tensor:
+    """float32, and float64 as it is: a model in double precision stays one."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -23,6 +23,7 @@ from ajepa.shards.dataset import open_dataset
 from pipelines import figures, pretrain, probe, tracking
 from pipelines.common import cluster_cpus, parse, run_command, start_ray, warn_relative_output
 from pipelines.history import read_history
+from pipelines.lineage import pretraining
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ def run_trial(params: dict[str, Any]) -> None:
     )  # fmt: skip
     name = f"{args.ablation}={value} seed {seed}"
     pretrain.main(pretrain_args, parent=params["parent"], name=name, callbacks=[TuneReportCallback()], quiet=True)
-    run = probe.source_run(folder)
+    run = pretraining(folder)
     rows = probe.main(
-        probe.ProbeArgs(encoder=folder, data=args.data, random_seeds=1, mlflow_uri=args.mlflow_uri),
+        probe.ProbeArgs(encoder=(folder,), data=args.data, seeds=1, mlflow_uri=args.mlflow_uri),
         parent=run["mlflow_run"],
     )
     last = read_history(folder)[-1]
@@ -140,6 +141,7 @@ def run_trial(params: dict[str, Any]) -> None:
         "effective_rank": last["effective_rank"],
         "loss": last["loss"],
         "step": last["step"],
+        "metric": rows[0].metric,
     }
     tracking.Tracker(run["mlflow_uri"], run["mlflow_run"]).log_metrics(last["step"], probe.metrics(rows))
     tune.report(result | {"finished": True})
@@ -231,6 +233,11 @@ def main(args: AblateArgs) -> pd.DataFrame:
     return table
 
 
+def score(trial: dict[str, Any], features: str, pooling: str) -> float:
+    """Accuracy or mAP of one line of a trial's probe."""
+    return trial[probe.metric_name(trial["metric"], features, pooling)]
+
+
 def summarise(trials: Sequence[dict[str, Any]], values: Sequence[str]) -> pd.DataFrame:
     """A row a setting in the order given: accuracies over seeds and the effective rank."""
     rows = []
@@ -241,10 +248,10 @@ def summarise(trials: Sequence[dict[str, Any]], values: Sequence[str]) -> pd.Dat
                 "setting": value,
                 "seeds": len(own),
                 **{
-                    f"{name}, {pooling}": float(np.mean([t[probe.metric_name(name, pooling)] for t in own]))
+                    f"{name}, {pooling}": float(np.mean([score(t, name, pooling) for t in own]))
                     for name in (PRETRAINED, RANDOM) for pooling in POOLINGS
                 },
-                "std over seeds": float(np.std([t[probe.metric_name(PRETRAINED, "mean")] for t in own])),
+                "std over seeds": float(np.std([score(t, PRETRAINED, "mean") for t in own])),
                 "effective rank": float(np.mean([t["effective_rank"] for t in own])),
             })  # fmt: skip
     return pd.DataFrame(rows)
@@ -264,12 +271,10 @@ def write_report(
         lines.append(f"| {' | '.join(cells)} |")
     (folder / "table.md").write_text("\n".join(lines) + "\n")
     table.to_csv(folder / "table.csv", index=False)
-    accuracies = [
-        [t[probe.metric_name(PRETRAINED, "mean")] for t in trials if t["value"] == v] for v in table["setting"]
-    ]
+    accuracies = [[score(t, PRETRAINED, "mean") for t in trials if t["value"] == v] for v in table["setting"]]
     baselines = {
-        RANDOM: float(np.mean([t[probe.metric_name(RANDOM, "mean")] for t in trials])),
-        MEL: float(trials[0][probe.metric_name(MEL, "mean")]),
+        RANDOM: float(np.mean([score(t, RANDOM, "mean") for t in trials])),
+        MEL: float(score(trials[0], MEL, "mean")),
     }
     title = f"{ABLATIONS[args.ablation].title} ({args.preset}, mean pooling)"
     figures.draw_ablation(title, list(table["setting"]), accuracies, baselines, folder / "figure.png")

@@ -98,7 +98,7 @@ def run_stages(args: DemoArgs, folder: Path, uri: str, times: dict[str, float]) 
         ))  # fmt: skip
     ray.shutdown()
     with stage("probe, beside random init and log-mel statistics", times):
-        probe.main(probe.ProbeArgs(encoder=str(run), data=str(folder / "shards"), mlflow_uri=uri))
+        probe.main(probe.ProbeArgs(encoder=(str(run),), data=str(folder / "shards"), mlflow_uri=uri))
 
 
 if __name__ == "__main__":

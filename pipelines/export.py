@@ -1,15 +1,17 @@
-"""Put a trained encoder into a small folder of its own: weights, architecture, front end and statistics."""
+"""Put a trained encoder into a small folder of its own: weights, architecture, front end and statistics; or, as one
+file that needs no ajepa, into ONNX or a torch.export program."""
 
 import os
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from ajepa import storage
 from ajepa.errors import UserError
-from ajepa.pretrained import EXPORT_WEIGHTS, Branch, export_encoder
+from ajepa.graph import Format, export_graph
+from ajepa.pretrained import EXPORT_WEIGHTS, Branch, export_encoder, load_encoder
 from ajepa.training.checkpoint import latest_checkpoint
 from pipelines import tracking
 from pipelines.common import parse, run_command
@@ -21,12 +23,15 @@ class ExportArgs:
     """Export an encoder."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """A run folder (its newest checkpoint) or one checkpoint; a local path or a URI."""
+    """A run folder (its newest checkpoint), one checkpoint or, for a graph, an export; a local path or a URI."""
     output: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
-    """The folder to make; a local path or a URI."""
+    """The folder to make; a local path or a URI. A graph may also go into a folder that is there."""
+    format: Literal["safetensors", "onnx", "torch"] = "safetensors"
+    """safetensors: what ajepa.load_encoder reads (encoder.safetensors and encoder.json). onnx, torch: waveform to
+    embeddings as one graph, in encoder.onnx or encoder.pt2 (torch.export)."""
     branch: Branch = "target"
     """Which encoder of the run: the EMA target encoder or the context encoder."""
-    log_model: bool | None = None
+    log_model: Literal["auto", "on", "off"] = "auto"
     """Log the encoder to MLflow as a model too; by default where a tracking URI is known."""
     mlflow_uri: str | None = None
     """MLflow tracking URI; by default the pretraining run's or $MLFLOW_TRACKING_URI."""
@@ -34,6 +39,36 @@ class ExportArgs:
 
 def main(args: ExportArgs) -> None:
     """Export, and say how to load it."""
+    if args.format == "safetensors":
+        export_folder(args)
+    else:
+        export_file(args, args.format)
+
+
+def export_file(args: ExportArgs, format: Format) -> None:
+    """Write a graph.
+
+    Raises:
+        UserError: it is to be logged as a model, which only an export folder is.
+    """
+    if args.log_model == "on":
+        raise UserError("--log-model: MLflow takes the export folder; leave out --format")
+    encoder = load_encoder(args.run, args.branch)
+    path = export_graph(encoder, args.output, format)
+    size = dict(storage.list_files(storage.absolute(args.output)))[path.rsplit("/", 1)[-1]]
+    load = {
+        "onnx": f'onnxruntime.InferenceSession("{path}").run(None, {{"waveform": waveform}})',
+        "torch": f'torch.export.load("{path}").module()(waveform)',
+    }
+    print(
+        f"{args.branch} encoder {encoder.depth} x {encoder.width} of step {encoder.about['step']}: {size / 1e6:.1f} MB "
+        f"in {path}; float32 waveform [batch, samples] at {encoder.sample_rate} Hz to clip and frame embeddings: "
+        f"{load[format]}"
+    )
+
+
+def export_folder(args: ExportArgs) -> None:
+    """Write the folder that load_encoder reads, and log it to MLflow."""
     origin = pretraining(args.run)
     uri = model_uri(args, origin)
     # The run's id alone: the address of a tracking server may hold a password, and an export is handed on.
@@ -56,12 +91,12 @@ def model_uri(args: ExportArgs, origin: dict[str, str]) -> str | None:
     Raises:
         UserError: it is asked for and no tracking URI is known.
     """
-    if args.log_model is False:
+    if args.log_model == "off":
         return None
     known = args.mlflow_uri or recorded_uri(origin)
     if known or os.environ.get("MLFLOW_TRACKING_URI"):
         return tracking.tracking_uri(known, args.output)
-    if args.log_model:
+    if args.log_model == "on":
         raise UserError("--log-model: the run does not say where MLflow is; give --mlflow-uri")
     return None
 

@@ -50,7 +50,9 @@ class FeatureCache:
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 print(f"cached features {path} are damaged ({error}): computing them again", file=sys.stderr)
         features = encoder_features(encoder, dataset, layers, combine)
-        data = safetensors.numpy.save(dict(features), {"digest": _digest(features)})
+        data = safetensors.numpy.save(
+            {str(name): values for name, values in features.items()}, {"digest": _digest(features)}
+        )
         self._write(path, [data])
         return features
 

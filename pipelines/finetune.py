@@ -118,7 +118,7 @@ def main(args: FinetuneArgs) -> list[Row]:
     audio, dataset = load_encoder(encoder, args.branch), open_dataset(data)
     dataset.require_front_end(audio.front_end)
     labels = read_labels(dataset)
-    fits = plan_fits(dataset, labels, args.config, args.seeds, args.fold)
+    fits = plan_fits(dataset, args.config, args.seeds, args.fold)
     output = output_of(args, encoder, dataset)
     workers = parse_workers(args.num_workers)
     for number in {workers} if isinstance(workers, int) else range(workers[0], workers[1] + 1):

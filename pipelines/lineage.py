@@ -11,7 +11,7 @@ from pipelines.pretrain import RUN_JSON
 
 def pretraining(encoder: str) -> dict[str, str]:
     """{"mlflow_run", "mlflow_uri"} of the run that trained a run folder's, a checkpoint's or an export's encoder; {}
-    where it is not known. The tracking store may have moved since."""
+    where it is not known. An export knows the run alone, and a tracking store may have moved since."""
     where = storage.absolute(encoder)
     exported = storage.join(where, EXPORT_JSON)
     if storage.kind(exported) == "file":

@@ -181,7 +181,7 @@ def make_sources(
         found: dict[str, Features] = {}
         if set(args.pooling) - {ATTENTIVE}:
             pooled = cache.pooled(encoder, dataset, layers, "stack" if args.combine == "weighted" else "concat")
-            found = {name: Features(values) for name, values in pooled.items() if name in args.pooling}
+            found = {name: Features(pooled[name]) for name in POOLINGS if name in args.pooling}
         if ATTENTIVE in args.pooling:
             found[ATTENTIVE] = cache.patches(encoder, dataset, layers)
         return found

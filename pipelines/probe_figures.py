@@ -36,7 +36,7 @@ def draw_confusion(table: np.ndarray, names: Sequence[str], title: str, path: Pa
     # Where no numbers fit, small shares must show by colour alone.
     image = axis.imshow(share, cmap="Blues", norm=PowerNorm(1.0 if count <= 20 else 0.5, vmin=0, vmax=1))
     size = 10 if count <= 20 else 7
-    labels = [plain(names[i], 22) for i in shown]
+    labels = [plain(names[int(i)], 22) for i in shown]
     axis.set_xticks(range(count), labels, rotation=90, fontsize=size, parse_math=False)
     axis.set_yticks(range(count), labels, fontsize=size, parse_math=False)
     axis.set_xlabel("taken for")

@@ -12,7 +12,7 @@ import soundfile
 from training.test_checkpoint import save_run
 
 from ajepa.config import PRESETS
-from pipelines import ablate, demo, export, preprocess, pretrain, probe
+from pipelines import ablate, demo, embed, export, finetune, preprocess, pretrain, probe
 from pipelines.common import parse
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -21,6 +21,8 @@ PARSERS = {
     "pretrain": pretrain.parse_args,
     "probe": lambda argv: parse(probe.ProbeArgs, "", argv),
     "export": lambda argv: parse(export.ExportArgs, "", argv),
+    "finetune": finetune.parse_args,
+    "embed": embed.parse_args,
     "ablate": lambda argv: parse(ablate.AblateArgs, "", argv),
     "demo": lambda argv: parse(demo.DemoArgs, "", argv),
 }
@@ -28,7 +30,7 @@ COMMANDS = re.findall(r"python pipelines/(\w+)\.py ([^\n#`]*)", README)
 
 
 def test_the_readme_has_commands():
-    assert {name for name, _ in COMMANDS} >= {"preprocess", "pretrain", "probe", "ablate"}
+    assert {name for name, _ in COMMANDS} >= set(PARSERS) - {"demo"}
 
 
 @pytest.mark.parametrize(("name", "options"), COMMANDS)

@@ -62,6 +62,9 @@ class AttentivePool(nn.Module):
 class Head(nn.Module):
     """Standardised features of clips to logits [B, C]; the mean and deviation of the training part are part of it."""
 
+    mean: Tensor
+    unit: Tensor
+
     def __init__(self, mean: np.ndarray, std: np.ndarray, classes: int, attentive: bool) -> None:
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(mean.astype(np.float32)))
@@ -172,7 +175,7 @@ def _train(
 
 def _moments(features: Features, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation over clips [L, D], or over all valid patches [D], of the training part."""
-    count, total, squares = 0, 0.0, 0.0
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
     for i in range(0, len(rows), ROWS):
         part = rows[i : i + ROWS]
         values = features.values[part].astype(np.float64)

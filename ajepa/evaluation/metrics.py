@@ -129,7 +129,8 @@ def resamples(n: int, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray
 
 def accuracy_replicates(correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Accuracy in each bootstrap replicate [replicates] of clips that are right (1), wrong (0) or between [n]."""
-    return correct @ weights / weights.sum(axis=0)
+    drawn = weights.sum(axis=0)
+    return np.where(drawn > 0, correct @ weights / np.maximum(drawn, 1), np.nan)
 
 
 def precision_replicates(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:

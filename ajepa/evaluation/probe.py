@@ -9,7 +9,7 @@ import torch
 from ajepa.evaluation import heads
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.knn import neighbour_scores
-from ajepa.evaluation.linear import fit_path
+from ajepa.evaluation.linear import LinearProbe, fit_path
 from ajepa.evaluation.metrics import (
     accuracy,
     accuracy_replicates,
@@ -84,7 +84,7 @@ class ProbeResult:
             else:
                 right = self.scores[rows].argmax(axis=1) == self.targets[rows].argmax(axis=1)
                 values.append(accuracy_replicates(right.astype(np.float32), own))
-        return np.mean(values, axis=0)
+        return np.nanmean(values, axis=0)  # a replicate may hold no clip of a small part
 
     def _parts(self) -> list[np.ndarray]:
         return [np.flatnonzero(self.part == number) for number in range(len(self.chosen))]
@@ -131,12 +131,26 @@ def probe(
 _Outcome = tuple[np.ndarray, dict[str, Any], float]  # test scores, what was chosen, score on validation
 
 
-def _linear(features: Features, targets: Targets, part: Part, seed: int, device: torch.device | str) -> _Outcome:
-    values, wanted, several = features.values, targets.targets, targets.multi_label
-    asked = values[part.validation]
+def choose_linear(
+    features: np.ndarray,
+    targets: np.ndarray,
+    multi_label: bool,
+    train: np.ndarray,
+    validation: np.ndarray,
+    final: np.ndarray,
+    device: torch.device | str = "cpu",
+) -> tuple[LinearProbe, float]:
+    """The linear probe of the clips `final`, its L2 strength chosen with `train` on `validation`, and its score there.
+
+    Args:
+        features: [n, D] of all clips.
+        targets: [n, C] bool.
+        train, validation, final: indices of clips; `final` may be `train`.
+    """
+    asked = features[validation]
     best, chosen, worse = (-np.inf, -np.inf), None, 0
-    for model in fit_path(values[part.train], wanted[part.train], several, device=device):
-        reached = primary(model.scores(asked), wanted[part.validation], several)
+    for model in fit_path(features[train], targets[train], multi_label, device=device):
+        reached = primary(model.scores(asked), targets[validation], multi_label)
         if chosen is None or reached > best:
             best, chosen, worse = reached, model, 0
         else:
@@ -144,11 +158,17 @@ def _linear(features: Features, targets: Targets, part: Part, seed: int, device:
         if worse == PATIENCE:
             break
     assert chosen is not None
-    strength = chosen.strength
-    if part.refit:
-        rows = part.all_train
-        (chosen,) = fit_path(values[rows], wanted[rows], several, (strength,), device)
-    return chosen.scores(values[part.test]), {"l2": strength}, best[0]
+    if len(final) != len(train):
+        (chosen,) = fit_path(features[final], targets[final], multi_label, (chosen.strength,), device)
+    return chosen, best[0]
+
+
+def _linear(features: Features, targets: Targets, part: Part, seed: int, device: torch.device | str) -> _Outcome:
+    values, several = features.values, targets.multi_label
+    model, reached = choose_linear(
+        values, targets.targets, several, part.train, part.validation, part.all_train, device
+    )
+    return model.scores(values[part.test]), {"l2": model.strength}, reached
 
 
 def _knn(features: Features, targets: Targets, part: Part, seed: int, device: torch.device | str) -> _Outcome:

@@ -43,7 +43,8 @@ class Part:
     train: np.ndarray
     validation: np.ndarray  # every choice is made here
     test: np.ndarray  # used for the score alone
-    refit: bool  # whether the chosen probe is trained again on train and validation together
+    refit: bool  # whether what was chosen is trained again on train and validation together
+    fold: int | None = None  # number of the tested fold
 
     @property
     def all_train(self) -> np.ndarray:
@@ -198,7 +199,13 @@ def _rotate(fold: np.ndarray) -> tuple[Part, ...]:
     numbers = np.unique(fold)
     following = np.roll(numbers, -1)
     return tuple(
-        Part(*(np.flatnonzero(rows) for rows in (~np.isin(fold, (own, then)), fold == then, fold == own)), refit=True)
+        Part(
+            np.flatnonzero(~np.isin(fold, (own, then))),
+            np.flatnonzero(fold == then),
+            np.flatnonzero(fold == own),
+            refit=True,
+            fold=int(own),
+        )
         for own, then in zip(numbers, following, strict=True)
     )
 

@@ -58,8 +58,9 @@ def _spans(draws: np.ndarray, size: np.ndarray, longest: int) -> Tensor:
 def mix(log_mel: Tensor, num_frames: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mixup of each pair of neighbours (0, 1), (2, 3), ... with the weights [B, 1] and 1 - weight.
 
-    Powers are added, as they are where two sounds are heard at once: log(w e^a + (1 - w) e^b). A clip behind whose
-    end the other goes on adds nothing there. Labels are mixed with the same weights.
+    Log-mels are mixed, not powers: of two sounds added as they are, the louder one would drown the other whatever
+    the weights. Behind the end of the shorter clip the other stands alone. Labels are mixed
+    with the same weights.
 
     Args:
         log_mel: [B, n_mels, T] raw log-mels.
@@ -69,12 +70,12 @@ def mix(log_mel: Tensor, num_frames: Tensor, targets: Tensor, weight: Tensor) ->
     own = torch.arange(len(weight), device=weight.device)
     partner = own ^ 1
     partner = torch.where(partner < len(weight), partner, own)
-    silent = torch.arange(log_mel.shape[-1], device=log_mel.device) >= num_frames[:, None]
-    power = log_mel.float().masked_fill(silent[:, None], float("-inf"))
-    mine, other = weight.log()[:, None], torch.log1p(-weight)[:, None]
+    there = torch.arange(log_mel.shape[-1], device=log_mel.device) < num_frames[:, None]  # [B, T]
+    mine = torch.where(there & there[partner], weight, there.float())  # of the clip itself, by frame
+    mine = torch.where(there | there[partner], mine, 1.0)[:, None]  # both are over: padding
+    mine = torch.where(weight[:, None] < 1, mine, 1.0)
     frames = torch.where(weight[:, 0] < 1, torch.maximum(num_frames, num_frames[partner]), num_frames)
-    mixed = torch.logaddexp(power + mine, power[partner] + other)
-    mixed = torch.where(torch.isneginf(mixed), log_mel.float(), mixed)  # both are over: padding
+    mixed = mine * log_mel.float() + (1 - mine) * log_mel[partner].float()
     return mixed, frames, weight * targets + (1 - weight) * targets[partner]
 
 

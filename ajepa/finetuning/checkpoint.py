@@ -82,7 +82,8 @@ def restore(folder: str, state: FinetuneState) -> list[Score]:
     load_weights(folder, state.core, MODEL)
     if state.average is not None:
         load_weights(folder, state.average, AVERAGE)
-    restore_moments(folder, state.core.named_weights(), state.optimizer)
+    if step:  # AdamW keeps nothing before its first step
+        restore_moments(folder, state.core.named_weights(), state.optimizer)
     state.step = step
     return curve
 
@@ -117,7 +118,7 @@ def write_model(folder: str, model: Classifier, label_names: tuple[str, ...], no
     """
     storage.delete(folder)
     audio, weights = model.audio, _copy(model)
-    data = safetensors.torch.save({n.removeprefix("head."): w for n, w in weights.items() if n.startswith("head.")})
+    data = safetensors.torch.save({name: host_copy(value) for name, value in model.plain_head().items()})
     encoder = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
     write_export(folder, audio.encoder.config, audio.front_end, audio.normalise.statistics, encoder, audio.about, notes)
     with storage.atomic_output(storage.join(folder, HEAD)) as stream:

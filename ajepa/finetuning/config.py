@@ -117,6 +117,7 @@ class FinetuneConfig:
 PRESETS: dict[str, FinetuneConfig] = {
     "write-up": FinetuneConfig(),
     "small-data": FinetuneConfig(
-        pooling="bands mean+std", encoder_lr=5e-4, head_lr=1e-3, epochs=20, warmup_epochs=2, mixup=0.5,
+        pooling="bands mean+std", encoder_lr=5e-4, head_lr=1e-4, head_init="probe", epochs=28, warmup_epochs=2,
+        batch_size=16, crop_frames=256, ema=0.99,
     ),
 }  # fmt: skip

@@ -60,6 +60,11 @@ def train(
     pin = worker.device.type == "cuda"
     ahead = (prepare(config, labels, batch, pin) for batch in batches)
     losses: list[torch.Tensor] = []
+    if not curve and config.head_init == "probe" and len(stage.validation):  # the probe itself may be the best
+        curve.append(Score(0, 0, evaluate(state, reader, labels, stage.validation, worker)))
+        if worker.rank == 0:
+            writer.save(curve[0].score)
+        worker.report({"part": stage.part, "step": 0, "total_steps": steps, "epoch": 0, _named(labels): curve[0].score})
     try:
         for inputs in on_device(watch.waiting(ahead), worker.device):
             result = train_step(state, inputs, stop=worker.stop())
@@ -85,9 +90,9 @@ def train(
                 if epoch is not None and len(stage.validation):
                     reached = evaluate(state, reader, labels, stage.validation, worker)
                     curve.append(Score(epoch, state.step, reached))
-                    report |= {f"validation_{metric_name(labels)}": reached}
+                    report[_named(labels)] = reached
                 if epoch is not None:
-                    report |= {"epoch": epoch}
+                    report["epoch"] = epoch
                 losses = []
             else:
                 report = {}
@@ -107,6 +112,10 @@ def train(
         batches.close()
         writer.close()
     return curve
+
+
+def _named(labels: Labels) -> str:
+    return f"validation_{metric_name(labels)}"
 
 
 def evaluate(

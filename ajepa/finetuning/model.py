@@ -13,7 +13,13 @@ from ajepa.model.pooling import Pooling, pool
 
 
 class Classifier(nn.Module):
-    """Log-mels to logits. It takes a copy of the encoder, whose parameters all learn."""
+    """Log-mels to logits. It takes a copy of the encoder, whose parameters all learn.
+
+    The head sees (features - shift) / scale; both are fixed, 0 and 1 unless `start_from` sets them.
+    """
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, audio: AudioEncoder, num_classes: int, pooling: Pooling) -> None:
         super().__init__()
@@ -22,19 +28,34 @@ class Classifier(nn.Module):
         self.head = nn.Linear(factor * audio.width, num_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.register_buffer("shift", torch.zeros(self.head.in_features), persistent=False)
+        self.register_buffer("scale", torch.ones(self.head.in_features), persistent=False)
 
     def forward(
         self, log_mel: Tensor, num_frames: Tensor, key_mask: Callable[[int, int], Tensor] | None = None
     ) -> Tensor:
         """[B, n_mels, T] raw log-mels of [B] valid frames -> logits [B, C] float32."""
-        return self.head(self.features(log_mel, num_frames, key_mask))
+        return self.head((self.features(log_mel, num_frames, key_mask) - self.shift) / self.scale)
 
     def features(
         self, log_mel: Tensor, num_frames: Tensor, key_mask: Callable[[int, int], Tensor] | None = None
     ) -> Tensor:
-        """What the head sees, [B, D']."""
+        """The pooled patches, [B, D']."""
         tokens, valid = self.audio.tokens(log_mel, num_frames, key_mask=key_mask)
         return pool(tokens, valid)[self.pooling]
+
+    @torch.no_grad()
+    def start_from(self, weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor) -> None:
+        """Take a head [C, D'], [C] for features standardised with `shift` and `scale` [D']."""
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias)
+        self.shift.copy_(shift)
+        self.scale.copy_(scale)
+
+    def plain_head(self) -> dict[str, Tensor]:
+        """Weight and bias for the features as they are."""
+        weight = self.head.weight.detach() / self.scale
+        return {"weight": weight, "bias": self.head.bias.detach() - weight @ self.shift}
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters by the names checkpoints use: "encoder.*" and "head.*"."""
@@ -75,10 +96,3 @@ def classification_loss(logits: Tensor, targets: Tensor, multi_label: bool, smoo
     if multi_label:
         return F.binary_cross_entropy_with_logits(logits, targets * (1 - smoothing) + 0.5 * smoothing)
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-
-
-@torch.no_grad()
-def set_head(model: Classifier, weight: Tensor, bias: Tensor) -> None:
-    """Give the head a weight [C, D'] and a bias [C]."""
-    model.head.weight.copy_(weight)
-    model.head.bias.copy_(bias)

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ajepa.evaluation.metrics import primary
 from ajepa.finetuning.clips import Labels
 from ajepa.shards.reader import ShardReader
 
@@ -43,22 +44,8 @@ def outputs(
 
 def score(logits: np.ndarray, targets: np.ndarray, multi_label: bool) -> float:
     """Accuracy, or mAP over the classes that occur. logits, targets: [n, C]."""
-    if not multi_label:
-        return float((logits.argmax(axis=1) == targets.argmax(axis=1)).mean())
-    return float(np.nanmean(average_precision(logits, targets)))
+    return primary(logits, targets > 0, multi_label)[0]
 
 
 def metric_name(labels: Labels) -> str:
     return "mAP" if labels.multi_label else "accuracy"
-
-
-def average_precision(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Average precision of each class [C], NaN where it has no clip."""
-    from sklearn.metrics import average_precision_score
-
-    return np.array(
-        [
-            average_precision_score(targets[:, c] > 0, logits[:, c]) if targets[:, c].any() else np.nan
-            for c in range(targets.shape[1])
-        ]
-    )

@@ -18,7 +18,7 @@ from ajepa.finetuning.clips import Labels, open_reader, read_labels
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.heads import probe_head
 from ajepa.finetuning.loop import Stage, Stopped, best_of, train
-from ajepa.finetuning.model import Classifier, set_head
+from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.plan import Fit, plan_fits
 from ajepa.finetuning.predict import outputs, score
 from ajepa.finetuning.schedule import Schedule
@@ -69,7 +69,7 @@ def finetune(job: Job, worker: WorkerContext) -> None:
     """
     dataset = open_dataset(job.data)
     labels = read_labels(dataset)
-    fits = plan_fits(dataset, labels, job.config, job.seeds, job.fold)
+    fits = plan_fits(dataset, job.config, job.seeds, job.fold)
     left = [fit for fit in fits if read_result(job.output, fit.name) is None]
     if worker.world_size > 1:
         dist.barrier()  # all have looked before the first one writes
@@ -136,9 +136,10 @@ class Trainer:
         model = Classifier(self.audio, self.labels.num_classes, config.pooling)
         if config.head_init == "probe":
             known = self._frozen_features(model, reader)
-            everything = np.arange(self.dataset.num_clips)
-            weight, bias = probe_head(known, self.labels.targets(everything), self.fit.train, self.fit.validation, rows)
-            set_head(model, weight, bias)
+            targets = self.labels.targets(np.arange(self.dataset.num_clips))
+            several, fit = self.labels.multi_label, self.fit
+            head = probe_head(known, targets, several, fit.train, fit.validation, rows)
+            model.start_from(*head.tensors())
         schedule = Schedule(config, reader.num_clips)
         return (
             build_state(config, model, schedule, self.labels.multi_label, worker.device, worker.world_size),

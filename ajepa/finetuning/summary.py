@@ -8,10 +8,11 @@ import numpy as np
 
 from ajepa.encoder import AudioEncoder
 from ajepa.evaluation.features import encoder_features
+from ajepa.evaluation.metrics import multi_label_scores
 from ajepa.finetuning.clips import Labels
 from ajepa.finetuning.heads import probe_head
 from ajepa.finetuning.plan import Fit
-from ajepa.finetuning.predict import average_precision, score
+from ajepa.finetuning.predict import score
 from ajepa.finetuning.run import Result
 from ajepa.model.pooling import Pooling
 from ajepa.shards.dataset import ShardDataset
@@ -46,15 +47,14 @@ class Row:
 def probe_row(
     encoder: AudioEncoder, dataset: ShardDataset, labels: Labels, fits: Sequence[Fit], pooling: Pooling
 ) -> Row:
-    """The linear probe of the frozen encoder on the same parts. It has no seed."""
+    """The linear probe of the frozen encoder on the same parts. It has no seed but that of drawn parts."""
     features = encoder_features(encoder, dataset)[pooling]
     targets = labels.targets(np.arange(dataset.num_clips))
     scores: dict[tuple[int, int | None], float] = {}
-    for fit in {fit.fold: fit for fit in fits}.values():
+    for (seed, _), fit in {(fit.seed if fit.drawn else 0, fit.fold): fit for fit in fits}.items():
         final = np.sort(np.concatenate([fit.train, fit.validation])) if fit.refit else fit.train
-        weight, bias = probe_head(features, targets, fit.train, fit.validation, final)
-        logits = features[fit.test] @ weight.numpy().T + bias.numpy()
-        scores[0, fit.fold] = score(logits, targets[fit.test], labels.multi_label)
+        head = probe_head(features, targets, labels.multi_label, fit.train, fit.validation, final)
+        scores[seed, fit.fold] = score(head.logits(features[fit.test]), targets[fit.test], labels.multi_label)
     return Row(PROBE, scores)
 
 
@@ -89,7 +89,7 @@ def class_table(
     targets = labels.targets(rows) > 0
     support = targets.sum(axis=0)
     if labels.multi_label:
-        precision = average_precision(logits, targets)
+        precision = multi_label_scores(logits, targets).average_precision
         return [
             {"class": name, "clips": int(support[c]), "average precision": round(float(precision[c]), 4)}
             for c, name in enumerate(names)

@@ -119,7 +119,7 @@ class Encoder(nn.Module):
         Returns:
             [B, K, D] after the final norm, or a list of K such outputs before it.
         """
-        positions = self.positions_for(patches.shape[1]).expand(len(patches), -1, -1)
+        positions = self.positions_for(patches.shape[1]).expand(patches.shape[0], -1, -1)
         if indices is not None:
             patches, positions = gather(patches, indices), gather(positions, indices)
         x = self.patch_embed(patches) + positions

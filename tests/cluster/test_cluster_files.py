@@ -247,9 +247,7 @@ def test_readme_names_real_scripts_options_and_files():
     for name, words in commands:
         assert (ROOT / "pipelines" / f"{name}.py").exists(), name
         module = importlib.import_module(f"pipelines.{name}")
-        [kind] = [
-            k for k in vars(module).values() if dataclasses.is_dataclass(k) and k.__name__ == f"{name.title()}Args"
-        ]
+        kind = vars(module)[f"{name.title()}Args"]
         options = {w.partition("=")[0] for w in words if w.startswith("--")}
         assert options <= option_names(kind), f"{name}: {options - option_names(kind)}"
     for path in re.findall(r"cluster/[\w.-]+", README):

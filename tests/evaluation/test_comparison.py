@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from training.test_step import MODEL
 
-from ajepa.config import Config, TrainConfig
 from ajepa.errors import UserError
-from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, compare, markdown_table
+from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Source, compare, markdown_table
 from ajepa.evaluation.features import encoder_features, mel_statistics
+from ajepa.evaluation.heads import Features
+from ajepa.evaluation.splits import make_splits, read_targets
 from ajepa.model.pooling import POOLINGS
 from ajepa.pretrained import random_encoder
 from ajepa.shards.schema import decode_log_mels
-
-CONFIG = Config(model=MODEL, train=TrainConfig())
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +46,28 @@ def test_another_front_end_is_refused(encoder, small_dataset):
         encoder_features(encoder, other)
 
 
-def test_the_comparison_has_every_row(encoder, small_dataset):
-    rows = compare(encoder, CONFIG, small_dataset, "knn", random_seeds=2)
-    assert [(r.features, r.pooling) for r in rows] == [
-        (name, pooling) for name in (PRETRAINED, RANDOM, MEL) for pooling in POOLINGS
+def test_the_comparison_has_a_row_a_kind_and_pooling(encoder, small_dataset):
+    targets = read_targets(small_dataset)
+    splits = {seed: make_splits(small_dataset, targets, seed) for seed in (0, 1)}
+
+    def features():
+        return {name: Features(values) for name, values in encoder_features(encoder, small_dataset).items()}
+
+    def mel():
+        return {name: Features(values) for name, values in mel_statistics(small_dataset).items()}
+
+    sources = [
+        Source(PRETRAINED, "run", features, (0, 1)),
+        Source(RANDOM, "seed 0", features, (0,)),
+        Source(RANDOM, "seed 1", features, (1,)),
+        Source(MEL, MEL, mel, (0, 1)),
     ]
-    assert [len(r.seed_accuracy) for r in rows] == [1, 1, 1, 2, 2, 2, 1, 1, 1]
-    table = markdown_table(rows)
-    assert "random init (2 seeds)" in table and f"{rows[0].mean:.3f} ± {rows[0].std:.3f}" in table
+    rows = list(compare(sources, targets, splits, "knn", replicates=50))
+    assert [(r.features, r.pooling) for r in rows] == [
+        *((name, pooling) for name in (PRETRAINED, RANDOM) for pooling in POOLINGS),
+        (MEL, "mean"),
+        (MEL, "mean+std"),
+    ]
+    for row in rows:
+        assert row.interval[0] <= row.mean <= row.interval[1] and len(row.fold_scores) == 5
+    assert f"{rows[0].mean:.3f}" in markdown_table(rows)

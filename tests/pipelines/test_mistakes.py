@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_runs import tiny_config
 
-from pipelines import ablate, export, preprocess, pretrain, probe
+from pipelines import ablate, embed, export, finetune, preprocess, pretrain, probe
 from pipelines.common import parse, run_command
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +31,20 @@ def export_main(argv):
     export.main(parse(export.ExportArgs, "", argv))
 
 
+def finetune_main(argv):
+    finetune.main(finetune.parse_args(argv))
+
+
+def embed_main(argv):
+    embed.run(embed.parse_args(argv))
+
+
 def ablate_main(argv):
     ablate.main(parse(ablate.AblateArgs, "", argv))
 
 
 @pytest.fixture(scope="module")
-def places(small_dataset, sounds, tmp_path_factory):
+def places(small_dataset, build_dataset, sounds, tmp_path_factory):
     """Inputs, good and bad, by name."""
     folder = tmp_path_factory.mktemp("places")
     for name in ("empty", "texts", "no-esc50"):
@@ -61,13 +69,20 @@ def places(small_dataset, sounds, tmp_path_factory):
         manifest = json.loads(path.read_text())
         manifest["config"]["model"]["width"] = 96
         path.write_text(json.dumps(manifest))
+    waves = sorted(Path(small_dataset.path).parent.glob("*.wav"))
+    clips = [{"clip_id": wave.stem, "uri": str(wave)} for wave in waves]
+    build_dataset(folder / "bare", clips, shard_size=40, front_end=small_dataset.front_end, label_names=[])
+    about = shutil.copytree(small_dataset.path, folder / "other-front-end") / "dataset.json"
+    about.write_text(about.read_text().replace('"f_min": 0.0', '"f_min": 50.0'))
     return {p.name: str(p) for p in folder.iterdir()} | {
         "shards": small_dataset.path, "sounds": str(sounds), "new": str(folder / "new"), "gone": str(folder / "gone"),
     }  # fmt: skip
 
 
 PREPROCESS = ["--source", "folder", "--output", "{new}", "--input"]
+EMBED = ["--encoder", "{run}", "--output", "{new}", "--input"]
 PRETRAIN = ["--output", "{new}", "--num-workers", "0", "--data"]
+FINETUNE = ["--output", "{new}", "--num-workers", "0", "--data"]
 MISTAKES = {
     "verify an unfinished folder": (preprocess_main, ["--verify", "{unfinished}"], "unfinished preprocess job"),
     "merge of one": (preprocess_main, ["--merge", "{shards}", "--output", "{new}"], "at least two datasets"),
@@ -125,6 +140,38 @@ MISTAKES = {
     "mlflow is no uri": (
         pretrain_main, [*PRETRAIN, "{shards}", "--mlflow-uri", "somewhere"], "is no URI",
     ),
+    "encoder to fine-tune missing": (finetune_main, [*FINETUNE, "{shards}", "--encoder", "{gone}"], "does not exist"),
+    "encoder to fine-tune of another front end": (
+        finetune_main, [*FINETUNE, "{other-front-end}", "--encoder", "{run}"],
+        "the encoder was trained with f_min=0.0, the shards in",
+    ),
+    "no labels to fine-tune on": (
+        finetune_main, [*FINETUNE, "{bare}", "--encoder", "{run}"], "40 of 40 clips in",
+    ),
+    "encoder learning rate of zero": (
+        finetune_main, [*FINETUNE, "{shards}", "--encoder", "{run}", "--encoder-lr", "0"],
+        "encoder_lr must be positive, got 0",
+    ),
+    "unknown recipe": (
+        finetune_main, [*FINETUNE, "{shards}", "--encoder", "{run}", "--preset", "best"], "unknown preset 'best'",
+    ),
+    "fold that is not there": (
+        finetune_main, [*FINETUNE, "{shards}", "--encoder", "{run}", "--fold", "7"],
+        "--fold 7: it has the folds 1, 2, 3, 4, 5",
+    ),
+    "no seed at all": (
+        finetune_main, [*FINETUNE, "{shards}", "--encoder", "{run}", "--seeds", "0"], "--seeds must be positive",
+    ),
+    "mixup of uneven shares": (
+        finetune_main,
+        ["--data", "{shards}", "--encoder", "{run}", "--output", "{new}", "--mixup", "1", "--batch-size", "10",
+         "--num-workers", "3"],
+        "--batch-size is a multiple of 6",
+    ),
+    "fine-tuning into a run": (
+        finetune_main, ["--data", "{shards}", "--encoder", "{run}", "--output", "{run}", "--num-workers", "0"],
+        "holds no fine-tuning",
+    ),
     "encoder missing": (probe_main, ["--encoder", "{gone}", "--data", "{shards}"], "does not exist"),
     "encoder folder without a run": (probe_main, ["--encoder", "{empty}", "--data", "{shards}"], "no checkpoint"),
     "checkpoint torn": (probe_main, ["--encoder", "{torn}", "--data", "{shards}"], "is intact"),
@@ -134,6 +181,28 @@ MISTAKES = {
     "encoder to export missing": (export_main, ["{gone}", "{new}"], "does not exist"),
     "export over something": (export_main, ["{run}", "{texts}"], "exists: choose another"),
     "export of a folder without a run": (export_main, ["{empty}", "{new}"], "no checkpoint"),
+    "encoder to embed with missing": (
+        embed_main, ["--encoder", "{gone}", "--input", "{sounds}", "--output", "{new}"], "does not exist",
+    ),
+    "sounds to embed missing": (embed_main, [*EMBED, "{gone}"], "does not exist"),
+    "no sounds to embed": (embed_main, [*EMBED, "{texts}"], "none with an audio extension"),
+    "shards to embed unfinished": (
+        embed_main, ["--source", "shards", *EMBED, "{unfinished}"], "unfinished preprocess job",
+    ),
+    "layer that is not there": (embed_main, [*EMBED, "{sounds}", "--layers", "9"], "has the layers 1 to 4"),
+    "pooling of patches": (
+        embed_main, [*EMBED, "{sounds}", "--level", "patch", "--pooling", "mean+std"], "is for --level clip",
+    ),
+    "segments of shards": (embed_main, [*EMBED, "{shards}", "--segment", "1"], "is for audio files"),
+    "no workers to embed": (embed_main, [*EMBED, "{sounds}", "--num-workers", "0"], "must be positive"),
+    "clips of no length": (embed_main, [*EMBED, "{sounds}", "--max-seconds", "0"], "must be positive"),
+    "embeddings over something": (
+        embed_main, ["--encoder", "{run}", "--input", "{sounds}", "--output", "{shards}"], "no embedding folder",
+    ),
+    "neighbours in no embeddings": (
+        embed_main, ["--neighbours", "{file}", "--output", "{shards}"], "no embeddings.json",
+    ),
+    "neighbours in a missing folder": (embed_main, ["--neighbours", "{file}", "--output", "{gone}"], "does not exist"),
     "unknown ablation": (ablate_main, ["colour", "--data", "{shards}", "--output", "{new}"], "unknown ablation"),
     "unknown ablation value": (
         ablate_main, ["loss", "--values", "huber", "--data", "{shards}", "--output", "{new}"], "not 'huber'",
@@ -180,7 +249,9 @@ def test_an_interrupt_has_exit_code_130_and_says_how_to_go_on(capsys):
     assert "run the same command again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["preprocess", "pretrain", "probe", "export", "ablate", "demo"])
+@pytest.mark.parametrize(
+    "command", ["preprocess", "pretrain", "probe", "finetune", "embed", "export", "ablate", "demo"]
+)
 def test_help_names_options_with_defaults(command):
     done = subprocess.run(
         [sys.executable, f"pipelines/{command}.py", "--help"],

@@ -12,7 +12,8 @@ from small_runs import tiny_config
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
 from ajepa.model.pooling import POOLINGS
-from pipelines import ablate, pretrain, probe
+from ajepa.pretrained import export_encoder, load_encoder
+from pipelines import ablate, feature_cache, pretrain, probe
 
 
 @pytest.fixture(scope="module")
@@ -26,27 +27,81 @@ def run(small_dataset, tmp_path_factory):
     return args
 
 
-def test_a_probe_writes_its_table_and_records_it(run, small_dataset, capsys):
-    rows = probe.main(probe.ProbeArgs(encoder=run.output, data=small_dataset.path, protocol="knn", random_seeds=2))
+def arguments(run, small_dataset, tmp_path, **changes) -> probe.ProbeArgs:
+    values = {
+        "encoder": (run.output,), "data": small_dataset.path, "protocol": "knn", "seeds": 2, "threads": 1,
+        "cache": str(tmp_path / "cache"), "output": str(tmp_path / "probe"), "mlflow_uri": run.mlflow_uri,
+    } | changes  # fmt: skip
+    return probe.ProbeArgs(**values)
+
+
+def test_a_probe_writes_its_table_and_records_it(run, small_dataset, tmp_path, capsys):
+    rows = probe.main(arguments(run, small_dataset, tmp_path, output=None))
     folder = Path(run.output, "probes", f"knn-{small_dataset.content_hash[:8]}")
     assert (folder / "table.md").read_text().strip() in capsys.readouterr().out
-    assert len(pd.read_csv(folder / "table.csv")) == len(rows) == 3 * len(POOLINGS)
+    assert len(pd.read_csv(folder / "table.csv")) == len(rows) == 2 * len(POOLINGS) + 2
+    results = json.loads((folder / "results.json").read_text())
+    assert results["about"]["encoders"][0]["digest"] == load_encoder(run.output).about["digest"]
     client = mlflow.MlflowClient(run.mlflow_uri)
     pretrained = json.loads(Path(run.output, "run.json").read_text())["mlflow_run"]
-    found = client.search_runs(["1"], f"tags.`ajepa.pretrain_run` = '{pretrained}'")
-    assert len(found) == 1
-    assert found[0].data.metrics["accuracy_pretrained_mean"] == pytest.approx(rows[0].mean)
-    assert {a.path for a in client.list_artifacts(found[0].info.run_id)} == {"table.md", "table.csv"}
+    (found,) = client.search_runs(["1"], f"tags.`ajepa.pretrain_run` = '{pretrained}'")
+    assert found.data.metrics["accuracy_pretrained_mean"] == pytest.approx(rows[0].mean)
+    assert found.data.params["dataset_hash"] == small_dataset.content_hash
+    files = {a.path for a in client.list_artifacts(found.info.run_id)}
+    assert files >= {"table.md", "table.csv", "per_class.md", "results.json", "confusion.png", "map.png"}
+    assert all((folder / name).stat().st_size > 0 for name in files)
 
 
-def test_a_checkpoint_can_be_probed_alone(run, small_dataset, tmp_path):
+def test_checkpoints_and_exports_are_probed_side_by_side(run, small_dataset, tmp_path):
     checkpoint = sorted(Path(run.output, "checkpoints").iterdir())[0]
-    args = probe.ProbeArgs(
-        encoder=str(checkpoint), data=small_dataset.path, protocol="knn", random_seeds=0,
-        output=str(tmp_path / "p"), mlflow_uri=run.mlflow_uri,
-    )  # fmt: skip
-    wanted = [kind for kind in ("pretrained", "log-mel statistics") for _ in POOLINGS]
-    assert [r.features for r in probe.main(args)] == wanted
+    export_encoder(run.output, str(tmp_path / "export"))
+    args = arguments(run, small_dataset, tmp_path, encoder=(str(checkpoint), str(tmp_path / "export")), seeds=1)
+    rows = probe.main(args)
+    assert [r.features for r in rows] == ["pretrained"] * 3 + ["random init"] * 3 + ["log-mel statistics"] * 2
+    assert all(set(r.by_label) == set(args.encoder) for r in rows[:3])
+
+
+def test_features_are_computed_once_and_again_when_damaged(run, small_dataset, tmp_path, monkeypatch, capsys):
+    args = arguments(run, small_dataset, tmp_path, seeds=1)
+    wanted = [row.mean for row in probe.main(args)]
+    files = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(files) == 2  # the encoder's and the random one's
+
+    def fail(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_cache, "encoder_features", fail)
+        assert [row.mean for row in probe.main(args)] == wanted
+    content = files[0].read_bytes()
+    files[0].write_bytes(content[:-4] + b"xxxx")
+    assert [row.mean for row in probe.main(args)] == wanted
+    assert "are damaged" in capsys.readouterr().err and files[0].read_bytes() == content
+
+
+@pytest.mark.parametrize("changes", [{"combine": "weighted", "layers": "2,4"}, {"pooling": ("attentive",)}])
+def test_layers_are_weighted_and_patches_attended_to(run, small_dataset, tmp_path, changes):
+    rows = probe.main(arguments(run, small_dataset, tmp_path, protocol="linear", seeds=1, **changes))
+    assert all(0 <= row.mean <= 1 for row in rows)
+    assert {row.features for row in rows} >= {"pretrained", "random init"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"encoder": ()}, "at least one run folder"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"layers": "1,9"}, "has the layers 1 to 4"),
+        ({"layers": "one"}, "give numbers like 1,2,3"),
+        ({"combine": "weighted", "protocol": "linear"}, "needs --layers"),
+        ({"pooling": ("attentive",)}, "knn trains nothing"),
+        ({"train_splits": ("train",)}, "--train-splits needs a test split"),
+        ({"output": "s3://bucket/probe"}, "is a local folder"),
+    ],
+)
+def test_mistakes_are_named(run, small_dataset, tmp_path, changes, match):
+    with pytest.raises(UserError, match=match):
+        probe.main(arguments(run, small_dataset, tmp_path, **changes))
 
 
 @pytest.mark.ray

@@ -89,7 +89,7 @@ def test_row_groups_of_the_past_are_dropped(dataset):
 def test_a_dataset_that_fits_is_read_once(dataset, monkeypatch):
     source = reader(dataset)
     list(source.batches(0, 10))
-    monkeypatch.setattr(source._source, "_columns", None)
+    monkeypatch.setattr(source._source, "columns", None)
     list(source.batches(10, 40))
 
 

@@ -1,0 +1,234 @@
+"""The embed job on a real Ray: every clip accounted for, resumable, readable by everyone; neighbours; the model."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from faults import PATH, wait_for
+from training.test_checkpoint import save_run
+
+from ajepa.errors import UserError
+from ajepa.evaluation.embeddings import EMBEDDINGS_JSON, open_embeddings
+from ajepa.pretrained import export_encoder, load_encoder
+from pipelines.embed import EmbedArgs, NeighboursArgs, main, neighbours
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, small_dataset) -> str:
+    """A run folder with two checkpoints, and run.json as pretraining leaves it."""
+    folder = tmp_path_factory.mktemp("encoder") / "run"
+    save_run(folder, small_dataset, 2)
+    (folder / "run.json").write_text(json.dumps({"mlflow_run": "abc123"}))
+    return str(folder)
+
+
+@pytest.fixture
+def args(sounds, encoder, tmp_path, mlflow_uri):
+    return EmbedArgs(
+        encoder=encoder, input=str(sounds), output=str(tmp_path / "emb"), labels_from_folders=True,
+        clips_per_part=6, mlflow_uri=mlflow_uri,
+    )  # fmt: skip
+
+
+def rows(output: str, status: str = "ok") -> list[dict]:
+    files = sorted(Path(output, f"status={status}").glob("*.parquet"))
+    return [row for path in files for row in pq.read_table(path, partitioning=None).to_pylist()]
+
+
+def test_a_folder_becomes_embeddings(ray_session, args, encoder, mlflow_uri, capsys):
+    embeddings = main(args)
+    assert (embeddings.num_clips, embeddings.num_failed, len(embeddings.parts)) == (20, 0, 4)
+    assert not list(Path(args.output).glob("_plan*")) and not list(Path(args.output).rglob("*.tmp"))
+    model, found = load_encoder(encoder), rows(args.output)
+    assert embeddings.encoder["digest"] == model.about["digest"]
+    for row in (found[0], found[13]):
+        expected = model.clip_embeddings(*soundfile.read(row["uri"]))[0]
+        np.testing.assert_allclose(row["embedding"], expected, atol=1e-5)
+        assert embeddings.label_names[row["labels"][0]] == row["clip_id"].split("/")[0]
+    run = mlflow.MlflowClient(mlflow_uri).get_run(embeddings.info["mlflow_run"])
+    assert run.info.status == "FINISHED" and run.data.metrics["clips_ok"] == 20
+    assert (run.data.tags["ajepa.job"], run.data.tags["ajepa.pretrain_run"]) == ("embed", "abc123")
+    assert run.data.params["encoder_digest"] == model.about["digest"]
+    assert "20 clips ok, 0 bad, clip embeddings of" in capsys.readouterr().out
+
+
+def test_pandas_pyarrow_and_duckdb_read_the_same(ray_session, args):
+    embeddings = main(dataclasses.replace(args, level="frame"))
+    folder = Path(args.output, "status=ok")
+    table = pyarrow.dataset.dataset(folder, partitioning=None).to_table().sort_by("clip_id")
+    frame = pd.read_parquet(folder).sort_values("clip_id")
+    duck = duckdb.sql(f"SELECT clip_id, time_ms, embedding FROM '{folder}/*.parquet' ORDER BY clip_id").fetchall()
+    assert len(table) == len(frame) == len(duck) == 20
+    for a, b, (clip, times, c) in zip(table.to_pylist(), frame.itertuples(), duck, strict=True):
+        assert a["clip_id"] == b.clip_id == clip
+        vectors = np.array(a["embedding"])
+        assert vectors.shape == (len(times), embeddings.dimension)
+        assert (vectors == np.stack(b.embedding)).all() and (vectors == np.array(c)).all()
+
+
+def test_shards_are_taken_as_shards(ray_session, args, small_dataset):
+    embeddings = main(
+        dataclasses.replace(args, input=small_dataset.path, labels_from_folders=False, clips_per_part=None)
+    )
+    assert embeddings.info["input"]["source"] == "shards"
+    assert embeddings.info["input"]["hash"] == small_dataset.content_hash
+    assert {r["clip_id"] for r in rows(args.output)} == {f"clip{i:02d}" for i in range(40)}
+    assert embeddings.label_names == small_dataset.label_names
+    assert {r["fold"] for r in rows(args.output)} == {1, 2, 3, 4, 5}
+
+
+def test_a_manifest_is_embedded(ray_session, args, sounds, tmp_path):
+    files = sorted(sounds.rglob("*.wav"))
+    (tmp_path / "list.csv").write_text("uri,clip_id,start_s\n" + "".join(f"{f},{f.stem},0.25\n" for f in files))
+    main(dataclasses.replace(args, source="manifest", input=str(tmp_path / "list.csv"), labels_from_folders=False))
+    assert {(r["clip_id"], r["start_s"]) for r in rows(args.output)} == {(f.stem, 0.25) for f in files}
+
+
+def test_long_recordings_can_be_cut(ray_session, args):
+    main(dataclasses.replace(args, segment=0.5, segment_last="drop", clips_per_part=None))
+    assert {r["duration_s"] for r in rows(args.output)} == {0.5}
+
+
+def test_bad_files_are_counted_with_their_reason(ray_session, args, tmp_path, capsys):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    soundfile.write(folder / "good.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
+    soundfile.write(folder / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "two samples.wav", np.zeros(2), 16_000)
+    (folder / "empty.wav").touch()
+    (folder / "text.wav").write_text("not sound")
+    embeddings = main(dataclasses.replace(args, input=str(folder), labels_from_folders=False))
+    errors = {r["clip_id"]: r["error"] for r in rows(args.output, "bad")}
+    assert set(errors) == {"nan.wav", "two samples.wav", "empty.wav", "text.wav"}
+    assert "NaN" in errors["nan.wav"] and "shorter than one window" in errors["two samples.wav"]
+    assert (embeddings.num_clips, embeddings.num_failed) == (1, 4)
+    assert "1 clips ok, 4 bad (2 decode, 2 waveform; see status=bad)" in capsys.readouterr().out
+
+
+def test_the_same_command_again_does_nothing(ray_session, args, capsys):
+    main(args)
+    before = {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
+    main(args)
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
+
+
+def test_other_settings_into_the_same_output_are_refused(ray_session, args):
+    main(args)
+    other = dataclasses.replace(args, level="patch")
+    with pytest.raises(UserError, match=r"finished embedding job made from other .*level: clip -> patch"):
+        main(other)
+    assert main(dataclasses.replace(other, overwrite=True)).level == "patch"
+
+
+def test_a_missing_part_comes_back_the_same(ray_session, args):
+    main(args)
+    parts = {p.name: p.read_bytes() for p in Path(args.output, "status=ok").iterdir()}
+    main(dataclasses.replace(args, output=args.output + "2", num_workers=1))
+    again = {p.name: p.read_bytes() for p in Path(args.output + "2", "status=ok").iterdir()}
+    assert parts == again
+
+
+def command(args: EmbedArgs, ray_session) -> subprocess.Popen:
+    options = [
+        "--encoder", args.encoder, "--input", args.input, "--output", args.output, "--labels-from-folders",
+        "--clips-per-part", str(args.clips_per_part), "--mlflow-uri", str(args.mlflow_uri), "--num-workers", "1",
+    ]  # fmt: skip
+    address = ray_session.get_runtime_context().gcs_address
+    return subprocess.Popen(
+        [sys.executable, "pipelines/embed.py", *options],
+        cwd=ROOT, env=os.environ | PATH | {"RAY_ADDRESS": address}, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job has it ignored
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_job_goes_on_and_ends_the_same(ray_session, args, sounds, tmp_path, number):
+    folder = tmp_path / "many"  # 600 clips
+    for i in range(30):
+        for path in sorted(sounds.rglob("*.wav")):
+            target = folder / path.parent.name / f"{path.stem} {i}.wav"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.hardlink_to(path)
+    many = dataclasses.replace(args, input=str(folder))
+    output = Path(many.output)
+    with command(many, ray_session) as job:
+        wait_for(lambda: len(list(output.glob("status=ok/*.parquet"))) >= 3, "three parts", lambda: job.poll() is None)
+        job.send_signal(number)
+        _, said = job.communicate(timeout=120)
+    assert job.returncode == (130 if number == signal.SIGINT else -9)
+    assert number == signal.SIGKILL or "run the same command again" in said
+    with pytest.raises(UserError, match="unfinished embed job"):
+        open_embeddings(many.output)
+    done = {p: p.stat().st_mtime_ns for p in output.glob("status=ok/*.parquet")}
+    assert 3 <= len(done) < 100
+    assert main(many).num_clips == 600
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items())
+    main(dataclasses.replace(many, output=str(tmp_path / "whole")))
+    assert rows(many.output) == rows(str(tmp_path / "whole"))
+
+
+def test_neighbours_of_a_clip_begin_with_itself(ray_session, args, sounds, tmp_path, capsys):
+    main(args)
+    query = sounds / "tone" / "tone 3.wav"
+    found = neighbours(NeighboursArgs(neighbours=str(query), output=args.output, top=3))
+    assert len(found) == 3 and found[0].clip_id == "tone/tone 3.wav" and found[0].labels == ("tone",)
+    assert found[0].similarity == pytest.approx(1)
+    line = capsys.readouterr().out.splitlines()[-4].split()
+    assert line[:4] == ["1", "+1.0000", "tone/tone", "3.wav"] and line[-1] == "tone"
+
+
+def test_neighbours_need_the_encoder_of_the_embeddings(ray_session, args, encoder, sounds, tmp_path):
+    main(args)
+    query = NeighboursArgs(neighbours=str(sounds / "tone" / "tone 3.wav"), output=args.output, top=1)
+    export_encoder(encoder, str(tmp_path / "same"))
+    assert neighbours(dataclasses.replace(query, encoder=str(tmp_path / "same")))[0].clip_id == "tone/tone 3.wav"
+    older = f"{encoder}/checkpoints/step-00000001"
+    with pytest.raises(UserError, match="made by another encoder"):
+        neighbours(dataclasses.replace(query, encoder=older))
+    with pytest.raises(UserError, match=r"cannot load the encoder.*--encoder says where it is"):
+        neighbours(dataclasses.replace(query, encoder=str(tmp_path / "gone")))
+    with pytest.raises(UserError, match=r"--neighbours .*: read: "):
+        neighbours(dataclasses.replace(query, neighbours=str(tmp_path / "gone.wav")))
+
+
+def test_the_encoder_can_be_logged_beside_the_run(ray_session, args, mlflow_uri):
+    embeddings = main(dataclasses.replace(args, log_model=True))
+    client = mlflow.MlflowClient(mlflow_uri)
+    run = client.get_run(embeddings.info["mlflow_run"])
+    assert run.info.status == "FINISHED"
+    (output,) = run.outputs.model_outputs
+    assert client.get_logged_model(output.model_id).name == "encoder"
+
+
+def test_more_workers_than_cpus_are_refused(ray_session, args):
+    with pytest.raises(UserError, match="--num-workers 99 needs as many CPUs; the cluster has 2"):
+        main(dataclasses.replace(args, num_workers=99))
+
+
+def test_an_encoder_that_changes_meanwhile_stops_the_job(ray_session, args, encoder, monkeypatch):
+    """Nothing of another encoder gets into the folder."""
+    from pipelines import embed
+
+    started = embed.embed_all
+    monkeypatch.setattr(
+        embed, "embed_all", lambda clips, s, n: started(clips, dataclasses.replace(s, digest="other"), n)
+    )
+    with pytest.raises(UserError, match=r"stopped: the encoder .* changed while the job ran"):
+        main(args)
+    assert not Path(args.output, EMBEDDINGS_JSON).exists() and not rows(args.output)

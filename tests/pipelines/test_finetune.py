@@ -1,0 +1,138 @@
+"""The fine-tuning job: what it writes and records, resumption, refusals, and that two workers do what one does."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from small_runs import tiny_config
+
+from ajepa.errors import UserError
+from ajepa.finetuning.config import PRESETS, FinetuneConfig
+from ajepa.finetuning.run import read_test_logits
+from ajepa.pretrained import load_encoder
+from pipelines import pretrain, reporter
+from pipelines.finetune import FinetuneArgs, main, parse_args
+from pipelines.history import read_history
+
+CONFIG = FinetuneConfig(epochs=2, warmup_epochs=0, batch_size=8, encoder_lr=1e-3, head_lr=1e-2, precision="fp32")
+FIT = "seed-0-fold-2"
+
+
+@pytest.fixture(scope="module")
+def run(small_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetuned")
+    args = pretrain.PretrainArgs(
+        data=small_dataset.path, output=str(folder / "run"), num_workers=0, threads=1,
+        mlflow_uri=f"sqlite:///{folder / 'mlflow.db'}", config=tiny_config(max_steps=2),
+    )  # fmt: skip
+    pretrain.main(args)
+    return args
+
+
+@pytest.fixture
+def args(run, small_dataset, tmp_path):
+    return FinetuneArgs(
+        encoder=run.output, data=small_dataset.path, output=str(tmp_path / "out"), num_workers=0, threads=1, fold=2,
+        config=CONFIG,
+    )  # fmt: skip
+
+
+def runs(run, output):
+    client = mlflow.MlflowClient(run.mlflow_uri)
+    return client.search_runs(["1"], f"params.output = '{output}'")
+
+
+def test_a_fine_tuning_writes_its_tables_and_is_recorded(run, args, small_dataset, capsys):
+    tuned, probe = main(args)
+    folder = Path(args.output)
+    table = (folder / "table.md").read_text().strip()
+    assert table in capsys.readouterr().out and "| fine-tuned |" in table and "| linear probe |" in table
+    results = json.loads((folder / "results.json").read_text())
+    assert results["scores"]["fine-tuned"]["mean"] == tuned.mean and results["metric"] == "accuracy"
+    assert results["scores"]["linear probe"]["mean"] == probe.mean
+    assert [c["class"] for c in results["classes"]] == list(small_dataset.label_names)
+    assert (folder / "per_class.md").read_text().count("\n") == 2 + 4
+    (recorded,) = runs(run, args.output)
+    pretrained = json.loads(Path(run.output, "run.json").read_text())["mlflow_run"]
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.tags["ajepa.job"] == "finetune"
+    assert recorded.data.tags["ajepa.pretrain_run"] == pretrained
+    assert recorded.data.params["dataset_hash"] == small_dataset.content_hash
+    assert recorded.data.params["encoder_digest"] == load_encoder(run.output).about["digest"]
+    assert recorded.data.metrics["test_accuracy_fine_tuned"] == pytest.approx(tuned.mean)
+    client = mlflow.MlflowClient(run.mlflow_uri)
+    curve = client.get_metric_history(recorded.info.run_id, f"{FIT}/validation_accuracy")
+    assert [r["step"] for r in read_history(str(folder / FIT))] == [m.step for m in curve] == [3, 6]
+    assert {a.path for a in client.list_artifacts(recorded.info.run_id)} == {"results.json", "table.md", "per_class.md"}
+
+
+def test_the_accuracy_is_that_of_the_logits_kept(args, small_dataset):
+    tuned, _ = main(args)
+    rows, logits = read_test_logits(args.output, FIT)
+    labels = np.array([row[0] for row in small_dataset.read_columns(["labels"])["labels"].to_pylist()])
+    assert tuned.mean == pytest.approx((logits.argmax(axis=1) == labels[rows]).mean())
+
+
+def test_the_same_command_again_does_nothing(run, args, capsys):
+    first = main(args)
+    before = {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
+    assert [row.mean for row in main(args)] == [row.mean for row in first]
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
+    assert len(runs(run, args.output)) == 1
+
+
+def test_an_interrupted_fine_tuning_resumes_into_the_same_mlflow_run(run, args, monkeypatch):
+    undisturbed = dataclasses.replace(args, output=args.output + "-undisturbed")
+    main(undisturbed)
+    append = reporter.append_history
+
+    def interrupt(output, reports):
+        append(output, reports)
+        if reports[-1]["step"] == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(reporter, "append_history", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main(args)
+    monkeypatch.undo()
+    assert [r.info.status for r in runs(run, args.output)] == ["KILLED"]
+    main(args)
+    assert [r.info.status for r in runs(run, args.output)] == ["FINISHED"]
+    ours, theirs = (Path(a.output, FIT, "model", "encoder.safetensors") for a in (args, undisturbed))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_other_settings_into_the_same_folder_are_refused(args):
+    main(args)
+    other = dataclasses.replace(args, config=dataclasses.replace(CONFIG, head_lr=1e-3))
+    with pytest.raises(UserError, match=r"config\.head_lr: 0\.01 -> 0\.001"):
+        main(other)
+    main(dataclasses.replace(other, overwrite=True))
+
+
+def test_other_labels_into_the_same_folder_are_refused(args):
+    main(args)
+    about = Path(args.output, "finetune.json")
+    about.write_text(about.read_text().replace('"bird",', ""))
+    with pytest.raises(UserError, match="holds heads of 3 labels, the data have 4"):
+        main(args)
+
+
+def test_the_preset_sets_the_defaults_and_options_change_them():
+    args = parse_args(["--encoder", "e", "--data", "d", "--preset", "small-data", "--epochs", "7"])
+    assert args.config == dataclasses.replace(PRESETS["small-data"], epochs=7)
+
+
+@pytest.mark.ray
+def test_two_workers_do_what_one_does(args, ray_session):
+    double = dataclasses.replace(args, num_workers=2, output=args.output + "-2")
+    single, both = main(args)[0], main(double)[0]
+    assert single.scores.keys() == both.scores.keys()
+    ours, theirs = (read_test_logits(a.output, FIT)[1] for a in (args, double))
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    losses = [[r["loss"] for r in read_history(str(Path(a.output, FIT)))] for a in (args, double)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

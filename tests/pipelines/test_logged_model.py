@@ -1,0 +1,96 @@
+"""The encoder as an MLflow model: loaded by a process elsewhere, which has only MLflow and what the model needs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import mlflow
+import numpy as np
+import pytest
+from training.test_checkpoint import save_run
+
+from ajepa.errors import UserError
+from ajepa.pretrained import EXPORT_JSON, load_encoder
+from pipelines import export, tracking
+from pipelines.logged_model import log_encoder
+
+USER = """
+import sys, mlflow, numpy as np
+model = mlflow.pyfunc.load_model(sys.argv[1])
+waveforms = np.load("waveforms.npy")
+np.savez("out.npz", own=model.predict(waveforms), other=model.predict(waveforms, params={"sample_rate": 8_000}))
+import ajepa
+print(ajepa.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_dataset):
+    folder = tmp_path_factory.mktemp("encoder") / "run"
+    save_run(folder, small_dataset, 1)
+    return folder
+
+
+@pytest.fixture
+def waveforms():
+    return (0.1 * np.random.default_rng(0).standard_normal((3, 16_000))).astype(np.float32)
+
+
+def test_the_logged_encoder_predicts_in_another_directory(run, tmp_path, mlflow_uri, waveforms):
+    tracker = tracking.start_run(mlflow_uri, "x", params={}, tags={})
+    with tracker.recording():
+        uri = log_encoder(tracker, str(run))
+    assert tracker.client.get_run(tracker.run_id).info.status == "FINISHED"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    np.save(elsewhere / "waveforms.npy", waveforms)
+    (elsewhere / "user.py").write_text(USER)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"MLFLOW_TRACKING_URI": mlflow_uri}
+    done = subprocess.run(
+        [sys.executable, "user.py", uri],
+        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "ype hint" not in done.stderr, done.stderr
+    assert str(tmp_path / "mlartifacts") in done.stdout  # the code that was logged, not this tree
+    out, encoder = np.load(elsewhere / "out.npz"), load_encoder(str(run))
+    np.testing.assert_allclose(out["own"], encoder(waveforms, 16_000), atol=1e-5)
+    np.testing.assert_allclose(out["other"], encoder(waveforms, 8_000), atol=1e-5)
+
+
+def test_the_signature_says_what_goes_in_and_out(run, mlflow_uri):
+    tracker = tracking.start_run(mlflow_uri, "x", params={}, tags={})
+    uri = log_encoder(tracker, str(run))
+    mlflow.set_tracking_uri(mlflow_uri)
+    info = mlflow.models.get_model_info(uri)
+    (given,), (made,) = info.signature.inputs.inputs, info.signature.outputs.inputs
+    assert (given.type, given.shape) == (np.dtype(np.float32), (-1, -1))
+    assert (made.type, made.shape) == (np.dtype(np.float32), (-1, load_encoder(str(run)).width))
+    (parameter,) = info.signature.params.params
+    assert (parameter.name, parameter.default) == ("sample_rate", 16_000)
+    folder = mlflow.artifacts.download_artifacts(uri)
+    names = {str(name) for _, _, files in os.walk(folder) for name in files}
+    assert "input_example.json" in names and not [n for n in names if n.endswith((".pkl", ".pyc"))]
+
+
+def test_an_export_logs_itself_where_the_run_s_tracking_uri_is_known(run, tmp_path, mlflow_uri, capsys):
+    tracker = tracking.start_run(mlflow_uri, "pretrain", params={}, tags={})
+    (run / "run.json").write_text(json.dumps({"mlflow_uri": mlflow_uri, "mlflow_run": tracker.run_id}))
+    export.main(export.ExportArgs(run=str(run), output=str(tmp_path / "out")))
+    assert "MLflow model models:/" in capsys.readouterr().out
+    notes = json.loads((tmp_path / "out" / EXPORT_JSON).read_text())["notes"]
+    assert notes["mlflow_run"] == tracker.run_id
+    experiment = tracker.client.get_experiment_by_name("ajepa")
+    (found,) = tracker.client.search_runs([experiment.experiment_id], "tags.`ajepa.job` = 'export'")
+    assert found.data.tags["ajepa.pretrain_run"] == tracker.run_id
+    assert len(found.outputs.model_outputs) == 1
+
+
+def test_an_export_is_logged_nowhere_where_no_tracking_uri_is_known(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (run / "run.json").write_text(json.dumps({"mlflow_uri": f"sqlite:///{tmp_path}/moved/mlflow.db"}))
+    export.main(export.ExportArgs(run=str(run), output=str(tmp_path / "out")))
+    assert "MLflow" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="--log-model: the run does not say where MLflow is"):
+        export.main(export.ExportArgs(run=str(run), output=str(tmp_path / "out2"), log_model="on"))
+    assert not (tmp_path / "out2").exists()

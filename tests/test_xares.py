@@ -1,0 +1,44 @@
+"""X-ARES: its own checker, the way its runner finds an encoder, and the hop it is told."""
+
+import pytest
+import torch
+from training.test_checkpoint import save_run
+
+from ajepa import xares as wrapper
+from ajepa.errors import UserError
+
+NAME = "ajepa/xares.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_dataset):
+    path = tmp_path_factory.mktemp("xares")
+    save_run(path, small_dataset, 1)
+    return str(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"hop_ms": 160, "bands": "concat"}])
+def test_the_checker_passes(run, options):
+    checker = pytest.importorskip("xares.audio_encoder_checker")
+    assert checker.check_audio_encoder(wrapper.AJEPAEncoder(run, **options)) is True
+
+
+def test_its_runner_finds_the_encoder(run, monkeypatch):
+    utils = pytest.importorskip("xares.utils")
+    monkeypatch.setenv("AJEPA_ENCODER", run)
+    encoder = utils.attr_from_py_path(NAME, endswith="Encoder")()
+    assert isinstance(encoder, wrapper.AJEPAEncoder)
+
+
+@pytest.mark.parametrize("hop_ms", [160, 40])
+def test_the_hop_is_the_time_between_vectors(run, hop_ms):
+    encoder = wrapper.AJEPAEncoder(run, hop_ms=hop_ms)
+    vectors = encoder(torch.rand(2, 160_000) - 0.5)
+    assert vectors.shape[0] == 2 and vectors.shape[2] == encoder.output_dim
+    assert abs(vectors.shape[1] * encoder.hop_size_in_ms - 10_000) <= 160
+
+
+def test_no_path_is_named(monkeypatch):
+    monkeypatch.delenv("AJEPA_ENCODER", raising=False)
+    with pytest.raises(UserError, match="set AJEPA_ENCODER"):
+        wrapper.AJEPAEncoder()
