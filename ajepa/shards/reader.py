@@ -10,8 +10,6 @@ import hashlib
 import itertools
 import queue
 import threading
-import weakref
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import numpy as np
 
 from ajepa import rng
 from ajepa.errors import UserError
+from ajepa.shards.crops import BatchArrays, fill_crop
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.order import EpochOrder, epoch_order, heldout_rows
 from ajepa.shards.row_groups import Ahead, RowGroup, RowGroups
@@ -30,7 +29,6 @@ CROP_STREAM = 1  # of rng.uniform
 FIXED_SAMPLES = 1 << 40  # samples from here on are crops of a fixed set, never reached by training
 STATE_FORMAT = 1
 STEPS_AHEAD = 4  # steps whose row groups are read ahead of the batches that are ready; fewer of large batches
-SPARE = 4  # arrays of batches kept for later ones
 
 
 @dataclass(frozen=True)
@@ -108,8 +106,7 @@ class ShardReader:
         self._groups: Ahead[RowGroup] = Ahead(self._source.read)
         self._used: dict[int, int] = {}  # call of `batch` that last asked for a row group
         self._calls = 0
-        self._spare: deque[memoryview] = deque(maxlen=SPARE)
-        self._crop_shape, self._repeat = (dataset.front_end.n_mels, crop_frames), repeat
+        self._arrays, self._repeat = BatchArrays((dataset.front_end.n_mels, crop_frames)), repeat
         row_bytes = 2 * dataset.front_end.n_mels * dataset.front_end.clip_frames
         self._keep_all = dataset.num_clips * row_bytes <= cache_bytes
 
@@ -197,9 +194,8 @@ class ShardReader:
         rows = np.repeat(np.asarray(rows, np.int64), crops)
         turn = np.arange(len(rows)) % crops
         samples = FIXED_SAMPLES + turn * self.dataset.num_clips + rows
-        out = np.empty((len(rows), *self._crop_shape), np.float16)
+        out = np.empty((len(rows), *self._arrays.shape), np.float16)
         places, groups = self._places(samples), self._source.group_of(rows)
-
         num_frames = self._num_frames(len(rows))
 
         def fill(group: int) -> None:
@@ -268,7 +264,7 @@ class ShardReader:
         if pool is not None:
             self._read_ahead(step, stop, pool)
         rows, samples = self._share(step)
-        out = self._array(len(rows))
+        out = self._arrays.take(len(rows))
         places, groups = self._places(samples), self._source.group_of(rows)
         num_frames = self._num_frames(len(rows))
         for group in np.unique(groups).tolist():
@@ -311,17 +307,6 @@ class ShardReader:
             self._used = {group: call for group, call in self._used.items() if call >= oldest}
             self._groups.drop(lambda key: key not in self._used)
 
-    def _array(self, count: int) -> np.ndarray:
-        """An array for a batch in memory that nobody holds any more, neither by a view nor by a tensor of it, or in
-        new memory: the fresh pages of that cost more than filling it."""
-        try:
-            memory = self._spare.pop()
-        except IndexError:
-            memory = np.empty((count, *self._crop_shape), np.float16).data
-        whole = np.frombuffer(memory, np.float16)  # the base of every view that is ever made of it
-        weakref.finalize(whole, self._spare.append, memory).atexit = False
-        return whole.reshape(count, *self._crop_shape)
-
     def _places(self, samples: np.ndarray) -> np.ndarray:
         """Where in its clip each crop lies, in [0, 1)."""
         return rng.uniform(self.seed, CROP_STREAM, samples, 1)[:, 0]
@@ -342,25 +327,6 @@ class ShardReader:
         """Crop the clips `which` of a batch, all of one row group, into `out` and `num_frames`."""
         inner = rows[which] - self._source.first_row[group]
         for i, k, valid in zip(which.tolist(), inner.tolist(), content.num_frames[inner].tolist(), strict=True):
+            frames = fill_crop(content.log_mels[k], valid, float(places[i]), self._repeat, out[i])
             if num_frames is not None:
-                num_frames[i] = min(valid, self.crop_frames)
-            if num_frames is None or valid >= self.crop_frames:
-                _crop(content.log_mels[k], valid, float(places[i]), out[i])
-            else:
-                out[i] = content.log_mels[k, :, : self.crop_frames]
-
-
-def _crop(log_mel: np.ndarray, valid: int, place: float, out: np.ndarray) -> None:
-    """Fill out [n_mels, crop] from the valid frames of one clip; `place` in [0, 1) chooses where."""
-    crop = out.shape[1]
-    if valid >= crop:
-        start = int(place * (valid - crop + 1))
-        out[:] = log_mel[:, start : start + crop]
-        return
-    start = int(place * valid)
-    out[:, : valid - start] = log_mel[:, start:valid]
-    out[:, valid - start : valid] = log_mel[:, :start]
-    while valid < crop:  # what is there is a whole number of periods
-        more = min(valid, crop - valid)
-        out[:, valid : valid + more] = out[:, :more]
-        valid += more
+                num_frames[i] = frames
