@@ -68,6 +68,11 @@ class FrontEndConfig:
         """Frames a second."""
         return self.sample_rate / self.hop_length
 
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest waveform: one window, and what its ends are mirrored from."""
+        return max(self.win_length, self.n_fft // 2 + 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -17,12 +17,13 @@ from ajepa.config import PATCH, FrontEndConfig
 from ajepa.model.pooling import Pooling, cover, overlap_average, pool, valid_columns
 from ajepa.model.vit import Encoder, patchify
 from ajepa.shards.statistics import Statistics
-from ajepa.training.step import Normaliser
+from ajepa.training.step import CPU_PATCHES, Normaliser
 
 Combine = Literal["concat", "stack"]
 Bands = Literal["mean", "concat"]
 Precision = Literal["fp32", "bf16"]
-PATCHES_AT_ONCE = {"cpu": 4096, "cuda": 1 << 16}  # windows are computed in parts of so many: memory stays bounded
+# Windows are computed in parts of so many patches: memory stays bounded.
+PATCHES_AT_ONCE = {"cpu": CPU_PATCHES, "cuda": 1 << 16}
 PIECE = 1 << 13  # frames of log-mel made at a time (82 s)
 
 
@@ -97,6 +98,16 @@ class AudioEncoder(nn.Module):
         return self.front_end.sample_rate
 
     @property
+    def column_ms(self) -> float:
+        """Time between columns of patches."""
+        return PATCH * 1000 / self.front_end.frame_rate
+
+    @property
+    def first_ms(self) -> float:
+        """The middle of the first column."""
+        return (PATCH - 1) / 2 * 1000 / self.front_end.frame_rate
+
+    @property
     def device(self) -> torch.device:
         return self.normalise.mean.device
 
@@ -158,7 +169,7 @@ class AudioEncoder(nn.Module):
         start = torch.arange(embeddings.shape[-2], device=embeddings.device) * step  # first frame of each
         valid = (start + PATCH // 2 <= num_frames[:, None]) | (start == 0)
         keep = int(valid.any(dim=0).sum())
-        timestamps = (start[:keep] + (PATCH - 1) / 2) * (1000 / self.front_end.frame_rate)
+        timestamps = start[:keep] * (1000 / self.front_end.frame_rate) + self.first_ms
         return Frames(embeddings[..., :keep, :], timestamps, valid[:, :keep])
 
     def patch_embeddings(
@@ -259,7 +270,7 @@ class AudioEncoder(nn.Module):
             barred = key_mask(len(clip), self.rows * window).to(self.device)
             mask = barred if mask is None else barred & mask
         batch = len(log_mel)
-        at_once = max(1, PATCHES_AT_ONCE.get(self.device.type, 4096) // (self.rows * window))
+        at_once = self.windows_at_once(window)
         outputs = [
             self._encode(
                 patches[clip[i : i + at_once], :, start[i : i + at_once]],
@@ -311,6 +322,10 @@ class AudioEncoder(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def windows_at_once(self, columns: int) -> int:
+        """Windows of so many columns that are computed together: more need more memory and are no faster."""
+        return max(1, PATCHES_AT_ONCE.get(self.device.type, CPU_PATCHES) // (self.rows * columns))
+
     def _layers(self, layers: Sequence[int] | None) -> list[int]:
         wanted = [self.depth] if layers is None else list(layers)
         if not wanted or any(not 1 <= layer <= self.depth for layer in wanted):
@@ -318,10 +333,9 @@ class AudioEncoder(nn.Module):
         return wanted
 
     def _passes(self, hop_ms: float | None) -> int:
-        column = PATCH * 1000 / self.front_end.frame_rate
-        passes = 1 if hop_ms is None else column / hop_ms
+        passes = 1 if hop_ms is None else self.column_ms / hop_ms
         if passes not in (1, 2, 4, 8, 16):
-            raise ValueError(f"hop_ms {hop_ms}: use {', '.join(f'{column / n:g}' for n in (1, 2, 4, 8, 16))}")
+            raise ValueError(f"hop_ms {hop_ms}: use {', '.join(f'{self.column_ms / n:g}' for n in (1, 2, 4, 8, 16))}")
         return int(passes)
 
 

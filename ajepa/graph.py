@@ -111,12 +111,11 @@ class EncoderGraph(nn.Module):
 
 def describe_graph(encoder: AudioEncoder) -> dict[str, str]:
     """What a file says of itself: input, times of its frames, and where its weights come from."""
-    column_ms = PATCH * 1000 / encoder.front_end.frame_rate
     values = {
         "sample_rate": encoder.sample_rate,
-        "min_samples": _shortest(encoder.front_end),
-        "frame_hop_ms": column_ms,
-        "first_frame_ms": column_ms * (PATCH - 1) / (2 * PATCH),
+        "min_samples": encoder.front_end.min_samples,
+        "frame_hop_ms": encoder.column_ms,
+        "first_frame_ms": encoder.first_ms,
         "embedding_size": encoder.width,
     }
     kept = ("branch", "step", "dataset_hash", "digest")
@@ -127,7 +126,7 @@ def describe_graph(encoder: AudioEncoder) -> dict[str, str]:
 def export_program(encoder: AudioEncoder) -> torch.export.ExportedProgram:
     """EncoderGraph as a torch.export program, for any batch and any duration of at least one window of the front end
     (400 samples). Call its `.module()` with a waveform [B, S]."""
-    samples = torch.export.Dim("samples", min=_shortest(encoder.front_end))
+    samples = torch.export.Dim("samples", min=encoder.front_end.min_samples)
     longest = encoder.encoder.config.crop_frames * encoder.front_end.hop_length
     example = torch.zeros(2, 5 * longest // 2)
     # Else every size seen as 2 or more would be taken never to be 1: the batch, the windows and the columns.
@@ -208,10 +207,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _shortest(config: FrontEndConfig) -> int:
-    return max(config.win_length, config.n_fft // 2 + 1)
 
 
 def _write(path: str, data: bytes) -> None:

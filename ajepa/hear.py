@@ -4,7 +4,6 @@
 
 from torch import Tensor, nn
 
-from ajepa.config import PATCH
 from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
 from ajepa.pretrained import load_encoder
@@ -29,8 +28,8 @@ class HearModel(nn.Module):
         self.sample_rate = encoder.sample_rate
         self.scene_embedding_size = 2 * encoder.width
         self.timestamp_embedding_size = encoder.width
-        column_ms = PATCH * 1000 / encoder.front_end.frame_rate
-        self.hop_ms = next(column_ms / n for n in (1, 2, 4, 8, 16) if column_ms / n <= MAX_HOP_MS)
+        hops = (encoder.column_ms / n for n in (1, 2, 4, 8, 16))
+        self.hop_ms = next(hop for hop in hops if hop <= MAX_HOP_MS)
 
 
 def load_model(model_file_path: str = "") -> HearModel:

@@ -21,7 +21,7 @@ from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.model.pooling import POOLINGS
 from ajepa.shards.dataset import open_dataset
 from pipelines import figures, pretrain, probe, tracking
-from pipelines.common import cluster_cpus, parse, run_command, start_ray, warn_relative_output
+from pipelines.common import cluster_cpus, markdown, parse, run_command, start_ray, warn_relative_output
 from pipelines.history import read_history
 from pipelines.lineage import pretraining
 
@@ -264,12 +264,7 @@ def write_report(
     if table.empty:
         return
     folder = Path(args.output)
-    columns = list(table.columns)
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for row in table.to_dict("records"):
-        cells = [f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns]
-        lines.append(f"| {' | '.join(cells)} |")
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
+    (folder / "table.md").write_text(markdown(table) + "\n")
     table.to_csv(folder / "table.csv", index=False)
     accuracies = [[score(t, PRETRAINED, "mean") for t in trials if t["value"] == v] for v in table["setting"]]
     baselines = {
@@ -280,7 +275,7 @@ def write_report(
     figures.draw_ablation(title, list(table["setting"]), accuracies, baselines, folder / "figure.png")
     for name in ("table.md", "table.csv", "figure.png"):
         tracker.log_file(folder / name)
-    print("\n".join(lines))
+    print(markdown(table))
 
 
 if __name__ == "__main__":

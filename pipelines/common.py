@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
+import pandas as pd
 import ray
 import tyro
 
@@ -18,6 +19,30 @@ Args = TypeVar("Args")
 def parse(kind: type[Args], description: str, argv: Sequence[str] | None = None, default: Args | None = None) -> Args:
     """Typed options from a dataclass; wrong ones exit with code 2."""
     return cast(Args, tyro.cli(kind, description=description, args=argv, default=default))
+
+
+def chosen_preset(argv: Sequence[str], presets: Collection[str], default: str) -> str:
+    """The preset that a command line names: its settings are the defaults that --help shows and other options change.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    names = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "--preset"]
+    names += [a.partition("=")[2] for a in argv if a.startswith("--preset=")]
+    preset = names[-1] if names else default
+    if preset not in presets:
+        raise UserError(f"unknown preset {preset!r}: choose from {', '.join(presets)}")
+    return preset
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table's lines; floats with three decimals."""
+    columns = list(table.columns)
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for row in table.to_dict("records"):
+        cells = [f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]).replace("|", "/") for c in columns]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def run_command(main: Callable[[], object]) -> None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ajepa import storage
 from ajepa.encoder import AudioEncoder, Combine
 from ajepa.errors import UserError
-from ajepa.evaluation.features import encoder_features, patch_features, patch_shape, valid_patches
+from ajepa.evaluation.features import encoder_features, patch_features, valid_patches
 from ajepa.evaluation.heads import Features
 from ajepa.model.pooling import Pooling
 from ajepa.shards.dataset import ShardDataset
@@ -63,7 +63,8 @@ class FeatureCache:
             UserError: the file cannot be written.
         """
         path = self._path(encoder, dataset, layers, "patches", "npy")
-        shape, valid = patch_shape(encoder, dataset, layers), valid_patches(encoder, dataset)
+        valid = valid_patches(encoder, dataset)
+        shape = (*valid.shape, encoder.width * len(layers or (0,)))
         if path.exists():
             try:
                 values = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -24,7 +24,7 @@ from ajepa.finetuning.summary import Row, class_table, finetuned_row, markdown_t
 from ajepa.pretrained import Branch, load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from pipelines import tracking
-from pipelines.common import parse, run_command, warn_relative_output
+from pipelines.common import chosen_preset, parse, run_command, warn_relative_output
 from pipelines.lineage import pretraining, recorded_uri
 from pipelines.pretrain import RUN_JSON
 from pipelines.reporter import Reporter
@@ -72,11 +72,7 @@ class FinetuneArgs:
 
 def parse_args(argv: Sequence[str]) -> FinetuneArgs:
     """Two passes: --preset chooses the defaults that --help shows and the other options change."""
-    names = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "--preset"]
-    names += [a.partition("=")[2] for a in argv if a.startswith("--preset=")]
-    preset = names[-1] if names else "write-up"
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS)}")
+    preset = chosen_preset(argv, PRESETS, "write-up")
     default = FinetuneArgs(encoder=tyro.MISSING, data=tyro.MISSING, preset=preset, config=PRESETS[preset])
     return parse(FinetuneArgs, __doc__ or "", argv, default)
 

@@ -21,7 +21,7 @@ from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.training.checkpoint import CheckpointInfo, find_checkpoint, latest_checkpoint, read_info, read_weights
 from ajepa.training.step import build_model
 from pipelines import figures, tracking
-from pipelines.common import parse, run_command, warn_relative_output
+from pipelines.common import chosen_preset, parse, run_command, warn_relative_output
 from pipelines.history import read_history
 from pipelines.pretrain_job import pretrain
 from pipelines.reporter import Reporter
@@ -61,11 +61,7 @@ class PretrainArgs:
 
 def parse_args(argv: Sequence[str]) -> PretrainArgs:
     """Two passes: --preset chooses the defaults that --help shows and the other options change."""
-    names = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "--preset"]
-    names += [a.partition("=")[2] for a in argv if a.startswith("--preset=")]
-    preset = names[-1] if names else "nano"
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS)}")
+    preset = chosen_preset(argv, PRESETS, "nano")
     default = PretrainArgs(data=tyro.MISSING, output=tyro.MISSING, preset=preset, config=PRESETS[preset])
     return parse(PretrainArgs, __doc__ or "", argv, default)
 

@@ -13,6 +13,7 @@ from ajepa.evaluation.comparison import Row, markdown_table
 from ajepa.evaluation.metrics import class_scores, confusion
 from ajepa.evaluation.probe import ProbeResult
 from ajepa.evaluation.splits import Targets
+from pipelines.common import markdown
 from pipelines.probe_figures import draw_confusion, draw_map
 
 OUTPUTS = (
@@ -53,7 +54,7 @@ def write_outputs(
     ).to_csv(folder / "table.csv", index=False)
     classes = per_class(result, targets.names)
     classes.to_csv(folder / "per_class.csv", index=False)
-    (folder / "per_class.md").write_text(_markdown(classes) + "\n")
+    (folder / "per_class.md").write_text(markdown(classes) + "\n")
     results = {"about": about, "rows": flat, "shown": {"pooling": best.pooling, "label": best.runs[0].label},
                "per_class": classes.to_dict("records")}  # fmt: skip
     storage.write_text(str(folder / "results.json"), json.dumps(_plain(results), indent=1))
@@ -85,15 +86,6 @@ def per_class(result: ProbeResult, names: Sequence[str]) -> pd.DataFrame:
 
 def _labels(result: ProbeResult) -> tuple[np.ndarray, np.ndarray]:
     return result.scores.argmax(axis=1), result.targets.argmax(axis=1)
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    columns = list(table.columns)
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for row in table.to_dict("records"):
-        cells = [f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]).replace("|", "/") for c in columns]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def _plain(value: Any) -> Any:

@@ -67,9 +67,8 @@ class LogMel(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         config = self.config
         half = config.n_fft // 2
-        shortest = max(config.win_length, half + 1)
-        if waveform.shape[-1] < shortest:
-            raise AudioError(f"waveform: {waveform.shape[-1]} samples, shorter than one window of {shortest}")
+        if waveform.shape[-1] < config.min_samples:
+            raise AudioError(f"waveform: {waveform.shape[-1]} samples, shorter than one window of {config.min_samples}")
         flat = waveform.reshape(-1, waveform.shape[-1])
         mirrored = torch.cat([flat[:, 1 : half + 1].flip(1), flat, flat[:, -half - 1 : -1].flip(1)], dim=1)
         frames = mirrored.unfold(-1, config.n_fft, config.hop_length) * self.window  # [b, frames, n_fft]

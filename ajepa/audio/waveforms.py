@@ -91,7 +91,7 @@ def _check(clip: Tensor, sample_rate: int, front_end: FrontEndConfig) -> Tensor:
     if sample_rate != front_end.sample_rate:
         resampled = resample(clip.cpu().numpy(), sample_rate, front_end.sample_rate)
         clip = torch.from_numpy(np.ascontiguousarray(resampled)).to(clip.device)
-    shortest = max(front_end.win_length, front_end.n_fft // 2 + 1)
+    shortest = front_end.min_samples
     if len(clip) < shortest:
         raise ValueError(f"the waveform is shorter than one window of {shortest} samples at {front_end.sample_rate} Hz")
     return clip

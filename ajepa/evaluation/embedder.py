@@ -19,7 +19,7 @@ from ajepa import storage
 from ajepa.audio.decode import AudioError, decode_clip
 from ajepa.audio.manifest import MANIFEST_SCHEMA
 from ajepa.config import PATCH
-from ajepa.encoder import PATCHES_AT_ONCE, AudioEncoder
+from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
 from ajepa.model.pooling import Pooling, pool
 from ajepa.shards.row_groups import RowGroups
@@ -80,7 +80,7 @@ class Embedder:
         except ValueError as error:
             raise UserError(f"--layers: {error}") from error
         self.schema = embedding_schema(settings.level, self.dimension)
-        self.hop_ms = PATCH * 1000 / encoder.front_end.frame_rate
+        self.hop_ms = encoder.column_ms
 
     def log_mel(self, clip: dict[str, Any]) -> tuple[Tensor, dict[str, Any], bool]:
         """A manifest row's log-mel [n_mels, frames], the row with the duration that was read, and whether it was cut.
@@ -120,11 +120,10 @@ class Embedder:
 
     def _batches(self, frames: Sequence[int]) -> Iterator[list[int]]:
         """Clips of similar length together, shortest first: padding is barred from attention, but costs time."""
-        columns, rows = [-(-n // PATCH) for n in frames], self.encoder.rows
-        patches = PATCHES_AT_ONCE.get(self.encoder.device.type, 4096)
+        columns = [-(-n // PATCH) for n in frames]
         batch: list[int] = []
         for i in np.argsort(frames, kind="stable").tolist():
-            most = self.batch_size or max(1, patches // (rows * columns[i]))
+            most = self.batch_size or self.encoder.windows_at_once(columns[i])
             if batch and (len(batch) >= most or columns[i] > 1 + 1.25 * columns[batch[0]]):
                 yield batch
                 batch = []
@@ -224,7 +223,7 @@ class Embedder:
         if self.settings.level != "clip":
             embedding = pa.ListArray.from_arrays(pa.array(np.cumsum([0, *counts]), pa.int32()), embedding)
         if self.settings.level == "frame":
-            middle = (PATCH - 1) / 2 / self.encoder.front_end.frame_rate * 1000  # of the first column
+            middle = self.encoder.first_ms
             columns.append(pa.array([middle + self.hop_ms * np.arange(n) for n in counts], pa.list_(pa.float32())))
         elif self.settings.level == "patch":
             bands = self.encoder.rows

@@ -38,12 +38,6 @@ def encoder_features(
     return {pooling: np.concatenate(rows) for pooling, rows in parts.items()}
 
 
-def patch_shape(encoder: AudioEncoder, dataset: ShardDataset, layers: Sequence[int] | None = None) -> tuple[int, ...]:
-    """(n, N, D) of the patches of all clips, N those of the longest one."""
-    columns = patch_columns(dataset)
-    return dataset.num_clips, encoder.rows * int(columns.max()), encoder.width * len(layers or (0,))
-
-
 def patch_columns(dataset: ShardDataset) -> np.ndarray:
     """Valid columns of patches [n] of every clip."""
     frames = dataset.read_columns(["num_frames"])["num_frames"].to_numpy()
@@ -53,8 +47,8 @@ def patch_columns(dataset: ShardDataset) -> np.ndarray:
 def patch_features(
     encoder: AudioEncoder, dataset: ShardDataset, layers: Sequence[int] | None = None
 ) -> Iterator[np.ndarray]:
-    """Patch embeddings [b, N, D] float16, batch after batch in storage order; N as in `patch_shape`. What is not valid
-    is zero.
+    """Patch embeddings [b, N, D] float16, batch after batch in storage order; N those of the longest clip.
+    What is not valid is zero.
 
     Raises:
         UserError, ValueError: as encoder_features.

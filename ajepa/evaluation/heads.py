@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ajepa.evaluation.linear import loss_by_class
+from ajepa.evaluation.linear import divisor, loss_by_class
 from ajepa.evaluation.metrics import primary
 from ajepa.model.pooling import WeightedLayers
 
@@ -184,4 +184,4 @@ def _moments(features: Features, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
         count, total, squares = count + len(values), total + values.sum(axis=0), squares + (values**2).sum(axis=0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return mean, np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, 1.0)
+    return mean, divisor(mean, std)

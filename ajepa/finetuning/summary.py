@@ -8,7 +8,7 @@ import numpy as np
 
 from ajepa.encoder import AudioEncoder
 from ajepa.evaluation.features import encoder_features
-from ajepa.evaluation.metrics import multi_label_scores
+from ajepa.evaluation.metrics import class_scores, confusion, multi_label_scores
 from ajepa.finetuning.clips import Labels
 from ajepa.finetuning.heads import probe_head
 from ajepa.finetuning.plan import Fit
@@ -94,10 +94,8 @@ def class_table(
             {"class": name, "clips": int(support[c]), "average precision": round(float(precision[c]), 4)}
             for c, name in enumerate(names)
         ]
-    chosen = np.eye(len(names), dtype=bool)[logits.argmax(axis=1)]
-    hits = (chosen & targets).sum(axis=0)
-    recall, precision = hits / np.maximum(support, 1), hits / np.maximum(chosen.sum(axis=0), 1)
+    scores = class_scores(confusion(logits.argmax(axis=1), targets.argmax(axis=1), len(names)))
     return [
-        {"class": n, "clips": int(support[c]), "recall": round(recall[c], 4), "precision": round(precision[c], 4)}
-        for c, n in enumerate(names)
+        {"class": n, "clips": int(support[c]), "recall": round(r, 4), "precision": round(p, 4)}
+        for c, (n, r, p) in enumerate(zip(names, scores.recall, scores.precision, strict=True))
     ]
