@@ -67,9 +67,10 @@ def test_a_full_disk_stops_the_job_clearly_and_the_same_command_goes_on(ray_sess
     with pytest.raises(UserError, match=r"stopped: .*No space left on device.*run the same command again"):
         main(small)
     done = {p: p.stat().st_mtime_ns for p in folder.glob("emb/status=ok/*.parquet")}
-    assert 1 <= len(done) < 50 and not list(folder.rglob("*.tmp"))
+    assert 1 <= len(done) < 50
     enlarge()
     assert main(small).num_clips == 400
+    assert not list(folder.rglob("*.tmp"))  # an actor that is stopped in the middle of a part leaves one until then
     assert all(p.stat().st_mtime_ns == t for p, t in done.items())
     main(args)
     assert rows(small.output) == rows(args.output)

@@ -34,11 +34,12 @@ def test_a_full_disk_stops_the_job_clearly_and_the_same_command_goes_on(ray_sess
     with pytest.raises(UserError, match=r"stopped: .*No space left on device.*run the same command again"):
         main(small)
     done = {p: p.stat().st_mtime_ns for p in folder.glob("shards/status=ok/*.parquet")}
-    assert 1 <= len(done) < 7 and not list(folder.rglob("*.tmp"))
+    assert 1 <= len(done) < 7
     with pytest.raises(UserError, match="unfinished preprocess job"):
         open_dataset(small.output)
     enlarge()
     resumed, whole = main(small), main(args)
+    assert not list(folder.rglob("*.tmp"))  # a worker that is stopped in the middle of a shard leaves one until then
     assert all(p.stat().st_mtime_ns == t for p, t in done.items())
     assert resumed.content_hash == whole.content_hash
     assert (resumed.statistics.std == whole.statistics.std).all()
