@@ -15,7 +15,7 @@ from ajepa.pretrained import EXPORT_WEIGHTS, Branch, export_encoder, load_encode
 from ajepa.training.checkpoint import latest_checkpoint
 from pipelines import tracking
 from pipelines.common import parse, run_command
-from pipelines.lineage import pretraining, recorded_uri
+from pipelines.lineage import exported_runs, pretraining, recorded_uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,7 @@ def export_folder(args: ExportArgs) -> None:
     """Write the folder that load_encoder reads, and log it to MLflow."""
     origin = pretraining(args.run)
     uri = model_uri(args, origin)
-    # The run's id alone: the address of a tracking server may hold a password, and an export is handed on.
-    notes = {name: origin[name] for name in ("mlflow_run",) if name in origin}
-    about = export_encoder(args.run, args.output, args.branch, notes=notes)
+    about = export_encoder(args.run, args.output, args.branch, notes=exported_runs(origin))
     size = dict(storage.list_files(args.output))[EXPORT_WEIGHTS]
     model = about["model"]
     print(

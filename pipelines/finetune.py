@@ -20,12 +20,12 @@ from ajepa.finetuning.config import PRESETS, FinetuneConfig
 from ajepa.finetuning.plan import plan_fits
 from ajepa.finetuning.predict import metric_name
 from ajepa.finetuning.run import MODEL_FOLDER, Job, Result, finetune, read_result, read_test_logits
-from ajepa.finetuning.summary import Row, class_table, finetuned_row, markdown_table, probe_row
+from ajepa.finetuning.summary import Row, class_table, markdown_table, rows_of
 from ajepa.pretrained import Branch, load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from pipelines import tracking
 from pipelines.common import chosen_preset, parse, run_command, warn_relative_output
-from pipelines.lineage import pretraining, recorded_uri
+from pipelines.lineage import exported_runs, pretraining, recorded_uri
 from pipelines.pretrain import RUN_JSON
 from pipelines.reporter import Reporter
 from pipelines.workers import fit, parse_workers
@@ -121,7 +121,8 @@ def main(args: FinetuneArgs) -> list[Row]:
         open_reader(args.config, dataset, labels, fits[0].train, 0, max(1, number))  # says what does not divide
     settings = {
         "config": args.config.to_dict(), "encoder_digest": audio.about["digest"], "seeds": args.seeds,
-        "fold": args.fold, "dataset_hash": dataset.content_hash, "label_names": list(dataset.label_names),
+        "fold": args.fold, "probe": args.probe, "dataset_hash": dataset.content_hash,
+        "label_names": list(dataset.label_names),
     }  # fmt: skip
     found = prepare_output(output, settings, args.overwrite)
     if found and found["finished"]:
@@ -130,10 +131,11 @@ def main(args: FinetuneArgs) -> list[Row]:
             f"nothing to do: {output} is finished (--overwrite starts again)\n\n{markdown_table(rows, found['metric'])}"
         )
         return rows
-    found, tracker = start_or_resume(args, output, settings, found, encoder, dataset)
+    origin = pretraining(encoder)
+    found, tracker = start_or_resume(args, output, settings, found, encoder, origin, dataset)
     job = Job(
         encoder=encoder, branch=args.branch, data=data, output=output, config=args.config, seeds=args.seeds,
-        fold=args.fold,
+        fold=args.fold, probe=args.probe, runs=exported_runs(origin) | {"finetune_run": tracker.run_id},
     )  # fmt: skip
     began = time.perf_counter()
     with tracker.recording():
@@ -146,9 +148,7 @@ def main(args: FinetuneArgs) -> list[Row]:
         if len(results) < len(fits):  # a STOP file was put there
             print(f"stopped after {len(results)} of {len(fits)} models")
             raise KeyboardInterrupt
-        rows = [finetuned_row(results)]
-        if args.probe:
-            rows.append(probe_row(audio, dataset, labels, fits, args.config.pooling))
+        rows = rows_of(results)
         table = write_results(output, dataset, labels, results, rows, tracker)
         scores = [{"model": r.model, "scores": [[*key, value] for key, value in r.scores.items()]} for r in rows]
         done = found | {"finished": True, "metric": metric_name(labels), "rows": scores}
@@ -175,14 +175,14 @@ def start_or_resume(
     settings: dict[str, Any],
     found: dict[str, Any] | None,
     encoder: str,
+    origin: dict[str, str],
     dataset: ShardDataset,
 ) -> tuple[dict[str, Any], tracking.Tracker]:
     """(finetune.json, tracker) of the fine-tuning at the output, made where there is none."""
     if found:
         print("resuming")
         return found, tracking.Tracker(found["mlflow_uri"], found["mlflow_run"])
-    run = pretraining(encoder)
-    uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(run), output)
+    uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
     params = {k: v for k, v in settings.items() if k not in ("config", "label_names")} | {
         **args.config.to_dict(), "preset": args.preset, "encoder": encoder, "data": dataset.path, "output": output,
         "num_workers": args.num_workers, "classes": len(dataset.label_names),
@@ -191,7 +191,7 @@ def start_or_resume(
         uri,
         f"finetune {args.preset}",
         params=params,
-        tags={"ajepa.job": "finetune", "ajepa.pretrain_run": run.get("mlflow_run", "")},
+        tags={"ajepa.job": "finetune", "ajepa.pretrain_run": origin.get("mlflow_run", "")},
     )
     found = {"settings": settings, "finished": False, "mlflow_uri": uri, "mlflow_run": tracker.run_id}
     storage.make_folder(output)

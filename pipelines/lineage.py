@@ -23,6 +23,12 @@ def pretraining(encoder: str) -> dict[str, str]:
     return {name: found[name] for name in ("mlflow_run", "mlflow_uri") if found.get(name)}
 
 
+def exported_runs(origin: dict[str, str]) -> dict[str, str]:
+    """What an export says of the run: its id alone. The address of a tracking server may hold a password, and exports
+    are handed on."""
+    return {name: origin[name] for name in ("mlflow_run",) if name in origin}
+
+
 def recorded_uri(origin: dict[str, str]) -> str | None:
     """The pretraining run's tracking URI, unless it is a database that did not come along."""
     uri = origin.get("mlflow_uri")

@@ -1,5 +1,6 @@
 """Score frozen encoders with a probe, beside random initialisations and plain log-mel statistics."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +58,8 @@ class ProbeArgs:
     train_splits: tuple[str, ...] = ()
     """Splits to train on; by default `train`, of AudioSet `balanced_train`."""
     output: str | None = None
-    """Local folder for tables and pictures; by default probes/PROTOCOL-DATASET in the (first) run folder."""
+    """Local folder for tables and pictures; by default probes/PROTOCOL-DATASET in the (first) run folder, what is not
+    default behind it."""
     cache: str | None = None
     """Local folder of computed features; by default $AJEPA_CACHE or ~/.cache/ajepa/features."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -164,7 +166,21 @@ def output_folder(args: ProbeArgs, encoder: str, dataset: ShardDataset) -> Path:
         raise UserError("--output is needed when the encoder lies at a URI")
     if args.output is not None and storage.is_uri(args.output):
         raise UserError("--output of a probe is a local folder")
-    return Path(args.output or storage.join(encoder, "probes", f"{args.protocol}-{dataset.content_hash[:8]}"))
+    return Path(args.output or storage.join(encoder, "probes", folder_name(args, dataset)))
+
+
+def folder_name(args: ProbeArgs, dataset: ShardDataset) -> str:
+    """Names the probe, so that another one of the same encoder does not take its place."""
+    chosen = {
+        "encoders": len(args.encoder) if len(args.encoder) > 1 else None,
+        "branch": args.branch,
+        "layers": args.layers,
+        "combine": args.combine if args.combine != "concat" else None,
+        "pooling": " ".join(args.pooling) if args.pooling != POOLINGS else None,
+        "train": " ".join(args.train_splits) or None,
+    }
+    words = [args.protocol, dataset.content_hash[:8], *(f"{n}-{value}" for n, value in chosen.items() if value)]
+    return re.sub(r"[^\w.=-]+", "-", "-".join(words))
 
 
 def make_sources(

@@ -24,6 +24,11 @@ class Fit:
     refit: bool  # train again on train and validation, for as many epochs as were chosen
     drawn: bool  # whether the seed decides about the parts
 
+    @property
+    def final(self) -> np.ndarray:
+        """The clips that the tested model has learned from."""
+        return np.sort(np.concatenate([self.train, self.validation])) if self.refit else self.train
+
 
 def plan_fits(dataset: ShardDataset, config: FinetuneConfig, seeds: int = 1, fold: int | None = None) -> list[Fit]:
     """All fits, seed by seed and fold by fold.

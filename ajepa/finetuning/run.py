@@ -3,7 +3,7 @@ with their scores on the test clips."""
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ajepa.encoder import AudioEncoder
 from ajepa.finetuning.checkpoint import AVERAGE, Score, load_weights, write_model
 from ajepa.finetuning.clips import Labels, open_reader, read_labels
 from ajepa.finetuning.config import FinetuneConfig
-from ajepa.finetuning.heads import probe_head
+from ajepa.finetuning.heads import ProbeHead, probe_head
 from ajepa.finetuning.loop import Stage, Stopped, best_of, train
 from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.plan import Fit, plan_fits
@@ -45,6 +45,8 @@ class Job:
     config: FinetuneConfig
     seeds: int = 1
     fold: int | None = None
+    probe: bool = False  # score the linear probe of the frozen encoder on the same parts, too
+    runs: dict[str, str] = field(default_factory=dict)  # MLflow's ids of where it comes from, kept in its notes
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Result:
     test: float
     curve: list[dict[str, Any]]
     refit: bool
+    probe: float | None = None  # test score of the frozen encoder's linear probe
 
 
 def finetune(job: Job, worker: WorkerContext) -> None:
@@ -116,7 +119,7 @@ class Trainer:
         best = best_of(curve)
         if fit.refit:
             again = Stage(storage.join(self.folder, "refit"), f"{fit.name}-refit", np.empty(0, np.int64), best.epoch)
-            state, reader = self._start(np.sort(np.concatenate([fit.train, fit.validation])))
+            state, reader = self._start(fit.final)
             train(again, state, reader, self.labels, self.worker)
         else:
             self._barrier()  # rank 0 has written the best checkpoint
@@ -125,8 +128,9 @@ class Trainer:
             file = MODEL if state.average is None else AVERAGE
             load_weights(checkpoint_path(stage.folder, noted["step"]), state.scored, file)
         logits = outputs(state.scored, reader, fit.test, self.worker.device, self.worker.rank, self.worker.world_size)
+        probe = self._probe_score(reader)
         if self.worker.rank == 0:
-            self._write(state, best, curve, logits)
+            self._write(state, best, curve, logits, probe)
         self._barrier()
 
     def _start(self, rows: np.ndarray) -> tuple[FinetuneState, ShardReader]:
@@ -135,31 +139,47 @@ class Trainer:
         reader = open_reader(config, self.dataset, self.labels, rows, worker.rank, worker.world_size)
         model = Classifier(self.audio, self.labels.num_classes, config.pooling)
         if config.head_init == "probe":
-            known = self._frozen_features(model, reader)
-            targets = self.labels.targets(np.arange(self.dataset.num_clips))
-            several, fit = self.labels.multi_label, self.fit
-            head = probe_head(known, targets, several, fit.train, fit.validation, rows)
-            model.start_from(*head.tensors())
+            model.start_from(*self._probe(reader, rows).tensors())
         schedule = Schedule(config, reader.num_clips)
         return (
             build_state(config, model, schedule, self.labels.multi_label, worker.device, worker.world_size),
             reader,
         )
 
-    def _frozen_features(self, model: Classifier, reader: ShardReader) -> np.ndarray:
+    def _probe(self, reader: ShardReader, final: np.ndarray) -> ProbeHead:
+        """The linear probe of the clips `final`, its penalty chosen as the epochs are."""
+        targets, fit = self.labels.targets(np.arange(self.dataset.num_clips)), self.fit
+        several, known = self.labels.multi_label, self._frozen_features(reader)
+        return probe_head(known, targets, several, fit.train, fit.validation, final)
+
+    def _probe_score(self, reader: ShardReader) -> float | None:
+        """What the frozen encoder's linear probe is worth on the test clips. It has no seed but that of drawn parts."""
+        fit, labels = self.fit, self.labels
+        if not self.job.probe or not (fit.drawn or fit.seed == self.job.config.seed):
+            return None
+        known = self._frozen_features(reader)  # by all workers together
+        if self.worker.rank != 0:
+            return None
+        logits = self._probe(reader, fit.final).logits(known[fit.test])
+        return score(logits, labels.targets(fit.test), labels.multi_label)
+
+    def _frozen_features(self, reader: ShardReader) -> np.ndarray:
         """What the head sees of every clip before anything is learned, [num_clips, D']; computed once a job."""
         if 0 not in self._features:
-            frozen, worker = model.to(self.worker.device).requires_grad_(False), self.worker
+            worker = self.worker
+            model = Classifier(self.audio, self.labels.num_classes, self.config.pooling)
+            frozen = model.to(worker.device).requires_grad_(False)
             everything = np.arange(self.dataset.num_clips)
             found = outputs(frozen.features, reader, everything, worker.device, worker.rank, worker.world_size)
             self._features[0] = found.numpy()
-            model.requires_grad_(True)
         return self._features[0]
 
-    def _write(self, state: FinetuneState, best: Score, curve: list[Score], logits: torch.Tensor) -> None:
+    def _write(
+        self, state: FinetuneState, best: Score, curve: list[Score], logits: torch.Tensor, probe: float | None
+    ) -> None:
         """The model, the test logits and, last, the result; then the checkpoints have done their work."""
         fit, dataset = self.fit, self.dataset
-        notes = {
+        notes = self.job.runs | {
             "finetuned_on": dataset.content_hash,
             "from": self.audio.about.get("digest", ""),
             "epoch": best.epoch,
@@ -173,7 +193,7 @@ class Trainer:
             stream.write(safetensors.torch.save(tensors))
         test = score(logits.numpy(), self.labels.targets(fit.test), self.labels.multi_label)
         result = Result(
-            fit.name, fit.seed, fit.fold, best.epoch, best.score, test, [vars(point) for point in curve], fit.refit
+            fit.name, fit.seed, fit.fold, best.epoch, best.score, test, [vars(p) for p in curve], fit.refit, probe
         )
         storage.write_text(storage.join(self.folder, RESULT), json.dumps(dataclasses.asdict(result), indent=1))
         for stage in ("choose", "refit"):

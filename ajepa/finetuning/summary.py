@@ -6,16 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ajepa.encoder import AudioEncoder
-from ajepa.evaluation.features import encoder_features
 from ajepa.evaluation.metrics import class_scores, confusion, multi_label_scores
 from ajepa.finetuning.clips import Labels
-from ajepa.finetuning.heads import probe_head
-from ajepa.finetuning.plan import Fit
-from ajepa.finetuning.predict import score
 from ajepa.finetuning.run import Result
-from ajepa.model.pooling import Pooling
-from ajepa.shards.dataset import ShardDataset
 
 FINETUNED, PROBE = "fine-tuned", "linear probe"
 
@@ -44,22 +37,11 @@ class Row:
         return float(np.mean(self.by_seed))
 
 
-def probe_row(
-    encoder: AudioEncoder, dataset: ShardDataset, labels: Labels, fits: Sequence[Fit], pooling: Pooling
-) -> Row:
-    """The linear probe of the frozen encoder on the same parts. It has no seed but that of drawn parts."""
-    features = encoder_features(encoder, dataset)[pooling]
-    targets = labels.targets(np.arange(dataset.num_clips))
-    scores: dict[tuple[int, int | None], float] = {}
-    for (seed, _), fit in {(fit.seed if fit.drawn else 0, fit.fold): fit for fit in fits}.items():
-        final = np.sort(np.concatenate([fit.train, fit.validation])) if fit.refit else fit.train
-        head = probe_head(features, targets, labels.multi_label, fit.train, fit.validation, final)
-        scores[seed, fit.fold] = score(head.logits(features[fit.test]), targets[fit.test], labels.multi_label)
-    return Row(PROBE, scores)
-
-
-def finetuned_row(results: Sequence[Result]) -> Row:
-    return Row(FINETUNED, {(result.seed, result.fold): result.test for result in results})
+def rows_of(results: Sequence[Result]) -> list[Row]:
+    """The fine-tuned models and, where it was asked for, the linear probe of the frozen encoder on the same parts."""
+    probes = {(result.seed, result.fold): result.probe for result in results if result.probe is not None}
+    tuned = Row(FINETUNED, {(result.seed, result.fold): result.test for result in results})
+    return [tuned, Row(PROBE, probes)] if probes else [tuned]
 
 
 def markdown_table(rows: Sequence[Row], metric: str) -> str:

@@ -10,12 +10,18 @@ import pytest
 from small_runs import tiny_config
 
 from ajepa.errors import UserError
+from ajepa.evaluation.features import encoder_features
+from ajepa.evaluation.splits import read_targets
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
+from ajepa.finetuning.heads import probe_head
+from ajepa.finetuning.plan import plan_fits
+from ajepa.finetuning.predict import score
 from ajepa.finetuning.run import read_test_logits
 from ajepa.pretrained import load_encoder
 from pipelines import pretrain, reporter
 from pipelines.finetune import FinetuneArgs, main, parse_args
 from pipelines.history import read_history
+from pipelines.lineage import pretraining
 
 CONFIG = FinetuneConfig(epochs=2, warmup_epochs=0, batch_size=8, encoder_lr=1e-3, head_lr=1e-2, precision="fp32")
 FIT = "seed-0-fold-2"
@@ -67,6 +73,30 @@ def test_a_fine_tuning_writes_its_tables_and_is_recorded(run, args, small_datase
     curve = client.get_metric_history(recorded.info.run_id, f"{FIT}/validation_accuracy")
     assert [r["step"] for r in read_history(str(folder / FIT))] == [m.step for m in curve] == [3, 6]
     assert {a.path for a in client.list_artifacts(recorded.info.run_id)} == {"results.json", "table.md", "per_class.md"}
+
+
+def test_a_model_names_the_runs_it_comes_from(run, args):
+    main(args)
+    pretrained = json.loads(Path(run.output, "run.json").read_text())["mlflow_run"]
+    model = Path(args.output, FIT, "model")
+    notes = json.loads((model / "encoder.json").read_text())["notes"]
+    (recorded,) = runs(run, args.output)
+    assert (notes["mlflow_run"], notes["finetune_run"]) == (pretrained, recorded.info.run_id)
+    assert pretraining(str(model)) == {"mlflow_run": pretrained}
+
+
+def test_the_probe_beside_it_is_that_of_the_frozen_features(args, small_dataset):
+    _, row = main(args)
+    (fit,) = plan_fits(small_dataset, CONFIG, fold=2)
+    features = encoder_features(load_encoder(args.encoder), small_dataset)[CONFIG.pooling]
+    targets = read_targets(small_dataset).targets
+    head = probe_head(features, targets, False, fit.train, fit.validation, fit.final)
+    assert row.scores == {(0, 2): score(head.logits(features[fit.test]), targets[fit.test], False)}
+
+
+def test_without_the_probe_there_is_one_row(args):
+    (tuned,) = main(dataclasses.replace(args, probe=False))
+    assert tuned.model == "fine-tuned"
 
 
 def test_the_accuracy_is_that_of_the_logits_kept(args, small_dataset):

@@ -52,6 +52,23 @@ def test_a_probe_writes_its_table_and_records_it(run, small_dataset, tmp_path, c
     assert all((folder / name).stat().st_size > 0 for name in files)
 
 
+@pytest.mark.parametrize(
+    ("changes", "behind"),
+    [
+        ({}, ""),
+        ({"seeds": 5}, ""),
+        ({"layers": "1,2", "combine": "weighted"}, "-layers-1-2-combine-weighted"),
+        ({"pooling": ("mean", "bands mean+std")}, "-pooling-mean-bands-mean-std"),
+        ({"branch": "context", "train_splits": ("train", "a/../b")}, "-branch-context-train-train-a-..-b"),
+        ({"encoder": ("one", "two")}, "-encoders-2"),
+    ],
+)
+def test_another_probe_has_another_default_folder(run, small_dataset, tmp_path, changes, behind):
+    args = arguments(run, small_dataset, tmp_path, output=None, **changes)
+    folder = probe.output_folder(args, run.output, small_dataset)
+    assert folder == Path(run.output, "probes", f"knn-{small_dataset.content_hash[:8]}{behind}")
+
+
 def test_checkpoints_and_exports_are_probed_side_by_side(run, small_dataset, tmp_path):
     checkpoint = sorted(Path(run.output, "checkpoints").iterdir())[0]
     export_encoder(run.output, str(tmp_path / "export"))
