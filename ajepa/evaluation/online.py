@@ -7,17 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
-from ajepa import storage
 from ajepa.config import Config, FrontEndConfig
 from ajepa.encoder import AudioEncoder
 from ajepa.evaluation.features import BATCH
+from ajepa.evaluation.knn import neighbour_scores
 from ajepa.model.vit import Encoder
 from ajepa.pretrained import random_encoder
 from ajepa.shards.dataset import ShardDataset
-from ajepa.shards.schema import ROW_GROUP, decode_log_mels
+from ajepa.shards.row_groups import RowGroups
 from ajepa.shards.statistics import Statistics
 from ajepa.training.step import autocast_dtype
 
@@ -27,7 +26,7 @@ MAX_BYTES = 512 << 20  # of log-mels kept; 1000 clips of 10 s are 262 MB
 CLIPS_PER_CLASS = 10  # at least, on average: only the max_clips // 10 commonest classes take part
 FOLDS = 5  # drawn where the dataset has none
 RIDGE = 0.01  # L2 strength relative to the mean squared length of the standardised features
-NEIGHBOURS, TEMPERATURE = 10, 0.07
+NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def choose_rows(dataset: ShardDataset, labels: np.ndarray, classes: np.ndarray, 
     Args:
         labels: label id by row [num_clips]; rows with another one than `classes` are left out.
     """
-    sizes = [min(ROW_GROUP, s.rows - start) for s in dataset.shards for start in range(0, s.rows, ROW_GROUP)]
+    sizes = RowGroups(dataset).sizes
     place = np.random.default_rng(seed).permutation(len(sizes))
     rows = np.argsort(np.repeat(place, sizes), kind="stable")
     rows = rows[np.isin(labels[rows], classes)]
@@ -177,38 +176,25 @@ def ridge_predictions(features: np.ndarray, labels: np.ndarray, folds: np.ndarra
 
 
 def knn_predictions(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Label of each row of standardised features [n, D] by its NEIGHBOURS most similar rows of other folds.
-
-    Votes are weighted by exp(cosine / TEMPERATURE) (Wu et al., 2018).
-    """
+    """Label of each row of features [n, D] by its NEIGHBOURS most similar rows of other folds."""
     classes, own = np.unique(labels, return_inverse=True)
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    cosine = unit @ unit.T
-    cosine[folds[:, None] == folds] = -np.inf
-    count = min(NEIGHBOURS, int(np.isfinite(cosine).sum(axis=1).min()))
-    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
-    weight = np.exp(np.take_along_axis(cosine, nearest, axis=1) / TEMPERATURE)
-    votes = np.zeros((len(labels), len(classes)))
-    np.add.at(votes, (np.arange(len(labels))[:, None], own[nearest]), weight)
-    return classes[votes.argmax(axis=1)]
+    targets = np.eye(len(classes), dtype=bool)[own]
+    best = np.empty(len(labels), np.int64)
+    for fold in np.unique(folds):
+        out = folds == fold
+        votes = neighbour_scores(features[~out], targets[~out], features[out], (NEIGHBOURS,))[NEIGHBOURS]
+        best[out] = votes.argmax(axis=1)
+    return classes[best]
 
 
 def _read(dataset: ShardDataset, rows: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """(log_mels [n, n_mels, frames] float16, num_frames [n]) of rows in ascending order, cut at `frames`."""
-    front_end = dataset.front_end
-    log_mels = np.empty((len(rows), front_end.n_mels, frames), np.float16)
+    source = RowGroups(dataset, verify=False)  # the training reader checks them
+    log_mels = np.empty((len(rows), dataset.front_end.n_mels, frames), np.float16)
     num_frames = np.empty(len(rows), np.int64)
-    first = 0
-    for shard in dataset.shards:
-        inner = np.flatnonzero((rows >= first) & (rows < first + shard.rows))
-        if len(inner):
-            with storage.open_input(storage.join(dataset.path, shard.name)) as stream:
-                parquet = pq.ParquetFile(stream)
-                groups = (rows[inner] - first) // ROW_GROUP
-                for group in np.unique(groups):
-                    table = parquet.read_row_group(int(group), columns=["log_mel", "num_frames"])
-                    into, row = inner[groups == group], (rows[inner[groups == group]] - first) % ROW_GROUP
-                    decoded = decode_log_mels(table["log_mel"], front_end.n_mels, front_end.clip_frames)
-                    log_mels[into], num_frames[into] = decoded[row, :, :frames], table["num_frames"].to_numpy()[row]
-        first += shard.rows
+    groups = source.group_of(rows)
+    for group in np.unique(groups).tolist():
+        into, content = groups == group, source.read(group)
+        inner = rows[into] - source.first_row[group]
+        log_mels[into], num_frames[into] = content.log_mels[inner, :, :frames], content.num_frames[inner]
     return log_mels, np.minimum(num_frames, frames)
