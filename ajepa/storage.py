@@ -154,8 +154,8 @@ def open_input(path: str) -> pa.NativeFile:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file of a store for decoders written in C, which take an exception in a callback for the end of the file:
-    the first one is kept in `error`."""
+    """A file of a store for decoders written in C. They could not hand on an exception of their callback and would
+    only print it, so a read that fails is the end of the file, and the reason is kept in `error`."""
 
     def __init__(self, path: str) -> None:
         self._file = open_input(path)
@@ -168,11 +168,13 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if self.error is not None:
+            return 0
         try:
             data = self._file.read(len(buffer))
-        except Exception as error:
-            self.error = self.error or error
-            raise
+        except Exception as error:  # raised where the block of `decoder_input` ends
+            self.error = error
+            return 0
         buffer[: len(data)] = data
         return len(data)
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+from mlflow.environment_variables import MLFLOW_TRACKING_URI
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
 import ajepa
@@ -85,14 +87,17 @@ def requirements() -> list[str]:
 @contextlib.contextmanager
 def _inside(tracker: Tracker) -> Iterator[None]:
     """MLflow's global state, as its model loggers want it, for a while."""
-    before = mlflow.get_tracking_uri()
     status = tracker.client.get_run(tracker.run_id).info.status
-    mlflow.set_tracking_uri(tracker.uri)
+    variable = MLFLOW_TRACKING_URI.get_raw()
     try:
-        with mlflow.start_run(run_id=tracker.run_id, nested=mlflow.active_run() is not None):
+        with (
+            _use_tracking_uri(tracker.uri),
+            mlflow.start_run(run_id=tracker.run_id, nested=mlflow.active_run() is not None),
+        ):
             yield
     finally:
-        mlflow.set_tracking_uri(before)
+        if variable is not None:  # it is written to and then unset, also where nobody had set the URI
+            MLFLOW_TRACKING_URI.set(variable)
         tracker.client.update_run(tracker.run_id, status)  # which the block above ended
 
 

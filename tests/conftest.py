@@ -1,5 +1,6 @@
 """Fixtures for every test: real clips where they are at hand, a finished small dataset, one torch thread."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 import soundfile
 import torch
+from hypothesis import HealthCheck, settings
 
 from ajepa import storage
 from ajepa.audio.manifest import MANIFEST_SCHEMA
@@ -18,6 +20,11 @@ from ajepa.shards.schema import BAD, OK
 from ajepa.shards.writer import write_shard
 
 torch.set_num_threads(1)
+# The same examples in every run, and as much time for them as the machine takes.
+settings.register_profile("ajepa", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ajepa")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job: commands would ignore it as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).parents[1].parent / "shared/data"
 LABELS = ["bird", "engine", "rain", "siren"]
@@ -27,6 +34,12 @@ def _data(name: str) -> Path:
     if not (DATA / name).is_dir():
         pytest.skip(f"the real clips of {DATA / name} are not here")
     return DATA / name
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Draws without a generator of their own do not depend on the tests before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

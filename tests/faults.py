@@ -1,7 +1,9 @@
-"""What fault tests share: pretrain.py as a command of its own, a worker that fails at a chosen step, comparisons."""
+"""What fault tests share: pretrain.py as a command of its own, a worker that fails at a chosen step, a file that jobs
+wait at, comparisons."""
 
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import torch
 from ajepa.training.checkpoint import CheckpointInfo, latest_checkpoint, read_info, read_weights
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 600  # seconds until something that is waited for counts as hung; many times what a slow machine takes
 PATH = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
@@ -65,13 +68,58 @@ def assert_one_mlflow_run(mlflow_uri: str, output: Path | str) -> None:
 
 
 def wait_for(condition: Callable[[], bool], what: str, alive: Callable[[], bool] = lambda: True) -> float:
-    """Look until the condition holds, for at most two minutes; the seconds that took."""
+    """Look until the condition holds; the seconds that took."""
     began = time.monotonic()
     while not condition():
         assert alive(), f"ended before {what}"
-        assert time.monotonic() - began < 120, f"waited two minutes for {what}"
+        assert time.monotonic() - began < PATIENCE, f"waited {PATIENCE} s for {what}"
         time.sleep(0.01)
     return time.monotonic() - began
+
+
+class Gate:
+    """A sound file that keeps whoever reads it waiting: a named pipe in its place, with a writer that says nothing. So
+    a job stands where it is to be killed, however fast or slow the machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._sound = path, path.read_bytes()
+        self._writer: io.FileIO | None = None
+        path.unlink()
+        os.mkfifo(path)
+
+    def wait(self, alive: Callable[[], bool]) -> int:
+        """The process that waits here, once there is one."""
+        wait_for(self._is_being_opened, f"somebody to read {self.path}", alive)
+        wait_for(lambda: self.readers() != [], f"somebody to read {self.path}", alive)
+        return self.readers()[0]
+
+    def open(self) -> None:
+        """Put the sound there, for all who come from now on. Whoever waits goes on waiting and is to be killed."""
+        there = self.path.with_name("opened")
+        there.write_bytes(self._sound)
+        there.replace(self.path)
+
+    def wait_until_left(self) -> None:
+        """Until the process that waited is gone."""
+        wait_for(lambda: self.readers() == [], f"the end of those who read {self.path}")
+
+    def readers(self) -> list[int]:
+        """The other processes that have the pipe open."""
+        return [number for number in psutil.pids() if number != os.getpid() and self._is_open_in(number)]
+
+    def _is_open_in(self, process: int) -> bool:
+        names = (str(self.path), f"{self.path} (deleted)")
+        with contextlib.suppress(OSError):  # it ended
+            for link in Path(f"/proc/{process}/fd").iterdir():
+                with contextlib.suppress(OSError):  # closed in between
+                    if str(link.readlink()) in names and link.is_fifo():
+                        return True
+        return False
+
+    def _is_being_opened(self) -> bool:
+        with contextlib.suppress(OSError):  # there is no reader yet
+            self._writer = io.FileIO(os.open(self.path, os.O_WRONLY | os.O_NONBLOCK), "w")
+        return self._writer is not None
 
 
 def names(processes: Sequence[psutil.Process]) -> list[str]:
@@ -94,7 +142,7 @@ class Command:
         return wait_for(condition, f"{what}:\n{self.text}", lambda: self.process.poll() is None)
 
     def wait(self) -> int:
-        return self.process.wait(180)
+        return self.process.wait(PATIENCE)
 
     @property
     def text(self) -> str:

@@ -1,29 +1,36 @@
 """A real S3 server on loopback, and a wire to it that can be cut. Fixtures: import them by name."""
 
+import contextlib
 import socket
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from ajepa import storage
 
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+SERVER = """
+import sys, threading
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+threading.Event().wait()
+"""
 
 
 class Wire:
-    """A TCP relay in front of the server that can be cut: live connections break and new ones are closed."""
+    """A TCP relay in front of the server that can be cut: live connections break and new ones are closed.
+
+    With `cut_at`, bytes of a request such as a key, it is cut when they first pass, before the server sees them."""
 
     def __init__(self, target: int) -> None:
-        self.target, self.cut, self.seen = target, False, 0
+        self.target, self.cut = target, False
+        self.cut_at: bytes | None = None
+        self._lock = threading.Lock()  # a connection is either broken or, once cut, never made
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._pairs: list[socket.socket] = []
+        self._ends: list[socket.socket] = []
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -33,33 +40,43 @@ class Wire:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            self.seen += 1
-            if self.cut:
-                client.close()
-                continue
-            server = socket.create_connection(("127.0.0.1", self.target))
-            self._pairs += [client, server]
-            for a, b in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
+            with self._lock:
+                if self.cut:
+                    client.close()
+                    continue
+                server = socket.create_connection(("127.0.0.1", self.target))
+                self._ends += [client, server]
+            for a, b, asks in ((client, server, True), (server, client, False)):
+                threading.Thread(target=self._pump, args=(a, b, asks), daemon=True).start()
 
-    def _pump(self, a: socket.socket, b: socket.socket) -> None:
+    def _pump(self, a: socket.socket, b: socket.socket, asks: bool) -> None:
         try:
             while data := a.recv(1 << 16):
+                if asks and self.cut_at is not None and self.cut_at in data:
+                    self.break_now()
                 b.sendall(data)
         except OSError:
             pass
         for end in (a, b):
-            end.close()
+            hang_up(end)
 
     def break_now(self) -> None:
-        self.cut = True
-        for end in self._pairs:
-            end.close()
-        self._pairs.clear()
+        with self._lock:
+            self.cut = True
+            for end in self._ends:
+                hang_up(end)
+            self._ends.clear()
 
     def close(self) -> None:
-        self._listener.close()
+        hang_up(self._listener)
         self.break_now()
+
+
+def hang_up(end: socket.socket) -> None:
+    """Close a socket; shut down first, which a thread that waits for it notices, unlike the closing."""
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,32 +84,22 @@ def s3(tmp_path_factory):
     """The port of a server whose bucket holds nothing yet; the environment points at it."""
     boto3 = pytest.importorskip("boto3")
     pytest.importorskip("moto.server")
-    port = free_port()
-    log = (tmp_path_factory.mktemp("moto") / "log").open("wb")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        }.items():  # fmt: skip
-            patch.setenv(name, value)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                boto3.client("s3").create_bucket(Bucket="sounds")
-                break
-            except boto3.client("s3").exceptions.ClientError:
-                raise
-            except Exception:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-        yield port
-    server.terminate()
-    server.wait()
-    log.close()
+    with (
+        (tmp_path_factory.mktemp("moto") / "log").open("wb") as log,
+        subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=log, text=True) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        try:
+            port = int(server.stdout.readline())  # chosen and bound by the server itself
+            for name, value in {
+                "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            }.items():  # fmt: skip
+                patch.setenv(name, value)
+            boto3.client("s3").create_bucket(Bucket="sounds")
+            yield port
+        finally:
+            server.terminate()
 
 
 @pytest.fixture

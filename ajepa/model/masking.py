@@ -19,7 +19,7 @@ CURRICULUM_START = 0.01  # c0 of the curriculum
 
 def target_count(config: MaskConfig, grid: tuple[int, int]) -> int:
     """Targets in every mask, exactly: M = round(ratio * N). `Config` sees to 0 < M < N."""
-    return round(config.mask_ratio * grid[0] * grid[1])
+    return round(config.mask_ratio * (grid[0] * grid[1]))  # as `Config` has it: a half may fall either way otherwise
 
 
 def curriculum_probability(progress: np.ndarray) -> np.ndarray:

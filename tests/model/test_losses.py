@@ -66,7 +66,9 @@ def test_several_layers_are_averaged_after_normalisation():
 def test_instance_normalised_targets_take_off_what_all_patches_share():
     layers = [torch.randn(3, 20, 16, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     shared = [layer + 5 * torch.arange(16.0) for layer in layers]
-    torch.testing.assert_close(normalise_targets(shared, "instance"), normalise_targets(layers, "instance"))
+    # What is taken off is up to 75, and float32 keeps 1e-5 of that.
+    found, wanted = (normalise_targets(x, "instance") for x in (shared, layers))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
     def standardised(x: torch.Tensor, dim: int) -> torch.Tensor:
         return (x - x.mean(dim, keepdim=True)) / (x.var(dim, unbiased=False, keepdim=True) + 1e-5).sqrt()

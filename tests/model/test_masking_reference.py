@@ -28,7 +28,7 @@ def ranges(low: float, high: float) -> st.SearchStrategy[tuple[float, float]]:
 def test_a_batch_of_masks_equals_the_loops(
     strategy, grid, ratio, scale, aspect, placement, candidates, tf_blocks, tf_scale, seed, sample
 ):
-    assume(0 < round(ratio * grid[0] * grid[1]) < grid[0] * grid[1])  # as Config demands
+    assume(0 < round(ratio * (grid[0] * grid[1])) < grid[0] * grid[1])  # as Config demands
     config = MaskConfig(
         strategy=strategy, mask_ratio=ratio, block_scale=scale, block_aspect=aspect, placement=placement,
         candidates=candidates, time_frequency_blocks=tf_blocks, time_frequency_scale=tf_scale,
@@ -36,6 +36,12 @@ def test_a_batch_of_masks_equals_the_loops(
     samples = np.arange(sample, sample + 3)
     _, targets = sample_masks(config, grid, seed, samples)
     assert targets.tolist() == [reference_mask(config, grid, seed, int(s)) for s in samples]
+
+
+def test_a_count_between_two_numbers_is_rounded_as_the_config_rounds_it():
+    """0.05 x 210 is 10.5; 0.05 x 3 x 70 is a little more in float64."""
+    targets = sample_masks(MaskConfig(mask_ratio=0.05), (3, 70), 0, np.arange(2))[1]
+    assert targets.shape == (2, round(0.05 * 210)) == (2, 10)
 
 
 def test_settings_that_do_not_reach_the_ratio_are_filled_up_as_in_the_loops():

@@ -3,16 +3,16 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
-from faults import wait_for
+from faults import PATIENCE, ROOT, Gate
 from loopback_s3 import here, s3  # noqa: F401
 from training.test_checkpoint import save_run
 
@@ -22,7 +22,6 @@ from ajepa.evaluation.embeddings import open_embeddings
 from pipelines.embed import EmbedArgs, main
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +33,10 @@ def encoder(tmp_path_factory, small_dataset) -> str:
 
 @pytest.fixture
 def args(sounds, encoder, tmp_path, mlflow_uri):
-    rows = [f"{path},{path.stem} {i:02d}" for i in range(20) for path in sorted(sounds.rglob("*.wav"))]
-    (tmp_path / "list.csv").write_text("uri,clip_id\n" + "\n".join(rows) + "\n")
+    """400 clips in 50 parts; gate.wav is in the 26th."""
+    rows = [[path, f"{i:02d} {path.stem}"] for i in range(20) for path in sorted(sounds.rglob("*.wav"))]
+    rows[205][0] = shutil.copy(rows[205][0], tmp_path / "gate.wav")
+    (tmp_path / "list.csv").write_text("uri,clip_id\n" + "".join(f"{uri},{name}\n" for uri, name in rows))
     return EmbedArgs(
         encoder=encoder, source="manifest", input=str(tmp_path / "list.csv"), output=str(tmp_path / "emb"),
         level="patch", clips_per_part=8, mlflow_uri=mlflow_uri,
@@ -49,12 +50,12 @@ def rows(output: str) -> list[dict]:
 
 def test_a_killed_actor_loses_nothing(ray_session, args, tmp_path):
     main(dataclasses.replace(args, output=str(tmp_path / "whole")))
-    done = []
+    gate, done = Gate(tmp_path / "gate.wav"), []
     job = threading.Thread(target=lambda: done.append(main(args)))
     job.start()
-    wait_for(lambda: any(Path(args.output).glob("status=ok/*.parquet")), "a part", job.is_alive)
-    actors = [p for p in psutil.process_iter(["cmdline"]) if "EmbedActor" in "".join(p.info["cmdline"] or [])]
-    os.kill(actors[0].pid, signal.SIGKILL)
+    actor = gate.wait(job.is_alive)
+    gate.open()
+    os.kill(actor, signal.SIGKILL)
     job.join()
     assert done[0].num_clips == 400
     assert rows(args.output) == rows(str(tmp_path / "whole"))
@@ -89,7 +90,9 @@ def test_from_a_bucket_to_a_bucket(here, s3, sounds, encoder, tmp_path, ray_sess
     environment = os.environ | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}", "PYTHONPATH": str(ROOT)}
 
     def said(*argv: str) -> str:
-        done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -58,10 +58,13 @@ def test_the_logged_encoder_predicts_in_another_directory(run, tmp_path, mlflow_
     np.testing.assert_allclose(out["other"], encoder(waveforms, 8_000), atol=1e-5)
 
 
-def test_the_signature_says_what_goes_in_and_out(run, mlflow_uri):
+def test_the_signature_says_what_goes_in_and_out(run, mlflow_uri, monkeypatch):
     tracker = tracking.start_run(mlflow_uri, "x", params={}, tags={})
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before = mlflow.get_tracking_uri()
     uri = log_encoder(tracker, str(run))
-    mlflow.set_tracking_uri(mlflow_uri)
+    assert mlflow.get_tracking_uri() == before and "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
     info = mlflow.models.get_model_info(uri)
     (given,), (made,) = info.signature.inputs.inputs, info.signature.outputs.inputs
     assert (given.type, given.shape) == (np.dtype(np.float32), (-1, -1))

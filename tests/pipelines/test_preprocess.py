@@ -2,10 +2,9 @@
 
 import dataclasses
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import duckdb
@@ -15,6 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from faults import PATH, PATIENCE, ROOT, Gate
 
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
@@ -107,38 +107,32 @@ def test_the_content_hash_does_not_depend_on_workers_or_shard_size(ray_session, 
 
 
 def test_a_killed_job_goes_on_and_ends_the_same(ray_session, args, sounds, tmp_path):
-    undisturbed = main(args)
-    output = tmp_path / "killed"
-    for i in range(200):  # more clips, so that there is time to kill
-        (sounds / "tone" / f"extra {i}.wav").write_bytes((sounds / "tone" / f"tone {i % 10}.wav").read_bytes())
-    many = dataclasses.replace(args, output=str(output), clips_per_shard=4)
-    try:
-        address = ray_session.get_runtime_context().gcs_address
-        command = [
-            sys.executable, "pipelines/preprocess.py", "--source", "folder", "--input", str(sounds), "--output",
-            str(output), "--labels-from-folders", "--mlflow-uri", args.mlflow_uri, "--clip-frames", "256",
-            "--clips-per-shard", "4", "--num-workers", "1",
-        ]  # fmt: skip
-        root = Path(__file__).parents[2]
-        job = subprocess.Popen(command, cwd=root, env=os.environ | {"RAY_ADDRESS": address})
-        deadline = time.monotonic() + 120
-        while len(list(output.glob("status=ok/*.parquet"))) < 3 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.kill(job.pid, signal.SIGKILL)
-        job.wait()
-        with pytest.raises(UserError, match="unfinished preprocess job"):
-            open_dataset(str(output))
-        done = {p: p.stat().st_mtime_ns for p in output.glob("status=ok/*.parquet")}
-        assert 3 <= len(done) < 55
-        resumed = main(many)
-        assert resumed.num_clips == 220
-        assert all(p.stat().st_mtime_ns == t for p, t in done.items())
-        whole = main(dataclasses.replace(many, output=str(tmp_path / "whole")))
-        assert resumed.content_hash == whole.content_hash != undisturbed.content_hash
-        assert (resumed.statistics.std == whole.statistics.std).all()
-    finally:
-        for path in (sounds / "tone").glob("extra *"):
-            path.unlink()
+    folder = shutil.copytree(sounds, tmp_path / "many")
+    for i in range(200):
+        shutil.copy(sounds / "tone" / f"tone {i % 10}.wav", folder / "tone" / f"extra {i:03d}.wav")
+    many = dataclasses.replace(args, input=str(folder), output=str(tmp_path / "killed"), clips_per_shard=4)
+    command = [
+        sys.executable, "pipelines/preprocess.py", "--source", "folder", "--input", many.input, "--output",
+        many.output, "--labels-from-folders", "--mlflow-uri", args.mlflow_uri, "--clip-frames", "256",
+        "--clips-per-shard", "4", "--num-workers", "1",
+    ]  # fmt: skip
+    gate = Gate(folder / "tone" / "extra 100.wav")
+    address = ray_session.get_runtime_context().gcs_address
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | PATH | {"RAY_ADDRESS": address}) as job:
+        gate.wait(lambda: job.poll() is None)
+        gate.open()
+        job.kill()
+    gate.wait_until_left()
+    with pytest.raises(UserError, match="unfinished preprocess job"):
+        open_dataset(many.output)
+    done = {p: p.stat().st_mtime_ns for p in Path(many.output).glob("status=ok/*.parquet")}
+    assert 0 < len(done) < 55
+    resumed = main(many)
+    assert resumed.num_clips == 220
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items())
+    whole = main(dataclasses.replace(many, output=str(tmp_path / "whole")))
+    assert resumed.content_hash == whole.content_hash
+    assert (resumed.statistics.std == whole.statistics.std).all()
 
 
 def test_clips_a_corpus_lists_and_lacks_are_counted_and_named(ray_session, args, sounds, tmp_path, capsys):
@@ -177,14 +171,13 @@ def test_spoken_digits_give_3000_good_rows(ray_session, args, fsdd, tmp_path):
 
 
 def test_ray_job_submit_runs_the_same_command(ray_session, sounds, tmp_path):
-    root = Path(__file__).parents[2]
     dashboard = ray_session._private.worker.global_worker.node.webui_url
     command = [
-        "ray", "job", "submit", "--address", f"http://{dashboard}", "--working-dir", str(root), "--",
+        "ray", "job", "submit", "--address", f"http://{dashboard}", "--working-dir", str(ROOT), "--",
         "python", "pipelines/preprocess.py", "--source", "folder", "--input", str(sounds), "--output",
         str(tmp_path / "shards"), "--clip-frames", "256",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 clips ok, 0 bad" in done.stdout
     assert open_dataset(str(tmp_path / "shards")).num_clips == 20

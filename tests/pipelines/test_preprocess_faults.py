@@ -2,13 +2,13 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 
-import psutil
 import pytest
+from faults import Gate
 
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
@@ -46,24 +46,24 @@ def test_a_full_disk_stops_the_job_clearly_and_the_same_command_goes_on(ray_sess
 
 
 def test_a_killed_worker_loses_nothing(ray_session, args, sounds, tmp_path):
-    rows = [f"{path},{path.stem} {i}" for i in range(12) for path in sorted(sounds.rglob("*.wav"))]
-    (tmp_path / "list.csv").write_text("uri,clip_id\n" + "\n".join(rows) + "\n")
+    """Two of them, each in the middle of a shard."""
+    rows = [[path, f"{i:02d} {path.stem}"] for i in range(12) for path in sorted(sounds.rglob("*.wav"))]
+    for number in (61, 151):
+        rows[number][0] = shutil.copy(rows[number][0], tmp_path / f"{number}.wav")
+    (tmp_path / "list.csv").write_text("uri,clip_id\n" + "".join(f"{uri},{name}\n" for uri, name in rows))
     many = dataclasses.replace(args, source="manifest", input=str(tmp_path / "list.csv"), labels_from_folders=False)
     whole = main(dataclasses.replace(many, output=str(tmp_path / "whole")))
+    gates = [Gate(tmp_path / "61.wav"), Gate(tmp_path / "151.wav")]
     done = []
     job = threading.Thread(target=lambda: done.append(main(many)))
     job.start()
-    killed, deadline = 0, time.monotonic() + 120
-    while job.is_alive() and killed < 2 and time.monotonic() < deadline:
-        if len(list(Path(many.output).glob("status=ok/*.parquet"))) > 3 * killed:
-            for process in psutil.process_iter(["cmdline"]):
-                if "".join(process.info["cmdline"] or []).startswith("ray::MapBatches(write_shards)"):
-                    os.kill(process.pid, signal.SIGKILL)
-                    killed += 1
-                    break
-        time.sleep(0.01)
+    workers = {gate.wait(job.is_alive) for gate in gates}
+    for gate in gates:
+        gate.open()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
     job.join()
-    assert killed == 2
     assert done[0].num_clips == 240 and done[0].content_hash == whole.content_hash
     assert (done[0].statistics.std == whole.statistics.std).all()
     assert sum(verify_dataset(many.output)) == 240

@@ -1,5 +1,7 @@
 """Progress where output goes to a log: lines with counts, rate and the time left."""
 
+import pytest
+
 from pipelines import progress
 from pipelines.progress import Progress
 
@@ -20,9 +22,9 @@ def test_starting_up_does_not_slow_the_rate():
     count = Progress("preprocess", total=100)
     count.update(10)
     first, at_first = count._first
-    assert count._rate(count._start + 5.0, first, at_first) == 2.0
+    assert count._rate(count._start + 5.0, first, at_first) == pytest.approx(2.0)
     count.update(20)
-    assert count._rate(first + 4.0, first, at_first) == 5.0
+    assert count._rate(first + 4.0, first, at_first) == pytest.approx(5.0)
 
 
 def test_lines_come_now_and_then(capsys, monkeypatch):

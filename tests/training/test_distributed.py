@@ -1,7 +1,6 @@
 """Several workers, uneven shares and micro-batches do what one worker does with the whole batch."""
 
 import dataclasses
-import socket
 
 import numpy as np
 import pytest
@@ -55,10 +54,10 @@ CASES = {  # workers, settings
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-def worker(rank: int, world_size: int, port: int, output: str) -> None:
+def worker(rank: int, world_size: int, output: str) -> None:
     """All cases of one number of workers: starting processes takes longer than the steps."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", f"file://{output}/meeting", rank=rank, world_size=world_size)
     results = {}
     for name, (workers, train) in CASES.items():
         for dtype in BOUNDS if workers == world_size else ():
@@ -75,10 +74,7 @@ def ranks(tmp_path_factory):
     found = {}
     for world_size in (2, 3):
         folder = tmp_path_factory.mktemp(f"workers{world_size}")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        mp.spawn(worker, (world_size, port, str(folder)), world_size)
+        mp.spawn(worker, (world_size, str(folder)), world_size)
         found[world_size] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
     return found
 
