@@ -10,10 +10,8 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-from mlflow.environment_variables import MLFLOW_TRACKING_URI
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
 import ajepa
@@ -88,16 +86,13 @@ def requirements() -> list[str]:
 def _inside(tracker: Tracker) -> Iterator[None]:
     """MLflow's global state, as its model loggers want it, for a while."""
     status = tracker.client.get_run(tracker.run_id).info.status
-    variable = MLFLOW_TRACKING_URI.get_raw()
+    before = os.environ.get("MLFLOW_TRACKING_URI")  # set by whoever sets the URI; the default is not to become one
+    mlflow.set_tracking_uri(tracker.uri)
     try:
-        with (
-            _use_tracking_uri(tracker.uri),
-            mlflow.start_run(run_id=tracker.run_id, nested=mlflow.active_run() is not None),
-        ):
+        with mlflow.start_run(run_id=tracker.run_id, nested=mlflow.active_run() is not None):
             yield
     finally:
-        if variable is not None:  # it is written to and then unset, also where nobody had set the URI
-            MLFLOW_TRACKING_URI.set(variable)
+        mlflow.set_tracking_uri(before)  # None: unset
         tracker.client.update_run(tracker.run_id, status)  # which the block above ended
 
 
