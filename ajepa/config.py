@@ -295,7 +295,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 def _small_data(**changes: Any) -> TrainConfig:
     """Recipe for hundreds to thousands of clips on a few CPU cores; how it was found is in the README."""
     values: dict[str, Any] = {
-        "batch_size": 64, "epochs": 1000, "warmup_epochs": 100, "max_steps": 4000, "lr": 1e-3, "ema_end": 0.999,
+        "batch_size": 64, "epochs": 2000, "warmup_epochs": 200, "max_steps": 12000, "lr": 1e-3, "ema_end": 0.999,
         "target_layers": 4, "eval_every": 250, "checkpoint_every": 500,
     }  # fmt: skip
     return TrainConfig(**(values | changes))

@@ -27,7 +27,7 @@ class DemoArgs:
     clips_per_class: int = 50
     """Clips of each of the 12 classes."""
     max_steps: int = 1500
-    """Pretraining steps. The nano recipe takes 4,000; the demo's sounds are told apart after fewer."""
+    """Pretraining steps. The nano recipe takes 12,000; the demo's sounds are told apart after fewer."""
     num_workers: int = 1
     """Ray Train workers; 0 trains inside this process."""
     overwrite: bool = False

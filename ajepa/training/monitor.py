@@ -30,13 +30,15 @@ class Monitor:
             rows = np.sort(reader.epoch_order(0)[:MAX_CROPS])
         batch = reader.crops_of(rows[:MAX_CROPS], max(1, MAX_CROPS // len(rows)))
         self.crops = state.normalise(torch.from_numpy(batch.log_mel).to(state.device))
-        dtype = autocast_dtype(state.config.train, state.device) or torch.float32
-        self._flops_per_second = gemm_rate(state.device, dtype)
+        self._dtype = autocast_dtype(state.config.train, state.device) or torch.float32
+        self._flops_per_second = gemm_rate(state.device, self._dtype)
         self._flops = step_flops(state.config).total
 
     def utilisation(self, clips_per_second: float) -> dict[str, float]:
         """Model FLOPs utilisation of a worker: of the rate at which its device multiplied matrices at the start."""
         rate = clips_per_second / self.state.world_size * self._flops
+        if rate > self._flops_per_second:  # the start was a busy moment of the machine
+            self._flops_per_second = max(self._flops_per_second, gemm_rate(self.state.device, self._dtype))
         return {"mfu": rate / self._flops_per_second}
 
     def measure(self, report: dict[str, Any]) -> dict[str, Any]:

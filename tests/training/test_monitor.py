@@ -63,6 +63,12 @@ def test_utilisation_is_a_share_of_the_matmul_rate(small_dataset):
     assert monitor.utilisation(1.0) == {"mfu": 0.5}
 
 
+def test_a_rate_measured_in_a_busy_moment_is_measured_again(small_dataset):
+    monitor = make_monitor(small_dataset)
+    monitor._flops_per_second = 0.5 * monitor._flops
+    assert 0 < monitor.utilisation(1.0)["mfu"] < 1
+
+
 def test_reports_after_the_checkpoint_do_not_count(small_dataset):
     worker = WorkerContext(0, 1, CPU, lambda _: None, history=[{"step": s, "effective_rank": 9.0} for s in (0, 5, 10)])
     state = build_state(CONFIG, small_dataset.statistics, 10, CPU)
