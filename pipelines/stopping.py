@@ -2,6 +2,7 @@
 worker, a node that Ray drains, or a file STOP put into the run folder."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -43,15 +44,26 @@ class SigtermWatcher(WorkerGroupCallback):
         ray.get([worker.execute_async(watch_sigterm) for worker in worker_group.get_workers()])
 
 
+class Orphaned(Exception):
+    """The Ray that started this worker has ended, with its command or its machine's part of the cluster."""
+
+
 class StopRequests:
-    """Asked before every step what the world outside wants of this worker."""
+    """Asked before every step what the world outside wants of this worker.
+
+    Raises (from a call):
+        Orphaned: a worker would outlive its Ray by seconds, and train on under the hands of the next attempt.
+    """
 
     def __init__(self, output: str, rank: int, in_ray: bool) -> None:
         self.where, self.rank, self.in_ray = storage.join(output, STOP_FILE), rank, in_ray
         self._poll = STORE_POLL_SECONDS if storage.is_uri(output) else POLL_SECONDS
         self._looked, self._saved = time.monotonic(), False
+        self._parent = os.getppid()  # of a worker, the raylet of its node
 
     def __call__(self) -> int:
+        if self.in_ray and os.getppid() != self._parent:
+            raise Orphaned("Ray has ended")
         if _terminated.is_set():
             return RESTART if self.in_ray else STOP
         if self.rank == 0 and time.monotonic() - self._looked > self._poll:

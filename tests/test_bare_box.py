@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from faults import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 MISSING = {"soundfile", "soxr", "torchaudio", "safetensors", "sklearn", "ray", "mlflow", "tyro", "pandas", "matplotlib"}
 RUN = f"""
@@ -18,7 +20,9 @@ def test_the_gpu_benchmark_needs_no_more_than_a_bare_box_has():
     options = ["--device", "cpu", "--preset", "nano", "--batches", "2", "--steps", "1"]
     command = [sys.executable, "-c", RUN, *options, "--variants", "no compile", "4 masks", "naive"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| 2 | ")]
     assert len(rows) == 6 and "`nano` on CPU" in done.stdout and "| target forward |" in done.stdout

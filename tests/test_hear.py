@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults import PATIENCE
 from training.test_checkpoint import save_run
 
 import ajepa.hear
@@ -35,7 +36,9 @@ def model(run):
 def test_the_public_validator_passes(run):
     command = [sys.executable, "-W", "error:We suggest", "-m", "hearvalidator.validate", "ajepa.hear", "-m", run]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Interval between timestamps is 40.0ms" in done.stdout
     assert done.stdout.endswith("Looks good!\n")

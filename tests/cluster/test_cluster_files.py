@@ -8,12 +8,13 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jsonschema
+import psutil
 import pytest
 import yaml
+from faults import PATIENCE
 
 from pipelines.common import parse
 from pipelines.preprocess import PreprocessArgs
@@ -169,25 +170,25 @@ def test_no_secret_and_no_foreign_address(path):
 STUBS = {
     "scontrol": 'printf "%s\\n" node1 node2 127.0.0.1',
     # Records the call and the job's token; the head listens, as Ray's does.
-    "srun": """echo "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN} ${RAY_ADDRESS:-unset} $*" >>"$LOG"
+    "srun": """echo $$ >>"$PROCESSES"
+echo "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN} ${RAY_ADDRESS:-unset} $*" >>"$LOG"
 for a in "$@"; do case $a in --node-ip-address=*) ip=${a#*=};; --port=*) port=${a#*=};; esac; done
 if [[ -n ${port:-} ]]; then exec "$PYTHON" -c "import socket, time
-s = socket.create_server(('$ip', $port)); time.sleep(60)"; fi
-exec sleep 60""",
+s = socket.create_server(('$ip', $port)); time.sleep(3600)"; fi
+exec sleep 3600""",
 }
 FAKE_RAY = """
-calls = 0
+import os, re
 def init(**_): pass
-def nodes():
-    global calls
-    calls += 1
-    return [{"Alive": True}, {"Alive": False}] + [{"Alive": True}] * calls
+def nodes():  # those that were started, and one that is lost
+    started = sum(map(int, re.findall("--nodes=([0-9]+)", open(os.environ["LOG"]).read())))
+    return [{"Alive": True}] * started + [{"Alive": False}]
 """
 
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Runs slurm.sh on three mocked nodes: (completed process, calls of srun, seconds)."""
+    """Runs slurm.sh on three mocked nodes: (completed process, calls of srun, their processes)."""
     (tmp_path / "bin").mkdir()
     for name, body in STUBS.items():
         (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -195,20 +196,19 @@ def slurm(tmp_path):
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "ray.py").write_text(FAKE_RAY)
-    log = tmp_path / "log"
+    log, processes = tmp_path / "log", tmp_path / "processes"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SLURM_"))} | {
         "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(tmp_path / "fake"), "PYTHON": sys.executable, "LOG": str(log),
+        "PYTHONPATH": str(tmp_path / "fake"), "PYTHON": sys.executable, "LOG": str(log), "PROCESSES": str(processes),
         "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_CPUS_ON_NODE": "4",
     }  # fmt: skip
 
     def run(*command):
-        start = time.monotonic()
         done = subprocess.run(
             ["bash", str(CLUSTER / "slurm.sh"), *command],
-            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=50,
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
-        return done, log.read_text().splitlines() if log.exists() else [], time.monotonic() - start
+        return done, *(path.read_text().splitlines() if path.exists() else [] for path in (log, processes))
 
     return run
 
@@ -219,7 +219,9 @@ def test_slurm_syntax():
 
 
 def test_slurm_starts_all_nodes_runs_the_command_and_stops(slurm):
-    done, (head, workers), seconds = slurm("bash", "-c", 'echo "at $RAY_ADDRESS: $0 $1"; exit 3', "two words", "--flag")
+    done, (head, workers), processes = slurm(
+        "bash", "-c", 'echo "at $RAY_ADDRESS: $0 $1"; exit 3', "two words", "--flag"
+    )
     assert done.returncode == 3, done.stderr
     joined, ran = done.stdout.splitlines()
     assert joined == "3 nodes joined Ray"
@@ -230,7 +232,8 @@ def test_slurm_starts_all_nodes_runs_the_command_and_stops(slurm):
     assert f"ray start --block --num-cpus=4 --head --node-ip-address={ip} --port={port}" in head
     assert workers.startswith("token 64 unset --nodes=2 --ntasks=2 --exclude=node1 ")
     assert f"ray start --block --num-cpus=4 --address={address}" in workers
-    assert seconds < 40, "the Ray nodes (60 s) were not stopped"
+    assert len(processes) == 2
+    assert not [number for number in processes if psutil.pid_exists(int(number))], "the Ray nodes were not stopped"
 
 
 def test_slurm_without_a_command(slurm):

@@ -8,6 +8,7 @@ import sys
 import mlflow
 import numpy as np
 import pytest
+from faults import PATIENCE
 from training.test_checkpoint import save_run
 
 from ajepa.errors import UserError
@@ -49,7 +50,7 @@ def test_the_logged_encoder_predicts_in_another_directory(run, tmp_path, mlflow_
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"MLFLOW_TRACKING_URI": mlflow_uri}
     done = subprocess.run(
         [sys.executable, "user.py", uri],
-        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and "ype hint" not in done.stderr, done.stderr
     assert str(tmp_path / "mlartifacts") in done.stdout  # the code that was logged, not this tree

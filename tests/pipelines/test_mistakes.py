@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from faults import PATIENCE
 from small_runs import tiny_config
 
 from pipelines import ablate, embed, export, finetune, preprocess, pretrain, probe
@@ -234,7 +235,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(name, places, capsys, tmp_path,
 
 def test_mistakes_in_options_have_exit_code_2_too():
     command = [sys.executable, "pipelines/probe.py", "--encoder", "x", "--protocol", "cubic", "--data", "y"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "cubic" in done.stderr + done.stdout
 
@@ -258,7 +259,7 @@ def test_help_names_options_with_defaults(command):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0 and "output" in done.stdout.lower() and "(default:" in done.stdout

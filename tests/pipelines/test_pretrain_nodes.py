@@ -6,7 +6,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults import assert_close_end, assert_one_mlflow_run, assert_same_end, checkpoints, command, names, options, run
+from faults import (
+    PATIENCE,
+    assert_close_end,
+    assert_one_mlflow_run,
+    assert_same_end,
+    checkpoints,
+    command,
+    names,
+    options,
+    run,
+)
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
@@ -62,6 +72,14 @@ def workers_on(node) -> int:
     )
 
 
+def drain(cluster, node, seconds: float) -> None:
+    """Give notice that a machine will be taken away in so many seconds; a later notice brings that forward."""
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = round(1000 * (time.time() + seconds))
+    client = GcsClient(address=cluster.address)
+    assert client.drain_node(node.node_id, reason, "a spot machine is taken back", deadline) == (True, "")
+
+
 def reached(output: Path) -> int:
     """The last reported step."""
     return read_history(str(output))[-1]["step"] if (output / "history.jsonl").exists() else 0
@@ -71,7 +89,7 @@ def test_a_lost_node_is_replaced(by_two, cluster, nodes, small_dataset, tmp_path
     output = tmp_path / "run"
     arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", "2", **LONG)
     with command(arguments, tmp_path / "log", RAY_ADDRESS=cluster.address) as started:
-        started.wait_for(lambda: checkpoints(output) == [20], "its first checkpoint")
+        started.wait_for(lambda: checkpoints(output) != [], "its first checkpoint")
         assert [workers_on(node) for node in nodes] == [1, 1]
         lost = time.monotonic()
         cluster.remove_node(nodes[0], allow_graceful=False)
@@ -91,13 +109,12 @@ def test_a_drained_node_has_a_checkpoint_written_before_it_goes(
     environment = {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}
     with command(arguments, tmp_path / "log", **environment) as started:
         started.wait_for(lambda: reached(output) >= 10, "step 10")
-        asked, deadline = time.monotonic(), round(1000 * (time.time() + 2))
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        client = GcsClient(address=cluster.address)
-        assert client.drain_node(nodes[0].node_id, reason, "a spot machine is taken back", deadline) == (True, "")
+        asked = time.monotonic()
+        drain(cluster, nodes[0], PATIENCE)  # and no sooner than the checkpoint is there, however slow the machine
         started.wait_for(lambda: checkpoints(output) != [], "its checkpoint")
         print(f"drain: checkpoint of step {checkpoints(output)[0]} {time.monotonic() - asked:.1f} s after the notice")
         assert checkpoints(output)[0] < 80
+        drain(cluster, nodes[0], 1)
         cluster.add_node(num_cpus=1)
         started.wait_for(lambda: not workers_on(nodes[0]), "the workers to leave at the deadline")
         cluster.remove_node(nodes[0], allow_graceful=False)
@@ -112,7 +129,7 @@ def test_two_workers_go_on_as_one(by_two, cluster, nodes, small_dataset, tmp_pat
     arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", "1:2", **LONG)
     environment = {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
     with command(arguments, tmp_path / "log", **environment) as started:
-        started.wait_for(lambda: checkpoints(output) == [20], "its first checkpoint")
+        started.wait_for(lambda: checkpoints(output) != [], "its first checkpoint")
         assert [workers_on(node) for node in nodes] == [1, 1]
         lost = time.monotonic()
         cluster.remove_node(nodes[0], allow_graceful=False)

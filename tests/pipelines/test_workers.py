@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from faults import PATH, PATIENCE, ROOT
 
 from ajepa.errors import UserError
 from ajepa.training.context import GO_ON, STOP
@@ -49,6 +52,33 @@ def test_a_stop_file_stops_rank_0(tmp_path, monkeypatch):
     assert [ask() for ask in requests] == [GO_ON, GO_ON]
     (tmp_path / "STOP").touch()
     assert [ask() for ask in requests] == [STOP, GO_ON]
+
+
+ORPHAN = """
+import os, sys, time
+from pipelines.stopping import Orphaned, StopRequests
+ready, tell = os.pipe()
+parent = os.getpid()
+if os.fork():
+    os.read(ready, 1)
+    os._exit(0)
+ask = StopRequests(sys.argv[1], 1, in_ray=True)
+os.write(tell, b"x")
+while os.getppid() == parent:
+    time.sleep(0.01)
+try:
+    ask()
+except Orphaned as error:
+    print(error)
+"""
+
+
+def test_a_worker_whose_ray_has_ended_does_no_further_step(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN, str(tmp_path)],
+        cwd=ROOT, env=os.environ | PATH, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.stdout == "Ray has ended\n", done.stderr
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
