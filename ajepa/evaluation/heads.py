@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ajepa.evaluation.linear import divisor, loss_by_class
-from ajepa.evaluation.metrics import primary
+from ajepa.evaluation.linear import divisor
+from ajepa.evaluation.metrics import primary, settled
 from ajepa.model.pooling import WeightedLayers
 
 DECAYS = (0.3, 0.01)  # AdamW weight decays tried
@@ -119,7 +120,7 @@ def fit_decays(
                 best, checked, kept = reached, 0, (Setting(decay, steps), copy.deepcopy(head))
             else:
                 checked += 1
-            if checked == PATIENCE:
+            if checked == PATIENCE or settled(reached):
                 break
         assert kept is not None
         yield kept
@@ -166,11 +167,18 @@ def _train(
         rows, order = np.sort(order[:BATCH]), order[BATCH:]
         head.train()
         logits = head(*head._batch(features, rows))
-        loss_by_class(logits, wanted[rows].to(device), multi_label).sum().backward()
+        _loss(logits, wanted[rows].to(device), multi_label).backward()
         optimiser.step()
         optimiser.zero_grad()
         if step % every == 0:
             yield step, head
+
+
+def _loss(logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
+    """Mean over clips of the cross-entropy, or of the sum over classes of the binary one. [n, C] float each."""
+    if multi_label:
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+    return F.cross_entropy(logits, targets)
 
 
 def _moments(features: Features, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

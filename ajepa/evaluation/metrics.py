@@ -1,6 +1,7 @@
 """What predictions are worth: accuracy, macro average precision, ROC AUC and d', each class by itself, and bootstrap
 intervals over clips. Arrays in, numbers out."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy.sparse import csr_matrix
 from scipy.special import logsumexp, ndtri
 
 REPLICATES = 1000  # of a bootstrap
+CERTAIN = 0.95  # geometric mean of the probability of a clip's labels from which nothing is left to choose
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ def primary(scores: np.ndarray, targets: np.ndarray, multi_label: bool) -> tuple
         return multi_label_scores(scores, targets).mean_average_precision, -float(loss)
     loss = (logsumexp(scores, axis=1) - scores[targets]).mean()
     return accuracy(scores.argmax(axis=1), targets.argmax(axis=1)), -float(loss)
+
+
+def settled(reached: tuple[float, float]) -> bool:
+    """Whether all is right, and certain: what `primary` found can get no better in a way that matters."""
+    return reached >= (1.0, math.log(CERTAIN))
 
 
 def d_prime(auc: float) -> float:

@@ -18,6 +18,7 @@ from ajepa.evaluation.metrics import (
     nanmean,
     precision_replicates,
     primary,
+    settled,
 )
 from ajepa.evaluation.splits import Part, Splits, Targets
 
@@ -142,6 +143,9 @@ def choose_linear(
 ) -> tuple[LinearProbe, float]:
     """The linear probe of the clips `final`, its L2 strength chosen with `train` on `validation`, and its score there.
 
+    Of equal scores the one with the lower loss on `validation` is chosen: a small part may be all right by luck under a
+    penalty that is far too strong. The search ends where it is settled: a weaker penalty could only scale logits.
+
     Args:
         features: [n, D] of all clips.
         targets: [n, C] bool.
@@ -155,11 +159,11 @@ def choose_linear(
             best, chosen, worse = reached, model, 0
         else:
             worse += 1
-        if worse == PATIENCE:
+        if worse == PATIENCE or settled(reached):
             break
     assert chosen is not None
     if len(final) != len(train):
-        (chosen,) = fit_path(features[final], targets[final], multi_label, (chosen.strength,), device)
+        (chosen,) = fit_path(features[final], targets[final], multi_label, (chosen.strength,), device, chosen)
     return chosen, best[0]
 
 
