@@ -49,13 +49,17 @@ def assert_same_end(output: Path | str, reference: Path | str) -> CheckpointInfo
 
 
 def assert_close_end(output: Path | str, reference: Path | str) -> None:
-    """Both runs have the same weights to float32's accuracy: their sums were made in another order."""
+    """Both runs have the same weights to float32's accuracy: their sums were made in another order. One in 100,000 may
+    differ more: where a gradient is nearly zero, rounding errors decide, and Adam makes them as large as any step."""
     ours, theirs = (read_weights(latest_checkpoint(str(path))) for path in (output, reference))
+    far, count = {}, 0
     for name in ours:
-        pairs = [ours[name], theirs[name]]
-        if name.endswith("qkv.bias"):  # the keys' bias has no gradient but rounding errors, which Adam makes large
-            pairs = [torch.cat([q, v]) for q, _, v in (bias.chunk(3) for bias in pairs)]
-        torch.testing.assert_close(*pairs, rtol=1e-4, atol=1e-5, msg=name)
+        pair = [ours[name], theirs[name]]
+        if name.endswith("qkv.bias"):  # the keys' bias has no gradient but rounding errors
+            pair = [torch.cat([q, v]) for q, _, v in (bias.chunk(3) for bias in pair)]
+        far[name] = int((~torch.isclose(*pair, rtol=1e-4, atol=1e-5)).sum())
+        count += pair[0].numel()
+    assert sum(far.values()) <= 1e-5 * count, {name: number for name, number in far.items() if number}
 
 
 def assert_one_mlflow_run(mlflow_uri: str, output: Path | str) -> None:

