@@ -135,6 +135,12 @@ def names(processes: Sequence[psutil.Process]) -> list[str]:
     return found
 
 
+def of_one_ray(printed: str) -> str:
+    """Without what Ray's cleaner of placement groups says where a second Ray is on the machine, as that of the test
+    session or one that is just ending: it does not know which is its own."""
+    return "".join(line for line in printed.splitlines(keepends=True) if "(PlacementGroupCleaner pid=" not in line)
+
+
 @dataclasses.dataclass
 class Command:
     """A running pretrain.py in a process group of its own, as a terminal would start it."""
@@ -150,9 +156,8 @@ class Command:
 
     @property
     def text(self) -> str:
-        """Everything it printed so far. Ray's cleaner of placement groups, which complains of a second Ray on the
-        machine (that of the test session), left out."""
-        return "".join(line for line in self.log.open() if "(PlacementGroupCleaner pid=" not in line)
+        """Everything it printed so far."""
+        return of_one_ray(self.log.read_text())
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
