@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_ITERATIONS, HISTORY, HALVINGS = 200, 20, 5  # of L-BFGS, a strength
+MAX_ITERATIONS, HISTORY, HALVINGS = 200, 20, 20  # of L-BFGS, a strength
 TOLERANCE = 1e-5  # share of the loss that the next step would win at which a class is done
 FLOOR = 0.01  # of the loss of the shares alone: the loss counts as this much more, or one near 0 would never be done
 ROUNDING = 1e-6  # of a loss in float32
@@ -122,19 +122,15 @@ class Minimiser:
         x: [n, r] features in their principal directions, the last one 1 for the bias.
         variance: [r] mean squares of x.
         targets: [n, C] bool.
-        weight: [r, C] where to start; by default 0 and the biases that give every clip the classes' shares.
     """
 
-    def __init__(
-        self, x: Tensor, variance: Tensor, targets: Tensor, multi_label: bool, weight: Tensor | None = None
-    ) -> None:
+    def __init__(self, x: Tensor, variance: Tensor, targets: Tensor, multi_label: bool) -> None:
         self.x, self.variance = x, variance
         self.labels: Labels = ManyLabels(targets) if multi_label else OneLabel(targets)
         n = len(x)
         bias, self.prior = self.labels.prior(targets.float().mean(dim=0).clamp(0.5 / n, 1 - 0.5 / n))
-        if weight is None:
-            weight = torch.zeros(x.shape[1], targets.shape[1], device=x.device)
-            weight[-1] = bias
+        weight = torch.zeros(x.shape[1], targets.shape[1], device=x.device)
+        weight[-1] = bias
         logits = x @ weight
         self.at = Point(weight, logits, self._pull(self.labels, logits), self.labels.loss(logits), [])
         self.penalty = torch.zeros(x.shape[1], 1, device=x.device)
@@ -205,11 +201,11 @@ def search(
     """
     straight, square = labels.dot(penalty * at.weight, direction), labels.dot(penalty * direction, direction)
     length = torch.ones_like(down)
-    for _ in range(HALVINGS):
+    for halvings in range(HALVINGS + 1):
         loss = labels.loss(torch.addcmul(at.logits, moved, length))
         after = loss + value - at.loss + length * (straight + 0.5 * length * square)
         short = after > value + 1e-4 * length * down + ROUNDING * (value + FLOOR * prior)
-        if not short.any():
+        if not short.any() or halvings == HALVINGS:
             break
         length = torch.where(short, length / 2, length)
     stays = after >= value  # all that is left is rounding

@@ -47,7 +47,6 @@ def fit_path(
     multi_label: bool,
     strengths: Sequence[float] = STRENGTHS,
     device: torch.device | str = "cpu",
-    start: LinearProbe | None = None,
 ) -> Iterator[LinearProbe]:
     """A probe for each L2 strength, strongest first; each starts from the one before it.
 
@@ -59,7 +58,6 @@ def fit_path(
         features: [n, D] of the training part.
         targets: [n, C] bool; one true in a row unless multi_label.
         strengths: scikit-learn's C is 1 / (strength * n).
-        start: where the first one starts, a probe of much the same clips. The solution is the same; it is found sooner.
     """
     mean, std = standardise(features)
     x = torch.from_numpy(((features - mean) / std).astype(np.float32)).to(device)
@@ -68,11 +66,7 @@ def fit_path(
     rotated = torch.cat([rotated, torch.ones(len(rotated), 1, device=rotated.device)], dim=1)  # of the bias
     variance = torch.cat([variance, torch.ones(1, device=rotated.device)])
     offset, unit = (torch.from_numpy(v.astype(np.float32)).to(device) for v in (mean, std))
-    first = None
-    if start is not None:
-        bias = start.bias + offset @ start.weight
-        first = torch.cat([basis.T @ (start.weight * unit[:, None]), bias[None]])
-    minimiser = Minimiser(rotated, variance, torch.from_numpy(targets).to(device), multi_label, first)
+    minimiser = Minimiser(rotated, variance, torch.from_numpy(targets).to(device), multi_label)
     for strength in sorted(strengths, reverse=True):
         weight = minimiser.minimise(strength)
         raw = (basis @ weight[:-1]) / unit[:, None]

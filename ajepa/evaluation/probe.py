@@ -9,7 +9,7 @@ import torch
 from ajepa.evaluation import heads
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.knn import neighbour_scores
-from ajepa.evaluation.linear import LinearProbe, fit_path
+from ajepa.evaluation.linear import STRENGTHS, LinearProbe, fit_path
 from ajepa.evaluation.metrics import (
     accuracy,
     accuracy_replicates,
@@ -163,7 +163,8 @@ def choose_linear(
             break
     assert chosen is not None
     if len(final) != len(train):
-        (chosen,) = fit_path(features[final], targets[final], multi_label, (chosen.strength,), device, chosen)
+        path = [strength for strength in STRENGTHS if strength >= chosen.strength]
+        *_, chosen = fit_path(features[final], targets[final], multi_label, path, device)
     return chosen, best[0]
 
 
