@@ -109,6 +109,7 @@ class Trainer:
         self.config = dataclasses.replace(job.config, seed=fit.seed)
         self.folder = storage.join(job.output, fit.name)
         self._features = features  # of the frozen encoder by row, shared by all fits
+        self._probes: dict[int, ProbeHead] = {}  # by number of clips: the head's start and the score share one
 
     def run(self) -> None:
         """Choose the number of epochs, train again on more clips where that is wanted, test once, write the model."""
@@ -148,9 +149,11 @@ class Trainer:
 
     def _probe(self, reader: ShardReader, final: np.ndarray) -> ProbeHead:
         """The linear probe of the clips `final`, its penalty chosen as the epochs are."""
-        targets, fit = self.labels.targets(np.arange(self.dataset.num_clips)), self.fit
-        several, known = self.labels.multi_label, self._frozen_features(reader)
-        return probe_head(known, targets, several, fit.train, fit.validation, final)
+        if len(final) not in self._probes:
+            targets, fit = self.labels.targets(np.arange(self.dataset.num_clips)), self.fit
+            several, known = self.labels.multi_label, self._frozen_features(reader)
+            self._probes[len(final)] = probe_head(known, targets, several, fit.train, fit.validation, final)
+        return self._probes[len(final)]
 
     def _probe_score(self, reader: ShardReader) -> float | None:
         """What the frozen encoder's linear probe is worth on the test clips. It has no seed but that of drawn parts."""
