@@ -5,23 +5,22 @@ Shape legend: B clips, R rows (frequency bands) and C columns (16 frames, 160 ms
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ajepa.audio.logmel import LogMel
+from ajepa.audio.normalise import Normaliser
+from ajepa.audio.statistics import Statistics
 from ajepa.audio.waveforms import Waveforms, as_clips
+from ajepa.choices import Bands, Combine, Pooling, Precision
 from ajepa.config import PATCH, FrontEndConfig
-from ajepa.model.pooling import Pooling, cover, overlap_average, pool, valid_columns
+from ajepa.model.pooling import cover, overlap_average, pool, valid_columns
+from ajepa.model.precision import CPU_PATCHES
 from ajepa.model.vit import Encoder, patchify
-from ajepa.shards.statistics import Statistics
-from ajepa.training.step import CPU_PATCHES, Normaliser
 
-Combine = Literal["concat", "stack"]
-Bands = Literal["mean", "concat"]
-Precision = Literal["fp32", "bf16"]
 # Windows are computed in parts of so many patches: memory stays bounded.
 PATCHES_AT_ONCE = {"cpu": CPU_PATCHES, "cuda": 1 << 16}
 PIECE = 1 << 13  # frames of log-mel made at a time (82 s)

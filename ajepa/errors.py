@@ -1,5 +1,9 @@
-"""The one exception that means "the user can fix this": commands print it as a single line and exit with 2."""
+"""Exceptions that commands and their workers know by name. Commands print a UserError as one line and exit with 2."""
 
 
 class UserError(ValueError):
     """A mistake in the input or the options. The message says what is wrong and what to do about it."""
+
+
+class Preempted(Exception):
+    """A training worker's machine is being taken away; a checkpoint of the step it reached is written."""

@@ -14,7 +14,6 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 from ajepa import storage
 from ajepa.audio.logmel import filterbank
+from ajepa.choices import GraphFormat
 from ajepa.config import PATCH, FrontEndConfig
 from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
@@ -30,8 +30,7 @@ from ajepa.errors import UserError
 OPSET = 18
 INPUT, OUTPUTS = "waveform", ("clip_embeddings", "frame_embeddings")
 ABOUT = "ajepa.json"  # extra file in a .pt2: what ONNX keeps in its metadata
-Format = Literal["onnx", "torch"]
-FILES: dict[Format, str] = {"onnx": "encoder.onnx", "torch": "encoder.pt2"}
+FILES: dict[GraphFormat, str] = {"onnx": "encoder.onnx", "torch": "encoder.pt2"}
 
 
 class LogMelGraph(nn.Module):
@@ -179,7 +178,7 @@ def export_onnx(encoder: AudioEncoder, path: str) -> None:
     _write(path, model.SerializeToString())
 
 
-def export_graph(encoder: AudioEncoder, folder: str, format: Format) -> str:
+def export_graph(encoder: AudioEncoder, folder: str, format: GraphFormat) -> str:
     """Write encoder.onnx or encoder.pt2 into a folder, made where it is missing, and return its path.
 
     Raises:

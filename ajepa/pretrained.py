@@ -4,7 +4,7 @@ initialisation that trained ones are compared with."""
 import dataclasses
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from ajepa import storage
+from ajepa.audio.statistics import Statistics
+from ajepa.checkpoints import describe, digest, latest_checkpoint, read_info, read_weights
+from ajepa.choices import Branch, Precision
 from ajepa.config import Config, FrontEndConfig, ModelConfig, TrainConfig, from_dict
-from ajepa.encoder import AudioEncoder, Precision
+from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
+from ajepa.model.ajepa import build_model
 from ajepa.model.vit import Encoder
-from ajepa.shards.statistics import Statistics
-from ajepa.training.checkpoint import describe, digest, latest_checkpoint, read_info, read_weights
-from ajepa.training.step import build_model
 
-Branch = Literal["target", "context"]
 EXPORT_JSON, EXPORT_WEIGHTS, EXPORT_VERSION = "encoder.json", "encoder.safetensors", 2
 
 

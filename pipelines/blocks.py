@@ -1,23 +1,17 @@
-"""A Ray Data job over blocks of clips, each written to storage by the task or actor that made it."""
+"""A Ray Data job over blocks of clips, each written to storage by the task or actor that made it; the driver's side."""
 
-import functools
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
-import ray.data
-from ray.data import DataContext
 
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.shards.schema import OK
-from ajepa.shards.writer import ShardResult
-from pipelines.common import start_ray
 from pipelines.progress import Progress
+from pipelines.ray_cluster import start_ray
 
 
 def unfinished(output: str, paths: Sequence[str], noun: str) -> list[int]:
@@ -29,24 +23,9 @@ def unfinished(output: str, paths: Sequence[str], noun: str) -> list[int]:
     return todo
 
 
-def make_blocks(batch: dict[str, np.ndarray], output: str, make: Callable[[int], ShardResult]) -> dict[str, Any]:
-    """The map function: block numbers in, a row of figures each out. The block itself goes straight to storage.
-
-    What stops the whole job (a full disk, a store that is away) comes back as a row too: as an exception it would
-    reach the driver as pages of Ray's.
-    """
-    rows = []
-    for index in batch["item"].tolist():
-        try:
-            result, stopped = storage.with_retries(output, functools.partial(make, index)), ""
-        except (OSError, UserError) as error:
-            result, stopped = ShardResult(index), " ".join(str(error).split())
-        rows.append({"ok": result.ok, "cut": result.cut, "errors": json.dumps(result.errors), "stopped": stopped})
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
-
-
 def run_blocks(what: str, todo: Sequence[int], clips: int, function: Any, **options: Any) -> dict[str, Any]:
-    """Map `function` (see `make_blocks`) over block numbers, with live progress; figures of this part of the job.
+    """Map `function` (see `block_tasks.make_blocks`) over block numbers, with live progress; figures of this part of
+    the job.
 
     Args:
         clips: how many the blocks hold.
@@ -58,6 +37,9 @@ def run_blocks(what: str, todo: Sequence[int], clips: int, function: Any, **opti
     figures: Counter[str] = Counter()
     start = time.perf_counter()
     if todo:
+        import ray.data
+        from ray.data import DataContext
+
         start_ray()
         context = DataContext.get_current()
         context.enable_progress_bars = False

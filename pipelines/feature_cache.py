@@ -18,11 +18,11 @@ from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 
 from ajepa import storage
-from ajepa.encoder import AudioEncoder, Combine
+from ajepa.choices import Combine, Pooling
+from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features, patch_features, valid_patches
 from ajepa.evaluation.heads import Features
-from ajepa.model.pooling import Pooling
 from ajepa.shards.dataset import ShardDataset
 
 VERSION = 1  # goes up when the same encoder gives other features

@@ -16,13 +16,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from ajepa.audio.normalise import Normaliser
 from ajepa.config import Config, MaskConfig, MaskStrategy
 from ajepa.model.ajepa import AJEPA
 from ajepa.model.masking import sample_masks
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import Batch, ShardReader
 from ajepa.training.diagnostics import MAX_CROPS, RANK_SHARE, judge, latest, prediction_errors
-from ajepa.training.step import Normaliser
 
 CANDIDATES = 256  # crops, the first of a run, that the pictures choose from
 SILENT = 0.5  # log units: a crop that varies less shows nothing

@@ -1,36 +1,15 @@
 """Fine-tune a pretrained encoder on labelled shards with Ray Train. Interrupted, the same command goes on."""
 
-import dataclasses
-import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import pandas as pd
 import tyro
 
-from ajepa import storage
-from ajepa.config import differences
-from ajepa.errors import UserError
-from ajepa.finetuning.clips import Labels, open_reader, read_labels
+from ajepa.choices import Branch
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
-from ajepa.finetuning.plan import plan_fits
-from ajepa.finetuning.predict import metric_name
-from ajepa.finetuning.run import MODEL_FOLDER, Job, Result, finetune, read_result, read_test_logits
-from ajepa.finetuning.summary import Row, class_table, markdown_table, rows_of
-from ajepa.pretrained import Branch, load_encoder
-from ajepa.shards.dataset import ShardDataset, open_dataset
-from pipelines import tracking
-from pipelines.common import chosen_preset, parse, run_command, warn_relative_output
-from pipelines.lineage import exported_runs, pretraining, recorded_uri
-from pipelines.pretrain import RUN_JSON
-from pipelines.reporter import Reporter
-from pipelines.workers import fit, parse_workers
-
-FINETUNE_JSON = "finetune.json"  # what the output is; "finished" once everything is written
+from pipelines.common import announce, chosen_preset, parse, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,161 +56,12 @@ def parse_args(argv: Sequence[str]) -> FinetuneArgs:
     return parse(FinetuneArgs, __doc__ or "", argv, default)
 
 
-def prepare_output(output: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Check what the output holds. None: start afresh; else finetune.json of what is to be resumed or finished.
+def main(args: FinetuneArgs) -> None:
+    """Run the fine-tuning the arguments describe."""
+    announce(f"finetune: {args.preset}, {args.encoder} on {args.data}")
+    from pipelines.jobs import finetune
 
-    Raises:
-        UserError: something else is there, or a fine-tuning with other settings.
-    """
-    names = [n for n, _ in storage.list_files(output)] if storage.kind(output) == "folder" else []
-    if storage.kind(output) == "file" or (names and FINETUNE_JSON not in names):
-        raise UserError(f"--output {output!r} exists and holds no fine-tuning: choose another")
-    if names and overwrite:
-        storage.delete(output)
-    if not names or overwrite:
-        return None
-    found = json.loads(storage.read_text(storage.join(output, FINETUNE_JSON)))
-    old, new = found["settings"], json.loads(json.dumps(settings))
-    if len(old["label_names"]) != len(new["label_names"]):
-        raise UserError(
-            f"--output {output!r} holds heads of {len(old['label_names'])} labels, the data have "
-            f"{len(new['label_names'])}: go on with the data it was begun with, or choose another --output"
-        )
-    changed = differences(old, new)
-    if changed:
-        raise UserError(
-            f"--output {output!r} holds a fine-tuning with other settings ({'; '.join(changed[:4])}): resume it with "
-            "its own, choose another --output, or --overwrite to replace it"
-        )
-    return found
-
-
-def main(args: FinetuneArgs) -> list[Row]:
-    """Fine-tune, write models and tables, record them in MLflow; returns the table's rows."""
-    if args.seeds < 1:
-        raise UserError(f"--seeds must be positive, got {args.seeds}")
-    encoder, data = storage.absolute(args.encoder), storage.absolute(args.data)
-    audio, dataset = load_encoder(encoder, args.branch), open_dataset(data)
-    dataset.require_front_end(audio.front_end)
-    labels = read_labels(dataset)
-    fits = plan_fits(dataset, args.config, args.seeds, args.fold)
-    output = output_of(args, encoder, dataset)
-    workers = parse_workers(args.num_workers)
-    for number in {workers} if isinstance(workers, int) else range(workers[0], workers[1] + 1):
-        open_reader(args.config, dataset, labels, fits[0].train, 0, max(1, number))  # says what does not divide
-    settings = {
-        "config": args.config.to_dict(), "encoder_digest": audio.about["digest"], "seeds": args.seeds,
-        "fold": args.fold, "probe": args.probe, "dataset_hash": dataset.content_hash,
-        "label_names": list(dataset.label_names),
-    }  # fmt: skip
-    found = prepare_output(output, settings, args.overwrite)
-    if found and found["finished"]:
-        rows = [Row(r["model"], {(s, f): v for s, f, v in r["scores"]}) for r in found["rows"]]
-        print(
-            f"nothing to do: {output} is finished (--overwrite starts again)\n\n{markdown_table(rows, found['metric'])}"
-        )
-        return rows
-    origin = pretraining(encoder)
-    found, tracker = start_or_resume(args, output, settings, found, encoder, origin, dataset)
-    job = Job(
-        encoder=encoder, branch=args.branch, data=data, output=output, config=args.config, seeds=args.seeds,
-        fold=args.fold, probe=args.probe, runs=exported_runs(origin) | {"finetune_run": tracker.run_id},
-    )  # fmt: skip
-    began = time.perf_counter()
-    with tracker.recording():
-        fit(
-            partial(finetune, job), output,
-            num_workers=workers, threads=args.threads, device=args.device, max_failures=args.max_failures,
-            callbacks=[Reporter(tracker, output)],
-        )  # fmt: skip
-        results = [result for f in fits if (result := read_result(output, f.name)) is not None]
-        if len(results) < len(fits):  # a STOP file was put there
-            print(f"stopped after {len(results)} of {len(fits)} models")
-            raise KeyboardInterrupt
-        rows = rows_of(results)
-        table = write_results(output, dataset, labels, results, rows, tracker)
-        scores = [{"model": r.model, "scores": [[*key, value] for key, value in r.scores.items()]} for r in rows]
-        done = found | {"finished": True, "metric": metric_name(labels), "rows": scores}
-        storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(done, indent=1))
-    minutes = (time.perf_counter() - began) / 60
-    print(f"\n{table}\n\n{len(fits)} models in {minutes:.1f} min; {metric_name(labels)} {rows[0].mean:.3f}")
-    print(f'load one with ajepa.load_encoder("{storage.join(output, fits[0].name, MODEL_FOLDER)}")')
-    return rows
-
-
-def output_of(args: FinetuneArgs, encoder: str, dataset: ShardDataset) -> str:
-    """The output folder as any process reads it."""
-    if args.output is not None:
-        warn_relative_output(args.output)
-        return storage.absolute(args.output)
-    if storage.kind(storage.join(encoder, RUN_JSON)) != "file":
-        raise UserError("--output is needed when the encoder is no run folder")
-    return storage.join(encoder, "finetuned", f"{args.preset}-{dataset.content_hash[:8]}")
-
-
-def start_or_resume(
-    args: FinetuneArgs,
-    output: str,
-    settings: dict[str, Any],
-    found: dict[str, Any] | None,
-    encoder: str,
-    origin: dict[str, str],
-    dataset: ShardDataset,
-) -> tuple[dict[str, Any], tracking.Tracker]:
-    """(finetune.json, tracker) of the fine-tuning at the output, made where there is none."""
-    if found:
-        print("resuming")
-        return found, tracking.Tracker(found["mlflow_uri"], found["mlflow_run"])
-    uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
-    params = {k: v for k, v in settings.items() if k not in ("config", "label_names")} | {
-        **args.config.to_dict(), "preset": args.preset, "encoder": encoder, "data": dataset.path, "output": output,
-        "num_workers": args.num_workers, "classes": len(dataset.label_names),
-    }  # fmt: skip
-    tracker = tracking.start_run(
-        uri,
-        f"finetune {args.preset}",
-        params=params,
-        tags={"ajepa.job": "finetune", "ajepa.pretrain_run": origin.get("mlflow_run", "")},
-    )
-    found = {"settings": settings, "finished": False, "mlflow_uri": uri, "mlflow_run": tracker.run_id}
-    storage.make_folder(output)
-    storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(found, indent=1))
-    return found, tracker
-
-
-def write_results(
-    output: str,
-    dataset: ShardDataset,
-    labels: Labels,
-    results: Sequence[Result],
-    rows: Sequence[Row],
-    tracker: tracking.Tracker,
-) -> str:
-    """results.json, table.md and per_class.md, at the output and in MLflow; returns the table."""
-    metric = metric_name(labels)
-    table = markdown_table(rows, metric)
-    logits = [read_test_logits(output, result.name) for result in results]
-    classes = pd.DataFrame(class_table(labels, dataset.label_names, logits))
-    per_class = "\n".join(
-        [f"| {' | '.join(classes.columns)} |", "|---" * len(classes.columns) + "|"]
-        + [f"| {' | '.join(map(str, row))} |" for row in classes.itertuples(index=False)]
-    )
-    everything = {
-        "metric": metric,
-        "scores": {row.model: {"mean": row.mean, "by_seed": row.by_seed} for row in rows},
-        "models": [dataclasses.asdict(result) for result in results],
-        "classes": classes.to_dict(orient="records"),
-    }
-    files = {
-        "results.json": json.dumps(everything, indent=1),
-        "table.md": table + "\n",
-        "per_class.md": per_class + "\n",
-    }
-    for name, text in files.items():
-        storage.write_text(storage.join(output, name), text)
-        tracker.log_text(text, name)
-    tracker.log_metrics(0, {f"test_{metric}_{row.model.replace(' ', '_').replace('-', '_')}": row.mean for row in rows})
-    return table
+    finetune.main(args)
 
 
 if __name__ == "__main__":

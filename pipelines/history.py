@@ -9,6 +9,7 @@ from typing import Any
 from ajepa import storage
 
 HISTORY = "history.jsonl"
+RUN_JSON = "run.json"  # what the run is; "finished" once its last checkpoint is written
 
 
 def append_history(output: str, reports: Sequence[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ajepa import storage
 from ajepa.pretrained import EXPORT_JSON
-from pipelines.pretrain import RUN_JSON
+from pipelines.history import RUN_JSON
 
 
 def pretraining(encoder: str) -> dict[str, str]:

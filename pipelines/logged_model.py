@@ -16,8 +16,9 @@ from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
 import ajepa
 from ajepa import storage
+from ajepa.choices import Branch
 from ajepa.errors import UserError
-from ajepa.pretrained import EXPORT_JSON, EXPORT_WEIGHTS, Branch, export_encoder, load_encoder
+from ajepa.pretrained import EXPORT_JSON, EXPORT_WEIGHTS, export_encoder, load_encoder
 from pipelines.tracking import Tracker
 
 MODEL_NAME = "encoder"

@@ -1,41 +1,15 @@
 """Audio files to verified log-mel shards, as one Ray Data job. Interrupted at any time, the same command goes on."""
 
-import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-import torch
 import tyro
-from ray.data import TaskPoolStrategy
 
-import ajepa
-from ajepa import storage
-from ajepa.audio.manifest import Manifest
-from ajepa.audio.segments import Last, segment
-from ajepa.audio.sources import SourceName, load_manifest
+from ajepa.choices import LastSegment, SourceName
 from ajepa.config import FrontEndConfig
-from ajepa.errors import UserError
-from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, finish_dataset, open_dataset
-from ajepa.shards.merge import merge_datasets
-from ajepa.shards.schema import BAD, OK
-from ajepa.shards.verify import verify_dataset
-from ajepa.shards.writer import shard_path, write_shard
-from pipelines import tracking
-from pipelines.blocks import make_blocks, run_blocks, unfinished
-from pipelines.common import parse, run_command, warn_relative_output
-from pipelines.estimate import estimate
-from pipelines.plan import MISSING, SHARDS, make_plan, prepare_output, read_block
-from pipelines.progress import Progress
-from pipelines.report import write_report
-from pipelines.tracking import Tracker
-
-REPORT = "report"  # folder of the end report in the dataset
+from pipelines.common import announce, parse, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +30,7 @@ class PreprocessArgs:
     segment: float | None = None
     """Cut recordings longer than this many seconds into consecutive clips of that length; by default a recording
     is one clip, cut at --clip-frames."""
-    segment_last: Last = "pad"
+    segment_last: LastSegment = "pad"
     """With --segment: keep the shorter piece at a recording's end (`pad`) or leave it out (`drop`)."""
     clips_per_shard: int | None = None
     """Clips in a shard; by default an eighth of the clips, between 32 and 500."""
@@ -99,138 +73,18 @@ def parse_args(argv: Sequence[str]) -> PreprocessArgs | VerifyArgs | MergeArgs:
     return parse(PreprocessArgs, f"{__doc__} {others}", argv)
 
 
-def verify(path: str) -> None:
-    """Check a dataset with live progress and say what was checked."""
-    dataset = open_dataset(path)
-    with Progress("verify", dataset.num_clips) as progress:
-        for rows in verify_dataset(path):
-            progress.update(rows)
-    print(f"intact: {dataset.num_clips} clips in {len(dataset.shards)} shards, hash {dataset.content_hash}")
-
-
-def merge(args: MergeArgs) -> ShardDataset:
-    """Join finished datasets with live progress and say what came of it."""
-    output = storage.absolute(args.output)
-    with Progress("merge", sum(open_dataset(path).num_clips for path in args.merge)) as progress:
-        for rows in merge_datasets(args.merge, output):
-            progress.update(rows)
-    dataset = open_dataset(output)
-    save_report(dataset, [], 0)
-    print(
-        f"{dataset.num_clips} clips ok, {dataset.num_failed} bad, {dataset.hours:.2f} h in {len(dataset.shards)} "
-        f"shards at {output}, hash {dataset.content_hash}"
-    )
-    return dataset
-
-
-def list_clips(args: PreprocessArgs) -> Manifest:
-    """The clips of the source, long recordings cut where that was asked for."""
-    manifest = load_manifest(
-        args.source, args.input, labels_from_folders=args.labels_from_folders, whole_videos=args.whole_videos
-    )
-    return manifest if args.segment is None else segment(manifest, args.segment, args.segment_last, args.front_end)
-
-
-def write_shards(batch: dict[str, np.ndarray], output: str, front_end: FrontEndConfig) -> dict[str, Any]:
-    """The map task: see `make_blocks`."""
-    torch.set_num_threads(1)  # a task a core
-    return make_blocks(batch, output, lambda index: write_shard(read_block(output, index), index, output, front_end))
-
-
-def write_all(output: str, plan: dict[str, Any], front_end: FrontEndConfig, num_workers: int | None) -> dict[str, Any]:
-    """Write the shards that are missing, with live progress; figures of this part of the job."""
-    shards = -(-plan["clips"] // plan["shard_size"])
-    todo = unfinished(output, [shard_path(output, OK, i) for i in range(shards)], "shards")
-    return run_blocks(
-        "preprocess",
-        todo,
-        sum(min(plan["shard_size"], plan["clips"] - i * plan["shard_size"]) for i in todo),
-        write_shards,
-        fn_kwargs={"output": output, "front_end": front_end},
-        compute=TaskPoolStrategy(size=num_workers and min(num_workers, max(1, len(todo)))),
-        num_cpus=1,
-    )
-
-
-def save_report(dataset: ShardDataset, remarks: Sequence[str], missing: int, tracker: Tracker | None = None) -> None:
-    """Write the end report into the dataset and, where there is a run, to MLflow."""
-    storage.make_folder(storage.join(dataset.path, REPORT))
-    with tempfile.TemporaryDirectory() as folder:
-        for path in write_report(dataset, Path(folder), remarks, missing):
-            with storage.atomic_output(storage.join(dataset.path, REPORT, path.name)) as stream:
-                stream.write(path.read_bytes())
-            if tracker is not None:
-                tracker.log_file(path, REPORT)
-
-
-def main(args: PreprocessArgs) -> ShardDataset:
-    """Run the job described by the arguments; returns the finished dataset."""
-    warn_relative_output(args.output)
-    output = storage.absolute(args.output)
-    storage.resolve(output)
-    manifest = list_clips(args)
-    if args.num_workers is not None and args.num_workers < 1:
-        raise UserError(f"--num-workers must be positive, got {args.num_workers}")
-    plan = make_plan(args.source, args.input, manifest, args.clips_per_shard, args.front_end)
-    finished = prepare_output(output, SHARDS, plan, manifest, plan["shard_size"], args.overwrite)
-    if finished is not None:
-        if storage.kind(storage.join(output, REPORT, "report.md")) == "missing":  # killed between the two
-            save_report(finished, manifest.remarks, len(manifest.missing))
-        print(f"nothing to do: {output} is finished ({finished.num_clips} clips, hash {finished.content_hash})")
-        return finished
-    uri = tracking.tracking_uri(args.mlflow_uri, output)
-    params = tracking.flatten({k: v for k, v in plan.items() if k != "label_names"}) | {"output": output}
-    tracker = tracking.start_run(uri, f"preprocess {args.source}", params=params, tags={"ajepa.job": "preprocess"})
-    with tracker.recording():
-        figures = write_all(output, plan, args.front_end, args.num_workers)
-        about = {
-            "plan": plan,
-            "remarks": manifest.remarks,
-            "missing": len(manifest.missing),
-            "mlflow_run": tracker.run_id,
-            "version": ajepa.__version__,
-        }
-        dataset = finish_dataset(output, args.front_end, manifest.label_names, plan["clips"], about)
-        storage.delete(storage.join(output, PLAN))
-        save_report(dataset, manifest.remarks, len(manifest.missing), tracker)
-        rate = figures["clips"] / max(figures["seconds"], 1e-9)
-        tracker.log_metrics(0, {
-            "clips_ok": dataset.num_clips, "clips_bad": dataset.num_failed, "hours": dataset.hours,
-            "seconds": figures["seconds"], "clips_per_second": rate,
-        })  # fmt: skip
-        tracker.log_text(json.dumps(dataset.info, indent=1), DATASET_JSON)
-    _print_summary(dataset, figures, rate, manifest)
-    return dataset
-
-
-def run(args: PreprocessArgs | VerifyArgs | MergeArgs) -> None:
-    if isinstance(args, VerifyArgs):
-        verify(args.verify)
-    elif isinstance(args, MergeArgs):
-        merge(args)
-    elif args.dry_run:
-        for line in estimate(list_clips(args), args.front_end).lines(args.num_workers or os.cpu_count() or 1):
-            print(line)
+def main(args: PreprocessArgs | VerifyArgs | MergeArgs) -> None:
+    """Do what the arguments describe."""
+    if isinstance(args, PreprocessArgs):
+        announce(f"preprocess: {args.source} {args.input} -> {'a sample' if args.dry_run else args.output}")
+    elif isinstance(args, VerifyArgs):
+        announce(f"verify: {args.verify}")
     else:
-        main(args)
+        announce(f"merge: {' '.join(args.merge)} -> {args.output}")
+    from pipelines.jobs import preprocess
 
-
-def _print_summary(dataset: ShardDataset, figures: dict[str, Any], rate: float, manifest: Manifest) -> None:
-    for remark in manifest.remarks:
-        print(f"note: {remark}")
-    if manifest.missing:
-        listed = storage.join(dataset.path, MISSING)
-        print(f"note: {len(manifest.missing)} clips of the source have no audio file, listed in {listed}")
-    if figures["cut"]:
-        seconds = dataset.front_end.clip_frames / dataset.front_end.frame_rate
-        print(f"note: {figures['cut']} clips were longer than {seconds:g} s and cut (--clip-frames)")
-    stages = ", ".join(f"{n} {stage}" for stage, n in sorted(dataset.info["counts"]["bad_by_stage"].items()))
-    print(
-        f"{dataset.num_clips} clips ok, {dataset.num_failed} bad{f' ({stages}; see {BAD})' if stages else ''}, "
-        f"{dataset.hours:.2f} h in {len(dataset.shards)} shards at {dataset.path}; "
-        f"{figures['seconds']:.1f} s, {rate:.0f} clips/s; report in {REPORT}/report.md"
-    )
+    preprocess.run(args)
 
 
 if __name__ == "__main__":
-    run_command(lambda: run(parse_args(sys.argv[1:])))
+    run_command(lambda: main(parse_args(sys.argv[1:])))

@@ -1,35 +1,12 @@
 """Score frozen encoders with a probe, beside random initialisations and plain log-mel statistics."""
 
-import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import torch
-
-from ajepa import storage
-from ajepa.encoder import AudioEncoder
-from ajepa.errors import UserError
-from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Row, Source, compare, markdown_table
-from ajepa.evaluation.features import mel_statistics
-from ajepa.evaluation.heads import Features
-from ajepa.evaluation.probe import Protocol
-from ajepa.evaluation.splits import Splits, make_splits, read_targets
-from ajepa.model.pooling import POOLINGS
-from ajepa.pretrained import Branch, load_encoder, random_encoder
-from ajepa.shards.dataset import ShardDataset, open_dataset
-from pipelines import tracking
-from pipelines.common import parse, run_command
-from pipelines.feature_cache import FeatureCache, default_cache
-from pipelines.lineage import pretraining, recorded_uri
-from pipelines.probe_report import OUTPUTS, write_outputs
-from pipelines.workers import choose_threads
-
-ATTENTIVE = "attentive"
-RANDOM_SEED = 1000  # of the first random initialisation: no pretraining starts from it
+from ajepa.choices import POOLINGS, Branch, Protocol
+from pipelines.common import announce, parse, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,211 +47,17 @@ class ProbeArgs:
     """MLflow tracking URI; by default the pretraining run's, $MLFLOW_TRACKING_URI or mlflow.db in this directory."""
 
 
-def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
-    """Probe, write tables and pictures, record them in MLflow; returns the table's rows."""
-    layers = check(args)
-    torch.set_num_threads(choose_threads(args.threads, 1))
-    device = _device(args.device)
-    paths = [storage.absolute(path) for path in args.encoder]
-    encoders = [load_encoder(path, args.branch, device=device) for path in paths]
-    dataset = open_dataset(args.data)
-    check_encoders(encoders, paths, dataset, layers)
-    folder = output_folder(args, paths[0], dataset)
-    targets = read_targets(dataset)
-    splits = {seed: make_splits(dataset, targets, seed, args.train_splits) for seed in range(args.seeds)}
-    origins = [pretraining(path) for path in paths]
-    tracker = tracking.start_run(
-        tracking.tracking_uri(args.mlflow_uri or recorded_uri(origins[0]), str(folder)),
-        f"probe {args.protocol}",
-        params=parameters(args, encoders, dataset, splits[0]),
-        tags={
-            "ajepa.job": "probe",
-            "ajepa.pretrain_run": ",".join(o["mlflow_run"] for o in origins if "mlflow_run" in o),
-        },
-        parent=parent,
-    )
-    with tracker.recording():
-        tracker.log_dataset(dataset, "evaluation")
-        cache = FeatureCache(Path(args.cache or default_cache()).expanduser())
-        sources = make_sources(args, encoders, paths, dataset, layers, cache)
-        rows = []
-        for row in compare(sources, targets, splits, args.protocol, device):
-            rows.append(row)
-            print(f"{row.features}, {row.pooling}: {row.metric} {row.mean:.3f}", flush=True)
-        best = choose_row(rows)
-        picture = partial(_vectors, sources[0], best.pooling)
-        write_outputs(folder, rows, best, picture, targets, about(args, encoders, paths, dataset, splits[0]))
-        tracker.log_metrics(max(e.about["step"] for e in encoders), metrics(rows))
-        for name in OUTPUTS:
-            if (folder / name).exists():
-                tracker.log_file(folder / name)
-    print(f"\n{args.protocol} probe on {dataset.num_clips} clips ({splits[0].what})\n\n{markdown_table(rows)}")
-    print(f"\n{best.metric} {best.mean:.3f} with {best.pooling} pooling, chosen on validation clips; all in {folder}")
-    return rows
+def parse_args(argv: Sequence[str]) -> ProbeArgs:
+    return parse(ProbeArgs, __doc__ or "", argv)
 
 
-def check(args: ProbeArgs) -> list[int] | None:
-    """The layers, everything that needs no file checked."""
-    if not args.encoder:
-        raise UserError("--encoder takes at least one run folder, checkpoint or export")
-    if len(set(args.encoder)) < len(args.encoder):
-        raise UserError(f"--encoder names the same twice: {' '.join(args.encoder)}")
-    if args.seeds < 1:
-        raise UserError(f"--seeds must be at least 1, got {args.seeds}")
-    if not args.pooling:
-        raise UserError("--pooling takes at least one of mean, mean+std, bands mean+std, attentive")
-    attentive, weighted = ATTENTIVE in args.pooling, args.combine == "weighted"
-    if args.protocol == "knn" and (attentive or weighted):
-        raise UserError(
-            "--protocol knn trains nothing: it goes with neither --pooling attentive nor --combine weighted"
-        )
-    if attentive and weighted:
-        raise UserError("--pooling attentive goes with --combine concat alone")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no GPU here")
-    if args.layers is None:
-        if weighted:
-            raise UserError("--combine weighted needs --layers, like --layers 1,2,3")
-        return None
-    try:
-        layers = [int(part) for part in args.layers.split(",")]
-    except ValueError as error:
-        raise UserError(f"--layers {args.layers!r}: give numbers like 1,2,3") from error
-    if len(set(layers)) < len(layers):
-        raise UserError(f"--layers {args.layers} names a layer twice")
-    return layers
+def main(args: ProbeArgs) -> None:
+    """Probe the encoders the arguments name."""
+    announce(f"probe: {args.protocol}, {' '.join(args.encoder)} on {args.data}")
+    from pipelines.jobs import probe
 
-
-def check_encoders(
-    encoders: Sequence[AudioEncoder], paths: Sequence[str], dataset: ShardDataset, layers: Sequence[int] | None
-) -> None:
-    """Encoders of one recipe that the dataset and the layers fit."""
-    first = encoders[0]
-    for other, path in zip(encoders[1:], paths[1:], strict=True):
-        if (other.encoder.config, other.front_end) != (first.encoder.config, first.front_end):
-            raise UserError(
-                f"{path!r} has another architecture or front end than {paths[0]!r}: probe them in separate commands"
-            )
-    dataset.require_front_end(first.front_end)
-    wrong = [layer for layer in layers or () if not 1 <= layer <= first.depth]
-    if wrong:
-        raise UserError(f"--layers {wrong[0]}: this encoder has the layers 1 to {first.depth}")
-
-
-def output_folder(args: ProbeArgs, encoder: str, dataset: ShardDataset) -> Path:
-    if args.output is None and storage.is_uri(encoder):
-        raise UserError("--output is needed when the encoder lies at a URI")
-    if args.output is not None and storage.is_uri(args.output):
-        raise UserError("--output of a probe is a local folder")
-    return Path(args.output or storage.join(encoder, "probes", folder_name(args, dataset)))
-
-
-def folder_name(args: ProbeArgs, dataset: ShardDataset) -> str:
-    """Names the probe, so that another one of the same encoder does not take its place."""
-    chosen = {
-        "encoders": len(args.encoder) if len(args.encoder) > 1 else None,
-        "branch": args.branch,
-        "layers": args.layers,
-        "combine": args.combine if args.combine != "concat" else None,
-        "pooling": " ".join(args.pooling) if args.pooling != POOLINGS else None,
-        "train": " ".join(args.train_splits) or None,
-    }
-    words = [args.protocol, dataset.content_hash[:8], *(f"{n}-{value}" for n, value in chosen.items() if value)]
-    return re.sub(r"[^\w.=-]+", "-", "-".join(words))
-
-
-def make_sources(
-    args: ProbeArgs,
-    encoders: Sequence[AudioEncoder],
-    paths: Sequence[str],
-    dataset: ShardDataset,
-    layers: Sequence[int] | None,
-    cache: FeatureCache,
-) -> list[Source]:
-    """The encoders, then random initialisations, then log-mel statistics, computed when their turn comes."""
-
-    def features(encoder: AudioEncoder) -> dict[str, Features]:
-        found: dict[str, Features] = {}
-        if set(args.pooling) - {ATTENTIVE}:
-            pooled = cache.pooled(encoder, dataset, layers, "stack" if args.combine == "weighted" else "concat")
-            found = {name: Features(pooled[name]) for name in POOLINGS if name in args.pooling}
-        if ATTENTIVE in args.pooling:
-            found[ATTENTIVE] = cache.patches(encoder, dataset, layers)
-        return found
-
-    def random(seed: int) -> dict[str, Features]:
-        init = random_encoder(first.encoder.config, seed, first.front_end, first.normalise.statistics)
-        return features(init.to(first.device))
-
-    first, seeds = encoders[0], tuple(range(args.seeds))
-    return [
-        *(Source(PRETRAINED, path, partial(features, e), seeds) for path, e in zip(paths, encoders, strict=True)),
-        *(Source(RANDOM, f"seed {seed}", partial(random, RANDOM_SEED + seed), (seed,)) for seed in seeds),
-        Source(MEL, MEL, lambda: {name: Features(v) for name, v in mel_statistics(dataset).items()}, seeds),
-    ]
-
-
-def choose_row(rows: Sequence[Row]) -> Row:
-    """The pretrained encoder's row that did best on the validation clips: the one that is drawn and quoted."""
-    return max((row for row in rows if row.features == PRETRAINED), key=lambda row: row.validation)
-
-
-def _vectors(source: Source, pooling: str) -> np.ndarray:
-    """Features [n, D] to draw on a map; the mean where the pooling itself is learned."""
-    found = source.features()[pooling]
-    if found.plain:
-        return found.values
-    if found.valid is None:
-        return found.values.mean(axis=1)
-    weight = found.valid / found.valid.sum(axis=1, keepdims=True)
-    return np.stack([w @ values.astype(np.float64) for w, values in zip(weight, found.values, strict=True)])
-
-
-def parameters(
-    args: ProbeArgs, encoders: Sequence[AudioEncoder], dataset: ShardDataset, splits: Splits
-) -> dict[str, Any]:
-    """What MLflow keeps of the settings."""
-    return {
-        "encoder": " ".join(args.encoder),
-        "encoder_digest": " ".join(e.about["digest"] for e in encoders),
-        "branch": encoders[0].about["branch"],
-        "step": " ".join(str(e.about["step"]) for e in encoders),
-        "data": dataset.path,
-        "dataset_hash": dataset.content_hash,
-        "splits": splits.what,
-        "protocol": args.protocol,
-        "pooling": ", ".join(args.pooling),
-        "layers": args.layers or "last",
-        "combine": args.combine,
-        "seeds": args.seeds,
-    }
-
-
-def about(
-    args: ProbeArgs, encoders: Sequence[AudioEncoder], paths: Sequence[str], dataset: ShardDataset, splits: Splits
-) -> dict[str, Any]:
-    """The head of results.json."""
-    return parameters(args, encoders, dataset, splits) | {
-        "encoders": [{"path": path} | e.about for path, e in zip(paths, encoders, strict=True)],
-        "clips": dataset.num_clips,
-    }
-
-
-def metric_name(metric: str, features: str, pooling: str) -> str:
-    """The MLflow metric of one line of the table; MLflow takes no "+" in a name."""
-    return f"{metric}_{features}_{pooling}".replace(" ", "_").replace("+", "_")
-
-
-def metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """The table as MLflow metrics."""
-    return {
-        metric_name(name, row.features, row.pooling): value for row in rows for name, value in row.metrics().items()
-    }
-
-
-def _device(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    probe.main(args)
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse(ProbeArgs, __doc__ or "")))
+    run_command(lambda: main(parse_args(sys.argv[1:])))

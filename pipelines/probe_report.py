@@ -13,8 +13,8 @@ from ajepa.evaluation.comparison import Row, markdown_table
 from ajepa.evaluation.metrics import class_scores, confusion
 from ajepa.evaluation.probe import ProbeResult
 from ajepa.evaluation.splits import Targets
-from pipelines.common import markdown
 from pipelines.probe_figures import draw_confusion, draw_map
+from pipelines.tables import markdown
 
 OUTPUTS = (
     "table.md", "table.csv", "per_class.md", "per_class.csv", "results.json", "confusion.png", "map.png",

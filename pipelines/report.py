@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ajepa import storage
+from ajepa.audio.statistics import STD_FLOOR
 from ajepa.shards.dataset import ShardDataset, read_shards
 from ajepa.shards.schema import BAD, OK, decode_log_mels
-from ajepa.shards.statistics import STD_FLOOR
 from pipelines.figures import BLUE, ORANGE, plain, save
 
 COLUMNS = ["duration_s", "source_rate", "split", "fold", "labels"]  # all that is read of every ok row

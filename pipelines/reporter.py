@@ -6,8 +6,6 @@ A run of several trainings reports each under its own "part": a folder with a hi
 import errno
 from typing import Any
 
-from ray.train import Checkpoint, UserCallback
-
 from ajepa import storage
 from ajepa.errors import UserError
 from pipelines import tracking
@@ -18,14 +16,14 @@ MEASURED = ("effective_rank", "epoch")  # in reports that are written to an obje
 RANK_FIGURES = ("loss", "prediction_std", "target_std")  # measured by each worker on its own clips
 
 
-class Reporter(UserCallback):
+class Reporter:
     """Controller side: hears every report of all workers."""
 
     def __init__(self, tracker: tracking.Tracker, output: str, quiet: bool = False) -> None:
         self.tracker, self.output, self.quiet = tracker, output, quiet
         self.pending: dict[str, list[dict[str, Any]]] = {}  # by part, not yet in the history file
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         report = merge(metrics)
         step, part = report["step"], report.get("part", "")
         prefix = f"{part}/" if part else ""

@@ -10,10 +10,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import ray.train
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.train.v2._internal.execution.context import get_train_context
-
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.training.context import GO_ON, RESTART, SAVE, STOP
@@ -35,13 +31,6 @@ def watch_sigterm() -> None:
     """Note SIGTERM instead of dying of it. Only a main thread may ask for that."""
     _terminated.clear()
     signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
-
-
-class SigtermWatcher(WorkerGroupCallback):
-    """Lets every worker of a group note SIGTERM: the training function runs in a thread, which may not ask for it."""
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        ray.get([worker.execute_async(watch_sigterm) for worker in worker_group.get_workers()])
 
 
 class Orphaned(Exception):
@@ -71,11 +60,18 @@ class StopRequests:
             with contextlib.suppress(UserError):  # a store that does not answer: look again later
                 if storage.kind(self.where) == "file":
                     return STOP
-        if self.in_ray and not self._saved and get_train_context().preemption_context.preemption_info is not None:
+        if self.in_ray and not self._saved and _is_drained():
             # Ray goes on by itself once the node is gone. The public call waits for all workers, too dear for a step.
             self._saved = True
             return SAVE
         return GO_ON
+
+
+def _is_drained() -> bool:
+    """Whether Ray has told this worker's group that one of its nodes goes away."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 @contextlib.contextmanager

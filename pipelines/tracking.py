@@ -1,23 +1,27 @@
-"""MLflow: where runs are recorded, and a handle that any process can log through."""
+"""MLflow: where runs are recorded, and a handle that any process can log through. MLflow takes seconds to import: a
+process that only carries the handle does not."""
+
+from __future__ import annotations
 
 import contextlib
 import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING, Any
 
 from ajepa import storage
 from ajepa.errors import UserError
-from ajepa.shards.dataset import ShardDataset
-from pipelines.common import in_ray_job
+from pipelines.ray_cluster import in_ray_job
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from ajepa.shards.dataset import ShardDataset
 
 EXPERIMENT = "ajepa"
 
@@ -30,12 +34,16 @@ class Tracker:
     run_id: str
 
     @property
-    def client(self) -> mlflow.MlflowClient:
-        return mlflow.MlflowClient(self.uri)
+    def client(self) -> MlflowClient:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.uri)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One batch of figures at a step."""
-        now = mlflow.utils.time.get_current_time_millis()
+        from mlflow.entities import Metric
+
+        now = round(time.time() * 1000)
         self.client.log_batch(self.run_id, [Metric(k, float(v), now, step) for k, v in metrics.items()])
 
     def log_file(self, path: str | Path, folder: str | None = None) -> None:
@@ -46,6 +54,8 @@ class Tracker:
 
     def log_dataset(self, dataset: ShardDataset, context: str) -> None:
         """The shards as an input of the run, by content hash; context is "training" or "evaluation"."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
         found = Dataset(
             name=dataset.path.rstrip("/").rpartition("/")[2],
             digest=dataset.content_hash,
@@ -104,7 +114,11 @@ def start_run(
     Raises:
         UserError: the tracking server cannot be reached.
     """
-    client = mlflow.MlflowClient(uri)
+    from mlflow import MlflowClient
+    from mlflow.entities import Param
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(uri)
     try:
         found = client.get_experiment_by_name(experiment)
         if found is None:

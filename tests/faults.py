@@ -16,7 +16,7 @@ import mlflow
 import psutil
 import torch
 
-from ajepa.training.checkpoint import CheckpointInfo, latest_checkpoint, read_info, read_weights
+from ajepa.checkpoints import CheckpointInfo, latest_checkpoint, read_info, read_weights
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 600  # seconds until something that is waited for counts as hung; many times what a slow machine takes
@@ -194,7 +194,7 @@ def run(arguments: Sequence[str], log: Path, **environment: str) -> str:
 def failing_worker(step: int, rank: int, number: signal.Signals, flag: Path) -> Callable[[dict], None]:
     """A train_worker whose process sends itself a signal right after a step of its first attempt; the flag file then
     holds the time."""
-    from pipelines.workers import train_worker
+    from pipelines.ray_training import train_worker
 
     number, where = int(number), str(flag)
 

@@ -13,12 +13,13 @@ from training.test_step import MODEL
 from ajepa import encoder as encoder_module
 from ajepa.audio import waveforms
 from ajepa.audio.logmel import LogMel
+from ajepa.audio.statistics import Statistics
+from ajepa.choices import POOLINGS
 from ajepa.config import FrontEndConfig
 from ajepa.evaluation.features import encoder_features
-from ajepa.model.pooling import POOLINGS, WeightedLayers, cover
+from ajepa.model.pooling import WeightedLayers, cover
 from ajepa.model.vit import patchify
 from ajepa.pretrained import random_encoder
-from ajepa.shards.statistics import Statistics
 
 STATISTICS = Statistics(np.full(128, -4.0), np.full(128, 3.0), 1)
 

@@ -10,11 +10,11 @@ from training.test_step import MODEL
 
 from ajepa.audio.decode import decode
 from ajepa.audio.logmel import LogMel
+from ajepa.audio.statistics import Statistics
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.graph import ABOUT, EncoderGraph, LogMelGraph, describe_graph, export_onnx, save_program
 from ajepa.pretrained import random_encoder
-from ajepa.shards.statistics import Statistics
 
 SHAPES = [(1, 0.025), (2, 0.5), (1, 1.28), (3, 1.28), (1, 2.56), (2, 3.3), (4, 3.3), (1, 10.0)]  # clips, seconds
 

@@ -8,10 +8,10 @@ from training.test_checkpoint import save_run
 from training.test_step import MODEL
 
 import ajepa
+from ajepa.audio.statistics import Statistics
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.pretrained import export_encoder, random_encoder
-from ajepa.shards.statistics import Statistics
 
 STATISTICS = Statistics(np.full(128, -4.0), np.full(128, 3.0), 1)
 

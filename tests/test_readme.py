@@ -13,18 +13,11 @@ from training.test_checkpoint import save_run
 
 from ajepa.config import PRESETS
 from pipelines import ablate, demo, embed, export, finetune, preprocess, pretrain, probe
-from pipelines.common import parse
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 PARSERS = {
-    "preprocess": preprocess.parse_args,
-    "pretrain": pretrain.parse_args,
-    "probe": lambda argv: parse(probe.ProbeArgs, "", argv),
-    "export": lambda argv: parse(export.ExportArgs, "", argv),
-    "finetune": finetune.parse_args,
-    "embed": embed.parse_args,
-    "ablate": lambda argv: parse(ablate.AblateArgs, "", argv),
-    "demo": lambda argv: parse(demo.DemoArgs, "", argv),
+    command.__name__.rpartition(".")[2]: command.parse_args
+    for command in (ablate, demo, embed, export, finetune, preprocess, pretrain, probe)
 }
 COMMANDS = re.findall(r"python pipelines/(\w+)\.py ([^\n#`]*)", README)
 

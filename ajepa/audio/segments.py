@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,15 +10,15 @@ import pyarrow.compute as pc
 
 from ajepa.audio.decode import AudioError, duration
 from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest
+from ajepa.choices import LastSegment
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 
-Last = Literal["pad", "drop"]
 PROBES = 16  # files whose header is read at a time
 MAX_SECONDS = 7 * 24 * 3600.0  # what a header may claim and be believed
 
 
-def segment(manifest: Manifest, seconds: float, last: Last, config: FrontEndConfig) -> Manifest:
+def segment(manifest: Manifest, seconds: float, last: LastSegment, config: FrontEndConfig) -> Manifest:
     """Cut every row longer than `seconds` into consecutive clips of that length, named "ID#00000", "ID#00001", ...
 
     Args:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import PurePosixPath
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +13,8 @@ from ajepa import storage
 from ajepa.audio import corpora
 from ajepa.audio.decode import AUDIO_EXTENSIONS
 from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest, make_table
+from ajepa.choices import SourceName
 from ajepa.errors import UserError
-
-SourceName = Literal["folder", "manifest", "esc50", "speech_commands", "audioset"]
 
 
 def load_manifest(

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ajepa.choices import Protocol
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.metrics import REPLICATES, interval, resamples
-from ajepa.evaluation.probe import ProbeResult, Protocol, probe
+from ajepa.evaluation.probe import ProbeResult, probe
 from ajepa.evaluation.splits import Splits, Targets
 
 PRETRAINED, RANDOM, MEL = "pretrained", "random init", "log-mel statistics"

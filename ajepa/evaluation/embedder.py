@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from ajepa import storage
 from ajepa.audio.decode import AudioError, decode_clip
 from ajepa.audio.manifest import MANIFEST_SCHEMA
+from ajepa.choices import Level, Pooling
 from ajepa.config import PATCH
 from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
-from ajepa.model.pooling import Pooling, pool
+from ajepa.model.pooling import pool
 from ajepa.shards.row_groups import RowGroups
 from ajepa.shards.schema import BAD, OK, ROW_GROUP
 from ajepa.shards.writer import BlockOutput, ShardResult, block_output
 
-Level = Literal["clip", "frame", "patch"]
 # Frames of log-mel (at 256 bytes) in a row group of embeddings, beyond one clip: a bound where clips are long.
 GROUP_FRAMES = ROW_GROUP * 3_000
 AHEAD_FRAMES = GROUP_FRAMES  # decoded and not yet taken

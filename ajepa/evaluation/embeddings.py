@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ajepa import storage
+from ajepa.choices import Level
 from ajepa.errors import UserError
-from ajepa.evaluation.embedder import Level
 from ajepa.shards.dataset import Shard, check_complete, read_shards, sweep
 from ajepa.shards.schema import OK
 

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ajepa.encoder import AudioEncoder, Combine
-from ajepa.model.pooling import POOLINGS, Pooling, valid_columns
+from ajepa.choices import POOLINGS, Combine, Pooling
+from ajepa.encoder import AudioEncoder
+from ajepa.model.pooling import valid_columns
 from ajepa.shards.dataset import ShardDataset
 
 BATCH = 32

@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
+from ajepa.audio.statistics import Statistics
 from ajepa.config import Config, FrontEndConfig
 from ajepa.encoder import AudioEncoder
 from ajepa.evaluation.features import BATCH
 from ajepa.evaluation.knn import neighbour_scores
+from ajepa.model.precision import autocast_dtype
 from ajepa.model.vit import Encoder
 from ajepa.pretrained import random_encoder
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.row_groups import RowGroups
-from ajepa.shards.statistics import Statistics
-from ajepa.training.step import autocast_dtype
 
 MAX_CLIPS = 1000
 MAX_WINDOWS = 2  # a clip is cut to so many windows of the encoder: what the probe costs is bounded by 2000 of them

@@ -1,11 +1,12 @@
 """Probes on frozen features: every choice is made on the validation part, the test part gives the score alone."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
+from ajepa.choices import Protocol
 from ajepa.evaluation import heads
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.knn import neighbour_scores
@@ -22,7 +23,6 @@ from ajepa.evaluation.metrics import (
 )
 from ajepa.evaluation.splits import Part, Splits, Targets
 
-Protocol = Literal["linear", "knn"]
 PATIENCE = 3  # L2 strengths in a row, ever weaker, that may do worse before the search ends
 
 

@@ -13,23 +13,14 @@ import safetensors.torch
 import torch
 
 from ajepa import storage
+from ajepa.checkpoints import MANIFEST, MODEL, OPTIMIZER, Snapshot, digest, read_tensors
+from ajepa.choices import Pooling
 from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
 from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.step import FinetuneState
-from ajepa.model.pooling import Pooling
 from ajepa.pretrained import load_encoder, write_export
-from ajepa.training.checkpoint import (
-    MANIFEST,
-    MODEL,
-    OPTIMIZER,
-    Snapshot,
-    digest,
-    host_copy,
-    optimizer_moments,
-    read_tensors,
-    restore_moments,
-)
+from ajepa.training.checkpoint import host_copy, optimizer_moments, restore_moments
 
 FORMAT = "finetune-1"
 AVERAGE = "average.safetensors"

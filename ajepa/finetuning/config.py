@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from ajepa.choices import POOLINGS, Pooling
 from ajepa.errors import UserError
-from ajepa.model.pooling import POOLINGS, Pooling
 
 HeadInit = Literal["zeros", "probe"]
 Refit = Literal["auto", "on", "off"]

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ajepa.checkpoints import find_checkpoint
 from ajepa.finetuning.checkpoint import Score, needed_files, restore, snapshot
 from ajepa.finetuning.clips import Labels, prepare
 from ajepa.finetuning.predict import metric_name, outputs, score
 from ajepa.finetuning.step import FinetuneState, train_step
 from ajepa.shards.reader import ShardReader
-from ajepa.training.checkpoint import find_checkpoint
 from ajepa.training.context import GO_ON, WorkerContext
 from ajepa.training.inputs import on_device
 from ajepa.training.loop import Stopwatch, leaves, name_clips

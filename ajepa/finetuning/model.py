@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ajepa.choices import Pooling
 from ajepa.encoder import AudioEncoder
 from ajepa.finetuning.config import FinetuneConfig
-from ajepa.model.pooling import Pooling, pool
+from ajepa.model.pooling import pool
 
 
 class Classifier(nn.Module):

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 
 from ajepa import storage
+from ajepa.checkpoints import MODEL, checkpoint_path, read_best
+from ajepa.choices import Branch
 from ajepa.encoder import AudioEncoder
 from ajepa.finetuning.checkpoint import AVERAGE, Score, load_weights, write_model
 from ajepa.finetuning.clips import Labels, open_reader, read_labels
@@ -23,10 +25,9 @@ from ajepa.finetuning.plan import Fit, plan_fits
 from ajepa.finetuning.predict import outputs, score
 from ajepa.finetuning.schedule import Schedule
 from ajepa.finetuning.step import FinetuneState, build_state
-from ajepa.pretrained import Branch, load_encoder
+from ajepa.pretrained import load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.shards.reader import ShardReader
-from ajepa.training.checkpoint import MODEL, checkpoint_path, read_best
 from ajepa.training.context import WorkerContext
 
 RESULT = "result.json"  # of a fit, written last

@@ -15,7 +15,7 @@ from ajepa.finetuning.clips import Inputs
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.model import Classifier, classification_loss, parameter_groups
 from ajepa.finetuning.schedule import Schedule
-from ajepa.training.step import CPU_PATCHES, has_bf16
+from ajepa.model.precision import CPU_PATCHES, has_bf16
 from ajepa.training.watch import GPU_LAG, Pending, settle, watch
 
 

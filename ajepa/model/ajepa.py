@@ -61,3 +61,10 @@ class AJEPA(nn.Module):
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+
+def build_model(config: Config) -> AJEPA:
+    """A freshly initialised model; the weights depend on config.train.seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return AJEPA(config)

@@ -3,15 +3,11 @@
 Shape legend: B clips, R rows (frequency bands) and C columns (16 frames) of patches, D width, W windows, L layers.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from ajepa.choices import Pooling
 from ajepa.config import PATCH
-
-Pooling = Literal["mean", "mean+std", "bands mean+std"]
-POOLINGS: tuple[Pooling, ...] = ("mean", "mean+std", "bands mean+std")
 
 
 class WeightedLayers(nn.Module):

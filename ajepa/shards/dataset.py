@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ajepa import storage
+from ajepa.audio.statistics import Statistics, Totals
 from ajepa.config import FrontEndConfig, from_dict
 from ajepa.errors import UserError
 from ajepa.shards.schema import BAD, CONTRACT_VERSION, OK, decode_log_mels
-from ajepa.shards.statistics import Statistics, Totals
 
 DATASET_JSON = "dataset.json"
 PLAN = "_plan"  # folder of an unfinished job or merge: what it is to become

@@ -1,12 +1,15 @@
 """What the training loop is told by whoever starts it: its place among the workers, whom to report to, when to stop."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # whoever asks a run to stop needs no model code
+    import torch
 
-from ajepa.training.step import TrainState
+    from ajepa.training.step import TrainState
 
 # What WorkerContext.stop may ask for, from little to much; the largest of all workers counts.
 GO_ON, SAVE, RESTART, STOP = range(4)

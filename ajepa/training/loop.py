@@ -8,11 +8,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ajepa.checkpoints import find_checkpoint
 from ajepa.config import Config
+from ajepa.errors import Preempted
 from ajepa.model.schedules import total_steps
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import ShardReader
-from ajepa.training.checkpoint import find_checkpoint, restore, snapshot
+from ajepa.training.checkpoint import restore, snapshot
 from ajepa.training.context import GO_ON, RESTART, STOP, WorkerContext
 from ajepa.training.inputs import on_device, prepare
 from ajepa.training.monitor import Monitor
@@ -23,10 +25,6 @@ from ajepa.training.writer import CheckpointWriter
 T = TypeVar("T")
 
 MAX_NAMED = 16  # clips in the message of a loss that is not finite
-
-
-class Preempted(Exception):
-    """This worker's machine is being taken away; a checkpoint of the step it reached is written."""
 
 
 class Stopwatch:

@@ -7,31 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ajepa.audio.normalise import Normaliser
+from ajepa.audio.statistics import Statistics
 from ajepa.config import Config, TrainConfig
-from ajepa.model.ajepa import AJEPA
+from ajepa.model.ajepa import AJEPA, build_model
+from ajepa.model.precision import CPU_PATCHES, autocast_dtype
 from ajepa.model.schedules import ema_momentum, learning_rate
-from ajepa.shards.statistics import Statistics
 from ajepa.training.inputs import Inputs
 from ajepa.training.watch import GPU_LAG, Pending, settle, watch
-
-CPU_PATCHES = 4096  # computed at a time: 8 clips of `base`, 64 crops of `nano`
-
-
-class Normaliser(nn.Module):
-    """(log_mel - mean) / std per mel bin, in float32 on the device: [B, n_mels, T] of any float type."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, statistics: Statistics) -> None:
-        super().__init__()
-        self.statistics = statistics
-        for name in ("mean", "std"):
-            value = torch.from_numpy(getattr(statistics, name)).float()[:, None]
-            self.register_buffer(name, value, persistent=False)
-
-    def forward(self, log_mel: Tensor) -> Tensor:
-        return (log_mel.to(self.mean.dtype) - self.mean) / self.std
 
 
 @dataclass
@@ -62,27 +45,6 @@ class StepResult:
     target_std: Tensor | None
     lr: float
     ema: float
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 natively; emulated on a CPU it would be slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """What the forward pass multiplies in, None for float32."""
-    if config.precision == "auto":
-        return torch.bfloat16 if has_bf16(device) else None
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[config.precision]
-
-
-def build_model(config: Config) -> AJEPA:
-    """A freshly initialised model; the weights depend on config.train.seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
-        return AJEPA(config)
 
 
 def build_optimizer(model: AJEPA, config: TrainConfig) -> torch.optim.AdamW:

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 
 from ajepa import storage
+from ajepa.checkpoints import Snapshot, checkpoint_path, note_best, prune_checkpoints, write_checkpoint
 from ajepa.errors import UserError
-from ajepa.training.checkpoint import Snapshot, checkpoint_path, note_best, prune_checkpoints, write_checkpoint
 
 
 class CheckpointWriter:

@@ -18,12 +18,13 @@ import torch
 from benchmarks.common import CLIPS, ROUNDS, say, seconds, sound
 
 from ajepa.audio.decode import decode
+from ajepa.audio.statistics import Statistics
 from ajepa.config import PRESETS, FrontEndConfig
 from ajepa.encoder import AudioEncoder
+from ajepa.model.ajepa import build_model
 from ajepa.pretrained import load_encoder, write_export
-from ajepa.shards.statistics import Statistics
-from ajepa.training.step import build_model
-from pipelines.embed import EmbedArgs, main
+from pipelines.embed import EmbedArgs
+from pipelines.jobs.embed import main
 
 pytestmark = pytest.mark.timeout(7_200)
 MANY = CLIPS // 5

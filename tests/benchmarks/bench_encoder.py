@@ -7,10 +7,10 @@ import pytest
 import torch
 from benchmarks.common import ROUNDS, say, seconds
 
+from ajepa.audio.statistics import Statistics
 from ajepa.config import PRESETS, FrontEndConfig
 from ajepa.model.vit import patchify
 from ajepa.pretrained import random_encoder
-from ajepa.shards.statistics import Statistics
 from ajepa.training.flops import gemm_rate, step_flops
 
 CPU = torch.device("cpu")

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ajepa.audio.statistics import Statistics
 from ajepa.config import PRESETS, Config
 from ajepa.model.losses import normalise_targets
+from ajepa.model.precision import autocast_dtype
 from ajepa.model.vit import Encoder, Predictor, gather, patchify
 from ajepa.shards.reader import Batch
-from ajepa.shards.statistics import Statistics
 from ajepa.training.flops import gemm_rate, step_flops
 from ajepa.training.inputs import Inputs, on_device, prepare
-from ajepa.training.step import TrainState, autocast_dtype, build_state, train_step
+from ajepa.training.step import TrainState, build_state, train_step
 from ajepa.training.watch import settle
 
 ROUNDS = 5

@@ -32,7 +32,8 @@ from ajepa.audio.sources import load_manifest
 from ajepa.config import FrontEndConfig
 from ajepa.shards.schema import BAD, OK
 from ajepa.shards.writer import write_shard
-from pipelines.preprocess import PreprocessArgs, main
+from pipelines.jobs.preprocess import main
+from pipelines.preprocess import PreprocessArgs
 
 pytestmark = pytest.mark.timeout(7_200)
 ROOT = Path(__file__).parents[2]

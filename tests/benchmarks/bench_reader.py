@@ -20,12 +20,12 @@ from benchmarks.common import CLIPS, ROUNDS, paired, say, seconds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ajepa import storage
+from ajepa.audio.statistics import Statistics
 from ajepa.config import FrontEndConfig
 from ajepa.shards.dataset import Shard, ShardDataset, finish_dataset
 from ajepa.shards.order import epoch_order
 from ajepa.shards.reader import ShardReader
 from ajepa.shards.schema import OK, ROW_GROUP, encode_row, ok_schema
-from ajepa.shards.statistics import Statistics
 from ajepa.shards.writer import shard_path
 
 CONFIG = FrontEndConfig()

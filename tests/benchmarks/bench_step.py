@@ -31,8 +31,8 @@ from ajepa.training.flops import gemm_rate, step_flops
 from ajepa.training.inputs import prepare
 from ajepa.training.loop import train
 from ajepa.training.step import build_state, train_step
-from pipelines import pretrain
 from pipelines.history import read_history
+from pipelines.jobs import pretrain
 
 pytestmark = pytest.mark.timeout(3_600)
 CPU = torch.device("cpu")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from training.test_step import MODEL
 
+from ajepa.choices import POOLINGS
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Source, compare, markdown_table
 from ajepa.evaluation.features import encoder_features, mel_statistics
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.splits import make_splits, read_targets
-from ajepa.model.pooling import POOLINGS
 from ajepa.pretrained import random_encoder
 from ajepa.shards.schema import decode_log_mels
 

@@ -12,6 +12,7 @@ from training.test_step import MODEL
 
 from ajepa import storage
 from ajepa.audio.manifest import MANIFEST_SCHEMA
+from ajepa.audio.statistics import Statistics
 from ajepa.config import FrontEndConfig
 from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
@@ -20,7 +21,6 @@ from ajepa.evaluation.embedder import Embedder, EmbedSettings, part_path
 from ajepa.pretrained import random_encoder
 from ajepa.shards.row_groups import RowGroups
 from ajepa.shards.schema import BAD, OK
-from ajepa.shards.statistics import Statistics
 
 STATISTICS = Statistics(np.full(128, -4.0), np.full(128, 3.0), 1)
 LEVELS = ("clip", "frame", "patch")

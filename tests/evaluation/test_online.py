@@ -11,7 +11,7 @@ from training.test_step import MODEL
 from ajepa.config import Config, FrontEndConfig, TrainConfig
 from ajepa.evaluation import online
 from ajepa.evaluation.online import build_online_probe, choose_rows, knn_predictions, ridge_predictions
-from ajepa.training.step import build_model
+from ajepa.model.ajepa import build_model
 
 CONFIG = Config(model=MODEL, train=TrainConfig())
 CPU = torch.device("cpu")

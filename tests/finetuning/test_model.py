@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ajepa.choices import POOLINGS
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.model import Classifier, classification_loss, parameter_groups
-from ajepa.model.pooling import POOLINGS
 
 
 def groups_by_name(model, **changes):

@@ -208,7 +208,7 @@ def test_a_head_of_other_labels_is_refused_on_resume(job, monkeypatch):
     stored["head.bias"], stored["head.weight"] = stored["head.bias"][:3], stored["head.weight"][:3]
     data = safetensors.torch.save(stored)
     manifest = file.parent / "checkpoint.json"
-    from ajepa.training.checkpoint import digest
+    from ajepa.checkpoints import digest
 
     manifest.write_text(manifest.read_text().replace(digest(file.read_bytes()), digest(data)))
     file.write_bytes(data)

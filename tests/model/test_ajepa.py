@@ -6,11 +6,10 @@ import numpy as np
 import torch
 
 from ajepa.config import Config, ModelConfig, TrainConfig
-from ajepa.model.ajepa import AJEPA
+from ajepa.model.ajepa import AJEPA, build_model
 from ajepa.model.losses import normalise_targets, prediction_loss
 from ajepa.model.vit import gather, patchify
 from ajepa.training.inputs import mask_batch
-from ajepa.training.step import build_model
 
 CONFIG = Config(
     model=ModelConfig(

@@ -14,7 +14,7 @@ import soundfile
 def ray_session():
     import ray
 
-    from pipelines.common import start_ray
+    from pipelines.ray_cluster import start_ray
 
     # As in an activated environment: a submitted job's `python` is this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

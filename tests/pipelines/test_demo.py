@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines import demo
+from pipelines.jobs import demo
 from pipelines.synthesis import CLASSES, make_clip, write_clips
 
 

@@ -22,7 +22,8 @@ from training.test_checkpoint import save_run
 from ajepa.errors import UserError
 from ajepa.evaluation.embeddings import EMBEDDINGS_JSON, open_embeddings
 from ajepa.pretrained import export_encoder, load_encoder
-from pipelines.embed import EmbedArgs, NeighboursArgs, main, neighbours
+from pipelines.embed import EmbedArgs, NeighboursArgs
+from pipelines.jobs.embed import main, neighbours
 
 pytestmark = pytest.mark.ray
 
@@ -223,7 +224,7 @@ def test_more_workers_than_cpus_are_refused(ray_session, args):
 
 def test_an_encoder_that_changes_meanwhile_stops_the_job(ray_session, args, encoder, monkeypatch):
     """Nothing of another encoder gets into the folder."""
-    from pipelines import embed
+    from pipelines.jobs import embed
 
     started = embed.embed_all
     monkeypatch.setattr(

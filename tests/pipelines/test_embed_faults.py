@@ -19,7 +19,8 @@ from training.test_checkpoint import save_run
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.evaluation.embeddings import open_embeddings
-from pipelines.embed import EmbedArgs, main
+from pipelines.embed import EmbedArgs
+from pipelines.jobs.embed import main
 
 pytestmark = pytest.mark.ray
 

@@ -16,7 +16,7 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path, capsys):
         soundfile.write(folder / f"{i}.wav", 0.1 * np.random.default_rng(i).standard_normal(16_000), 16_000)
     (folder / "bad.wav").write_text("text")
     argv = ["--source", "folder", "--input", str(folder), "--output", str(tmp_path / "out"), "--dry-run"]
-    preprocess.run(preprocess.parse_args(argv))
+    preprocess.main(preprocess.parse_args(argv))
     out = capsys.readouterr().out
     assert "10 clips; of 10 sampled, 1 would fail (10.0%): 1 decode" in out and "core-hours" in out
     assert not (tmp_path / "out").exists()

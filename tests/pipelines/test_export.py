@@ -8,8 +8,8 @@ from training.test_checkpoint import save_run
 
 import ajepa
 from ajepa.errors import UserError
-from pipelines import export
 from pipelines.common import parse
+from pipelines.jobs import export
 
 
 def run_export(*argv: object) -> None:

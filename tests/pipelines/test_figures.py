@@ -8,7 +8,7 @@ import pytest
 from small_runs import tiny_config
 
 from ajepa.config import FrontEndConfig, MaskConfig
-from ajepa.training.step import build_model
+from ajepa.model.ajepa import build_model
 from pipelines.figures import choose_crops, draw_mask_strategies, draw_masks, draw_predictions, draw_training
 
 HISTORY = [

@@ -18,9 +18,11 @@ from ajepa.finetuning.plan import plan_fits
 from ajepa.finetuning.predict import score
 from ajepa.finetuning.run import read_test_logits
 from ajepa.pretrained import load_encoder
-from pipelines import pretrain, reporter
-from pipelines.finetune import FinetuneArgs, main, parse_args
+from pipelines import reporter
+from pipelines.finetune import FinetuneArgs, parse_args
 from pipelines.history import read_history
+from pipelines.jobs import pretrain
+from pipelines.jobs.finetune import main
 from pipelines.lineage import pretraining
 
 CONFIG = FinetuneConfig(epochs=2, warmup_epochs=0, batch_size=8, encoder_lr=1e-3, head_lr=1e-2, precision="fp32")

@@ -13,7 +13,8 @@ from training.test_checkpoint import save_run
 
 from ajepa.errors import UserError
 from ajepa.pretrained import EXPORT_JSON, load_encoder
-from pipelines import export, tracking
+from pipelines import tracking
+from pipelines.jobs import export
 from pipelines.logged_model import log_encoder
 
 USER = """

@@ -11,37 +11,11 @@ from faults import PATIENCE
 from small_runs import tiny_config
 
 from pipelines import ablate, embed, export, finetune, preprocess, pretrain, probe
-from pipelines.common import parse, run_command
+from pipelines.common import run_command
+from pipelines.jobs.pretrain import main as pretrain_main
+from pipelines.pretrain import PretrainArgs
 
 ROOT = Path(__file__).parents[2]
-
-
-def preprocess_main(argv):
-    preprocess.run(preprocess.parse_args(argv))
-
-
-def pretrain_main(argv):
-    pretrain.main(pretrain.parse_args(argv))
-
-
-def probe_main(argv):
-    probe.main(parse(probe.ProbeArgs, "", argv))
-
-
-def export_main(argv):
-    export.main(parse(export.ExportArgs, "", argv))
-
-
-def finetune_main(argv):
-    finetune.main(finetune.parse_args(argv))
-
-
-def embed_main(argv):
-    embed.run(embed.parse_args(argv))
-
-
-def ablate_main(argv):
-    ablate.main(parse(ablate.AblateArgs, "", argv))
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +31,11 @@ def places(small_dataset, build_dataset, sounds, tmp_path_factory):
     shutil.copytree(small_dataset.path, folder / "unfinished")
     (folder / "unfinished" / "dataset.json").unlink()
     shutil.copytree(small_dataset.path, folder / "unlabelled")
-    run = pretrain.PretrainArgs(
+    run = PretrainArgs(
         data=small_dataset.path, output=str(folder / "run"), num_workers=0, threads=1,
         mlflow_uri=f"sqlite:///{folder / 'mlflow.db'}", config=tiny_config(max_steps=2),
     )  # fmt: skip
-    pretrain.main(run)
+    pretrain_main(run)
     torn = shutil.copytree(folder / "run", folder / "torn")
     for path in torn.rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
@@ -85,147 +59,147 @@ EMBED = ["--encoder", "{run}", "--output", "{new}", "--input"]
 PRETRAIN = ["--output", "{new}", "--num-workers", "0", "--data"]
 FINETUNE = ["--output", "{new}", "--num-workers", "0", "--data"]
 MISTAKES = {
-    "verify an unfinished folder": (preprocess_main, ["--verify", "{unfinished}"], "unfinished preprocess job"),
-    "merge of one": (preprocess_main, ["--merge", "{shards}", "--output", "{new}"], "at least two datasets"),
-    "merge of one twice": (preprocess_main, ["--merge", "{shards}", "{shards}", "--output", "{new}"], "given twice"),
+    "verify an unfinished folder": (preprocess, ["--verify", "{unfinished}"], "unfinished preprocess job"),
+    "merge of one": (preprocess, ["--merge", "{shards}", "--output", "{new}"], "at least two datasets"),
+    "merge of one twice": (preprocess, ["--merge", "{shards}", "{shards}", "--output", "{new}"], "given twice"),
     "segments longer than a clip": (
-        preprocess_main, [*PREPROCESS, "{sounds}", "--segment", "60"], "at most 10.24 s (--clip-frames)",
+        preprocess, [*PREPROCESS, "{sounds}", "--segment", "60"], "at most 10.24 s (--clip-frames)",
     ),
     "options in a URI": (
-        preprocess_main, [*PREPROCESS, "s3://b/x?endpoint_override=127.0.0.1"], "set AWS_ENDPOINT_URL",
+        preprocess, [*PREPROCESS, "s3://b/x?endpoint_override=127.0.0.1"], "set AWS_ENDPOINT_URL",
     ),
-    "input folder missing": (preprocess_main, [*PREPROCESS, "{gone}"], "does not exist"),
-    "input folder empty": (preprocess_main, [*PREPROCESS, "{empty}"], "is empty"),
-    "no audio in the folder": (preprocess_main, [*PREPROCESS, "{texts}"], "none with an audio extension"),
-    "input is a file": (preprocess_main, [*PREPROCESS, "{file}"], "is a file, a folder is needed"),
-    "unreadable scheme": (preprocess_main, [*PREPROCESS, "ftp://host/sounds"], "scheme ftp:// is not supported"),
+    "input folder missing": (preprocess, [*PREPROCESS, "{gone}"], "does not exist"),
+    "input folder empty": (preprocess, [*PREPROCESS, "{empty}"], "is empty"),
+    "no audio in the folder": (preprocess, [*PREPROCESS, "{texts}"], "none with an audio extension"),
+    "input is a file": (preprocess, [*PREPROCESS, "{file}"], "is a file, a folder is needed"),
+    "unreadable scheme": (preprocess, [*PREPROCESS, "ftp://host/sounds"], "scheme ftp:// is not supported"),
     "unwritable scheme": (
-        preprocess_main, ["--source", "folder", "--input", "{sounds}", "--output", "ftp://h/x"], "scheme ftp://",
+        preprocess, ["--source", "folder", "--input", "{sounds}", "--output", "ftp://h/x"], "scheme ftp://",
     ),
     "output is a file": (
-        preprocess_main, ["--source", "folder", "--input", "{sounds}", "--output", "{file}"], "no shard folder",
+        preprocess, ["--source", "folder", "--input", "{sounds}", "--output", "{file}"], "no shard folder",
     ),
     "output holds something else": (
-        preprocess_main, ["--source", "folder", "--input", "{sounds}", "--output", "{texts}"], "no shard folder",
+        preprocess, ["--source", "folder", "--input", "{sounds}", "--output", "{texts}"], "no shard folder",
     ),
     "not an ESC-50 copy": (
-        preprocess_main, ["--source", "esc50", "--input", "{no-esc50}", "--output", "{new}"], "not an ESC-50 copy",
+        preprocess, ["--source", "esc50", "--input", "{no-esc50}", "--output", "{new}"], "not an ESC-50 copy",
     ),
     "manifest without uri": (
-        preprocess_main, ["--source", "manifest", "--input", "{no-uri.csv}", "--output", "{new}"], "no column `uri`",
+        preprocess, ["--source", "manifest", "--input", "{no-uri.csv}", "--output", "{new}"], "no column `uri`",
     ),
     "clip id twice": (
-        preprocess_main, ["--source", "manifest", "--input", "{twice.csv}", "--output", "{new}"], "more than once",
+        preprocess, ["--source", "manifest", "--input", "{twice.csv}", "--output", "{new}"], "more than once",
     ),
     "clip frames off the grid": (
-        preprocess_main, [*PREPROCESS, "{sounds}", "--clip-frames", "1000"], "not a multiple of 16",
+        preprocess, [*PREPROCESS, "{sounds}", "--clip-frames", "1000"], "not a multiple of 16",
     ),
-    "shards unfinished": (pretrain_main, [*PRETRAIN, "{unfinished}"], "unfinished preprocess job"),
-    "shards missing": (pretrain_main, [*PRETRAIN, "{gone}"], "does not exist"),
-    "unknown preset": (pretrain_main, [*PRETRAIN, "{shards}", "--preset", "huge"], "unknown preset 'huge': choose"),
-    "grid does not divide": (pretrain_main, [*PRETRAIN, "{shards}", "--crop-frames", "100"], "not a multiple of"),
-    "ratio out of range": (pretrain_main, [*PRETRAIN, "{shards}", "--mask-ratio", "1.5"], "between 0 and 1"),
-    "other mel bins": (pretrain_main, [*PRETRAIN, "{shards}", "--n-mels", "64"], "the model takes 64"),
+    "shards unfinished": (pretrain, [*PRETRAIN, "{unfinished}"], "unfinished preprocess job"),
+    "shards missing": (pretrain, [*PRETRAIN, "{gone}"], "does not exist"),
+    "unknown preset": (pretrain, [*PRETRAIN, "{shards}", "--preset", "huge"], "unknown preset 'huge': choose"),
+    "grid does not divide": (pretrain, [*PRETRAIN, "{shards}", "--crop-frames", "100"], "not a multiple of"),
+    "ratio out of range": (pretrain, [*PRETRAIN, "{shards}", "--mask-ratio", "1.5"], "between 0 and 1"),
+    "other mel bins": (pretrain, [*PRETRAIN, "{shards}", "--n-mels", "64"], "the model takes 64"),
     "more workers than clips in a batch": (
-        pretrain_main, ["--output", "{new}", "--data", "{shards}", "--num-workers", "65"], "use at most 64",
+        pretrain, ["--output", "{new}", "--data", "{shards}", "--num-workers", "65"], "use at most 64",
     ),
     "workers are no number": (
-        pretrain_main, ["--output", "{new}", "--data", "{shards}", "--num-workers", "8:4"], "a range like 4:8",
+        pretrain, ["--output", "{new}", "--data", "{shards}", "--num-workers", "8:4"], "a range like 4:8",
     ),
     "run of another config": (
-        pretrain_main, ["--output", "{run}", "--num-workers", "0", "--data", "{shards}"], "with other settings",
+        pretrain, ["--output", "{run}", "--num-workers", "0", "--data", "{shards}"], "with other settings",
     ),
     "output is no run": (
-        pretrain_main, ["--output", "{shards}", "--num-workers", "0", "--data", "{shards}"], "no run folder",
+        pretrain, ["--output", "{shards}", "--num-workers", "0", "--data", "{shards}"], "no run folder",
     ),
     "mlflow is no uri": (
-        pretrain_main, [*PRETRAIN, "{shards}", "--mlflow-uri", "somewhere"], "is no URI",
+        pretrain, [*PRETRAIN, "{shards}", "--mlflow-uri", "somewhere"], "is no URI",
     ),
-    "encoder to fine-tune missing": (finetune_main, [*FINETUNE, "{shards}", "--encoder", "{gone}"], "does not exist"),
+    "encoder to fine-tune missing": (finetune, [*FINETUNE, "{shards}", "--encoder", "{gone}"], "does not exist"),
     "encoder to fine-tune of another front end": (
-        finetune_main, [*FINETUNE, "{other-front-end}", "--encoder", "{run}"],
+        finetune, [*FINETUNE, "{other-front-end}", "--encoder", "{run}"],
         "the encoder was trained with f_min=0.0, the shards in",
     ),
     "no labels to fine-tune on": (
-        finetune_main, [*FINETUNE, "{bare}", "--encoder", "{run}"], "40 of 40 clips in",
+        finetune, [*FINETUNE, "{bare}", "--encoder", "{run}"], "40 of 40 clips in",
     ),
     "encoder learning rate of zero": (
-        finetune_main, [*FINETUNE, "{shards}", "--encoder", "{run}", "--encoder-lr", "0"],
+        finetune, [*FINETUNE, "{shards}", "--encoder", "{run}", "--encoder-lr", "0"],
         "encoder_lr must be positive, got 0",
     ),
     "unknown recipe": (
-        finetune_main, [*FINETUNE, "{shards}", "--encoder", "{run}", "--preset", "best"], "unknown preset 'best'",
+        finetune, [*FINETUNE, "{shards}", "--encoder", "{run}", "--preset", "best"], "unknown preset 'best'",
     ),
     "fold that is not there": (
-        finetune_main, [*FINETUNE, "{shards}", "--encoder", "{run}", "--fold", "7"],
+        finetune, [*FINETUNE, "{shards}", "--encoder", "{run}", "--fold", "7"],
         "--fold 7: it has the folds 1, 2, 3, 4, 5",
     ),
     "no seed at all": (
-        finetune_main, [*FINETUNE, "{shards}", "--encoder", "{run}", "--seeds", "0"], "--seeds must be positive",
+        finetune, [*FINETUNE, "{shards}", "--encoder", "{run}", "--seeds", "0"], "--seeds must be positive",
     ),
     "mixup of uneven shares": (
-        finetune_main,
+        finetune,
         ["--data", "{shards}", "--encoder", "{run}", "--output", "{new}", "--mixup", "1", "--batch-size", "10",
          "--num-workers", "3"],
         "--batch-size is a multiple of 6",
     ),
     "fine-tuning into a run": (
-        finetune_main, ["--data", "{shards}", "--encoder", "{run}", "--output", "{run}", "--num-workers", "0"],
+        finetune, ["--data", "{shards}", "--encoder", "{run}", "--output", "{run}", "--num-workers", "0"],
         "holds no fine-tuning",
     ),
-    "encoder missing": (probe_main, ["--encoder", "{gone}", "--data", "{shards}"], "does not exist"),
-    "encoder folder without a run": (probe_main, ["--encoder", "{empty}", "--data", "{shards}"], "no checkpoint"),
-    "checkpoint torn": (probe_main, ["--encoder", "{torn}", "--data", "{shards}"], "is intact"),
+    "encoder missing": (probe, ["--encoder", "{gone}", "--data", "{shards}"], "does not exist"),
+    "encoder folder without a run": (probe, ["--encoder", "{empty}", "--data", "{shards}"], "no checkpoint"),
+    "checkpoint torn": (probe, ["--encoder", "{torn}", "--data", "{shards}"], "is intact"),
     "checkpoint of another config": (
-        probe_main, ["--encoder", "{other-config}", "--data", "{shards}"], "holds other weights than its config",
+        probe, ["--encoder", "{other-config}", "--data", "{shards}"], "holds other weights than its config",
     ),
-    "encoder to export missing": (export_main, ["{gone}", "{new}"], "does not exist"),
-    "export over something": (export_main, ["{run}", "{texts}"], "exists: choose another"),
-    "export of a folder without a run": (export_main, ["{empty}", "{new}"], "no checkpoint"),
+    "encoder to export missing": (export, ["{gone}", "{new}"], "does not exist"),
+    "export over something": (export, ["{run}", "{texts}"], "exists: choose another"),
+    "export of a folder without a run": (export, ["{empty}", "{new}"], "no checkpoint"),
     "encoder to embed with missing": (
-        embed_main, ["--encoder", "{gone}", "--input", "{sounds}", "--output", "{new}"], "does not exist",
+        embed, ["--encoder", "{gone}", "--input", "{sounds}", "--output", "{new}"], "does not exist",
     ),
-    "sounds to embed missing": (embed_main, [*EMBED, "{gone}"], "does not exist"),
-    "no sounds to embed": (embed_main, [*EMBED, "{texts}"], "none with an audio extension"),
+    "sounds to embed missing": (embed, [*EMBED, "{gone}"], "does not exist"),
+    "no sounds to embed": (embed, [*EMBED, "{texts}"], "none with an audio extension"),
     "shards to embed unfinished": (
-        embed_main, ["--source", "shards", *EMBED, "{unfinished}"], "unfinished preprocess job",
+        embed, ["--source", "shards", *EMBED, "{unfinished}"], "unfinished preprocess job",
     ),
-    "layer that is not there": (embed_main, [*EMBED, "{sounds}", "--layers", "9"], "has the layers 1 to 4"),
+    "layer that is not there": (embed, [*EMBED, "{sounds}", "--layers", "9"], "has the layers 1 to 4"),
     "pooling of patches": (
-        embed_main, [*EMBED, "{sounds}", "--level", "patch", "--pooling", "mean+std"], "is for --level clip",
+        embed, [*EMBED, "{sounds}", "--level", "patch", "--pooling", "mean+std"], "is for --level clip",
     ),
-    "segments of shards": (embed_main, [*EMBED, "{shards}", "--segment", "1"], "is for audio files"),
-    "no workers to embed": (embed_main, [*EMBED, "{sounds}", "--num-workers", "0"], "must be positive"),
-    "clips of no length": (embed_main, [*EMBED, "{sounds}", "--max-seconds", "0"], "must be positive"),
+    "segments of shards": (embed, [*EMBED, "{shards}", "--segment", "1"], "is for audio files"),
+    "no workers to embed": (embed, [*EMBED, "{sounds}", "--num-workers", "0"], "must be positive"),
+    "clips of no length": (embed, [*EMBED, "{sounds}", "--max-seconds", "0"], "must be positive"),
     "embeddings over something": (
-        embed_main, ["--encoder", "{run}", "--input", "{sounds}", "--output", "{shards}"], "no embedding folder",
+        embed, ["--encoder", "{run}", "--input", "{sounds}", "--output", "{shards}"], "no embedding folder",
     ),
     "neighbours in no embeddings": (
-        embed_main, ["--neighbours", "{file}", "--output", "{shards}"], "no embeddings.json",
+        embed, ["--neighbours", "{file}", "--output", "{shards}"], "no embeddings.json",
     ),
-    "neighbours in a missing folder": (embed_main, ["--neighbours", "{file}", "--output", "{gone}"], "does not exist"),
-    "unknown ablation": (ablate_main, ["colour", "--data", "{shards}", "--output", "{new}"], "unknown ablation"),
+    "neighbours in a missing folder": (embed, ["--neighbours", "{file}", "--output", "{gone}"], "does not exist"),
+    "unknown ablation": (ablate, ["colour", "--data", "{shards}", "--output", "{new}"], "unknown ablation"),
     "unknown ablation value": (
-        ablate_main, ["loss", "--values", "huber", "--data", "{shards}", "--output", "{new}"], "not 'huber'",
+        ablate, ["loss", "--values", "huber", "--data", "{shards}", "--output", "{new}"], "not 'huber'",
     ),
     "unknown masking strategy": (
-        ablate_main, ["masking_strategy", "--values", "blobs", "--data", "{shards}", "--output", "{new}"],
+        ablate, ["masking_strategy", "--values", "blobs", "--data", "{shards}", "--output", "{new}"],
         "strategy is one of multiblock, single_block, random, time, frequency, time_frequency, curriculum, not 'blobs'",
     ),
     "ablation value is no number": (
-        ablate_main, ["masking_ratio", "--values", "most", "--data", "{shards}", "--output", "{new}"], "is no value",
+        ablate, ["masking_ratio", "--values", "most", "--data", "{shards}", "--output", "{new}"], "is no value",
     ),
-    "ablation folder taken": (ablate_main, ["loss", "--data", "{shards}", "--output", "{texts}"], "no ablation folder"),
+    "ablation folder taken": (ablate, ["loss", "--data", "{shards}", "--output", "{texts}"], "no ablation folder"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_gets_one_line_and_exit_code_2(name, places, capsys, tmp_path, monkeypatch):
-    main, argv, message = MISTAKES[name]
+    command, argv, message = MISTAKES[name]
     monkeypatch.chdir(tmp_path)  # where the default mlflow.db would appear
     argv = [places[a[1:-1]] if a.startswith("{") else a for a in argv]
     with pytest.raises(SystemExit) as stop:
-        run_command(lambda: main(argv))
+        run_command(lambda: command.main(command.parse_args(argv)))
     assert stop.value.code == 2
     error = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in error and "Traceback" not in error

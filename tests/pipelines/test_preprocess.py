@@ -19,7 +19,8 @@ from faults import PATH, PATIENCE, ROOT, Gate
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.shards.dataset import open_dataset
-from pipelines.preprocess import PreprocessArgs, main
+from pipelines.jobs.preprocess import main
+from pipelines.preprocess import PreprocessArgs
 
 pytestmark = pytest.mark.ray
 FRONT_END = FrontEndConfig(clip_frames=256)

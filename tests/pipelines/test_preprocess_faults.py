@@ -14,7 +14,8 @@ from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.shards.dataset import open_dataset
 from ajepa.shards.verify import verify_dataset
-from pipelines.preprocess import PreprocessArgs, main, parse_args, run
+from pipelines.jobs.preprocess import main, run
+from pipelines.preprocess import PreprocessArgs, parse_args
 
 pytestmark = pytest.mark.ray
 

@@ -20,7 +20,8 @@ from ajepa.errors import UserError
 from ajepa.shards.dataset import open_dataset
 from ajepa.shards.reader import ShardReader
 from ajepa.shards.verify import verify_dataset
-from pipelines.preprocess import PreprocessArgs, main
+from pipelines.jobs.preprocess import main
+from pipelines.preprocess import PreprocessArgs
 
 pytestmark = pytest.mark.ray
 FRONT_END = FrontEndConfig(clip_frames=256)

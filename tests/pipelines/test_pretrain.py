@@ -10,12 +10,13 @@ import torch
 from faults import assert_close_end
 from small_runs import tiny_config
 
+from ajepa.checkpoints import latest_checkpoint, read_weights
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
-from ajepa.training.checkpoint import latest_checkpoint, read_weights
-from pipelines import reporter, workers
+from pipelines import ray_training, reporter
 from pipelines.history import append_history, read_history
-from pipelines.pretrain import PretrainArgs, main, parse_args
+from pipelines.jobs.pretrain import main
+from pipelines.pretrain import PretrainArgs, parse_args
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_a_worker_that_dies_is_replaced_and_the_run_ends_the_same(args, ray_sess
     main(dataclasses.replace(args, config=config))
     crashing = dataclasses.replace(args, config=config, num_workers=1, output=args.output + "-crash")
     flag = tmp_path / "crashed"
-    original = workers.train_worker
+    original = ray_training.train_worker
 
     def crash_once(settings):
         import os
@@ -148,7 +149,7 @@ def test_a_worker_that_dies_is_replaced_and_the_run_ends_the_same(args, ray_sess
         writer.write_checkpoint = write_then_die
         original(settings)
 
-    monkeypatch.setattr(workers, "train_worker", crash_once)
+    monkeypatch.setattr(ray_training, "train_worker", crash_once)
     main(crashing)
     assert flag.exists()
     a, b = (read_weights(latest_checkpoint(x)) for x in (args.output, crashing.output))

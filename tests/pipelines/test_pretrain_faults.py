@@ -12,7 +12,8 @@ from ajepa.training import writer
 from pipelines import stopping
 from pipelines.common import run_command
 from pipelines.history import read_history
-from pipelines.pretrain import main, parse_args
+from pipelines.jobs.pretrain import main
+from pipelines.pretrain import parse_args
 
 
 @pytest.fixture(scope="module")

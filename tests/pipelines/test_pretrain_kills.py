@@ -21,9 +21,10 @@ from faults import (
     wait_for,
 )
 
-from pipelines import workers
+from pipelines import ray_training
 from pipelines.history import read_history
-from pipelines.pretrain import main, parse_args
+from pipelines.jobs.pretrain import main
+from pipelines.pretrain import parse_args
 
 # Long enough to be met in the middle.
 LONG = {"steps": 100, "every": 10}
@@ -53,7 +54,7 @@ def by_two(small_dataset, tmp_path_factory, mlflow_uri, ray_session):
 @pytest.mark.ray
 def test_a_killed_worker_is_replaced(by_two, small_dataset, tmp_path, mlflow_uri, monkeypatch):
     flag, output = tmp_path / "killed", tmp_path / "run"
-    monkeypatch.setattr(workers, "train_worker", failing_worker(8, 1, signal.SIGKILL, flag))
+    monkeypatch.setattr(ray_training, "train_worker", failing_worker(8, 1, signal.SIGKILL, flag))
     main(parse_args(options(small_dataset.path, output, mlflow_uri, "--num-workers", "2")))
     assert flag.exists()
     assert_same_end(output, by_two)
@@ -64,7 +65,7 @@ def test_a_killed_worker_is_replaced(by_two, small_dataset, tmp_path, mlflow_uri
 @pytest.mark.ray
 def test_a_terminated_worker_has_its_step_saved_first(by_two, small_dataset, tmp_path, mlflow_uri, monkeypatch):
     flag, output = tmp_path / "terminated", tmp_path / "run"
-    monkeypatch.setattr(workers, "train_worker", failing_worker(7, 1, signal.SIGTERM, flag))
+    monkeypatch.setattr(ray_training, "train_worker", failing_worker(7, 1, signal.SIGTERM, flag))
     main(parse_args(options(small_dataset.path, output, mlflow_uri, "--num-workers", "2", "--keep-checkpoints", "9")))
     saved = output / "checkpoints/step-00000008/checkpoint.json"  # asked before the step that follows
     assert checkpoints(output) == [5, 8, 10, 12]

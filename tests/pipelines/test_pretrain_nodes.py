@@ -21,7 +21,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from ajepa.training.checkpoint import latest_checkpoint, read_info
+from ajepa.checkpoints import latest_checkpoint, read_info
 from pipelines.history import read_history
 
 pytestmark = pytest.mark.ray

@@ -15,7 +15,8 @@ from faults import assert_one_mlflow_run, assert_same_end, checkpoints, options
 from ajepa.config import FrontEndConfig
 from ajepa.training import loop, writer
 from pipelines.common import run_command
-from pipelines.pretrain import main, parse_args
+from pipelines.jobs.pretrain import main
+from pipelines.pretrain import parse_args
 
 SHARD = "status=ok/shard-00003.parquet"  # rows 12 to 15
 SMALL = {"batch": 4, "steps": 24}  # an epoch is longer than what is read ahead

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from small_runs import tiny_config
 
+from ajepa.choices import POOLINGS
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
-from ajepa.model.pooling import POOLINGS
 from ajepa.pretrained import export_encoder, load_encoder
-from pipelines import ablate, feature_cache, pretrain, probe
+from pipelines import feature_cache
+from pipelines.jobs import ablate, pretrain, probe
 
 
 @pytest.fixture(scope="module")

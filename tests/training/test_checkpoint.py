@@ -6,16 +6,9 @@ import pytest
 import torch
 from training.test_step import make_inputs, make_state
 
+from ajepa.checkpoints import find_checkpoint, latest_checkpoint, read_info, read_weights, write_checkpoint
 from ajepa.errors import UserError
-from ajepa.training.checkpoint import (
-    find_checkpoint,
-    latest_checkpoint,
-    read_info,
-    read_weights,
-    restore,
-    snapshot,
-    write_checkpoint,
-)
+from ajepa.training.checkpoint import restore, snapshot
 from ajepa.training.step import train_step
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ajepa.config import Config, ModelConfig, TrainConfig
+from ajepa.model.ajepa import build_model
 from ajepa.model.vit import Encoder
 from ajepa.training.diagnostics import (
     Verdict,
@@ -17,7 +18,6 @@ from ajepa.training.diagnostics import (
     representation_health,
 )
 from ajepa.training.inputs import mask_batch
-from ajepa.training.step import build_model
 
 MODEL = ModelConfig(
     crop_frames=64, depth=1, width=32, heads=2, predictor_depth=1, predictor_width=16, predictor_heads=2

@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ajepa.config import PRESETS, Config, MaskConfig, ModelConfig, TrainConfig
+from ajepa.model.ajepa import build_model
 from ajepa.training.flops import gemm_rate, parameter_counts, step_flops
 from ajepa.training.inputs import mask_batch
-from ajepa.training.step import build_model
 
 SMALL = Config(
     model=ModelConfig(

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from ajepa.checkpoints import latest_checkpoint, read_weights
 from ajepa.config import Config, MaskConfig, ModelConfig, TrainConfig
 from ajepa.errors import UserError
-from ajepa.training.checkpoint import latest_checkpoint, read_weights
 from ajepa.training.context import WorkerContext
 from ajepa.training.loop import train
 

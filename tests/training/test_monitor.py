@@ -7,10 +7,10 @@ import pytest
 import torch
 from training.test_loop import CONFIG
 
+from ajepa.checkpoints import read_best
 from ajepa.config import Config
 from ajepa.errors import UserError
 from ajepa.shards.reader import ShardReader
-from ajepa.training.checkpoint import read_best
 from ajepa.training.context import WorkerContext
 from ajepa.training.diagnostics import MAX_CROPS, Verdict
 from ajepa.training.loop import train

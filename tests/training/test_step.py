@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from ajepa.audio.normalise import Normaliser
+from ajepa.audio.statistics import Statistics
 from ajepa.config import Config, ModelConfig, TrainConfig
+from ajepa.model.ajepa import build_model
 from ajepa.shards.reader import Batch
-from ajepa.shards.statistics import Statistics
 from ajepa.training.inputs import Inputs, mask_batch, prepare
-from ajepa.training.step import Normaliser, TrainState, build_model, build_state, train_step
+from ajepa.training.step import TrainState, build_state, train_step
 from ajepa.training.watch import NonFiniteLoss
 
 MODEL = ModelConfig(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ajepa.shards.statistics import STD_FLOOR, Totals
+from ajepa.audio.statistics import STD_FLOOR, Totals
 
 
 def rows_of(clips):

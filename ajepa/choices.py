@@ -1,0 +1,26 @@
+"""The words that functions and command options take, in one place that imports nothing: a command shows its --help
+and refuses a wrong option before torch is imported."""
+
+from typing import Literal
+
+SourceName = Literal["folder", "manifest", "esc50", "speech_commands", "audioset"]
+"""Where clips come from."""
+LastSegment = Literal["pad", "drop"]
+"""The shorter piece at the end of a recording that is cut: kept or left out."""
+Branch = Literal["target", "context"]
+"""Which encoder of a run: the EMA target encoder or the context encoder."""
+Precision = Literal["fp32", "bf16"]
+"""What an encoder multiplies in."""
+Pooling = Literal["mean", "mean+std", "bands mean+std"]
+"""How a clip's patches become one vector; see `ajepa.model.pooling.pool`."""
+POOLINGS: tuple[Pooling, ...] = ("mean", "mean+std", "bands mean+std")
+Combine = Literal["concat", "stack"]
+"""Several layers as one long vector, or along an axis of their own."""
+Bands = Literal["mean", "concat"]
+"""The rows of patches at one time: averaged, or as one long vector."""
+Level = Literal["clip", "frame", "patch"]
+"""What one embedding stands for."""
+Protocol = Literal["linear", "knn"]
+"""How frozen features are probed."""
+GraphFormat = Literal["onnx", "torch"]
+"""What an encoder is exported to as one graph."""

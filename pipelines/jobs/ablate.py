@@ -1,0 +1,258 @@
+"""Reproduce an ablation table: one pretraining and probe per setting and seed, run by Ray Tune."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from ajepa import storage
+from ajepa.choices import POOLINGS
+from ajepa.config import PRESETS, Config
+from ajepa.errors import UserError
+from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
+from ajepa.shards.dataset import open_dataset
+from pipelines import tracking
+from pipelines.ablate import AblateArgs
+from pipelines.history import read_history
+from pipelines.jobs import pretrain, probe
+from pipelines.lineage import pretraining
+from pipelines.pretrain import PretrainArgs
+from pipelines.probe import ProbeArgs
+from pipelines.ray_cluster import cluster_cpus, start_ray, warn_relative_output
+from pipelines.tables import markdown
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One table of sec. 9: how a value changes the config, and the values tried by default."""
+
+    title: str
+    default: tuple[str, ...]
+    apply: Callable[[Config, str], Config]
+
+
+def _mask(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(config, mask=dataclasses.replace(config.mask, **changes))
+
+
+def _model(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+
+
+def _train(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def _predictor(config: Config, value: str) -> Config:
+    depth, _, width = value.partition("x")
+    heads = config.model.predictor_heads
+    return _model(config, predictor_depth=int(depth), predictor_width=int(width), predictor_heads=heads)
+
+
+ABLATIONS: dict[str, Ablation] = {
+    "masking_ratio": Ablation(
+        "masking ratio",
+        ("0.4", "0.5", "0.6", "0.7", "0.8", "0.9"),
+        lambda config, value: _mask(config, mask_ratio=float(value)),
+    ),
+    "masking_strategy": Ablation(
+        "masking strategy",
+        ("multiblock", "single_block", "random", "time", "frequency", "curriculum"),
+        lambda config, value: _mask(config, strategy=value),
+    ),
+    "placement": Ablation("block placement", ("wrap", "inside"), lambda config, value: _mask(config, placement=value)),
+    "predictor": Ablation("predictor depth x width", ("1x96", "2x96", "4x96", "2x192"), _predictor),
+    "loss": Ablation("loss", ("smooth_l1", "l1", "mse", "cosine"), lambda config, value: _train(config, loss=value)),
+    "target_layers": Ablation(
+        "target layers averaged",
+        ("1", "2", "4"),
+        lambda config, value: _train(config, target_layers=int(value)),
+    ),
+}
+_CHOICES = {"placement": ("wrap", "inside"), "loss": ("smooth_l1", "l1", "mse", "cosine")}
+
+
+def trial_config(ablation: str, base: Config, value: str, seed: int) -> Config:
+    """The config of one trial.
+
+    Raises:
+        UserError: a value the ablation does not know.
+    """
+    if ablation in _CHOICES and value not in _CHOICES[ablation]:
+        raise UserError(f"{ablation} is one of {', '.join(_CHOICES[ablation])}, not {value!r}")
+    try:
+        config = ABLATIONS[ablation].apply(base, value)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{value!r} is no value for the ablation {ablation}") from error
+    return _train(config, seed=seed)
+
+
+def run_trial(params: dict[str, Any]) -> None:
+    """One trial: pretrain and probe; both figures go to Tune and to the trial's MLflow run."""
+    args: AblateArgs = params["args"]
+    value, seed = params["value"], params["seed"]
+    folder = storage.join(args.output, "trials", f"{value}-seed{seed}")
+    config = trial_config(args.ablation, params["base"], value, seed)
+    pretrain_args = PretrainArgs(
+        data=args.data, output=folder, preset=args.preset, num_workers=args.num_workers, threads=args.threads,
+        mlflow_uri=args.mlflow_uri, config=config,
+    )  # fmt: skip
+    name = f"{args.ablation}={value} seed {seed}"
+    pretrain.main(pretrain_args, parent=params["parent"], name=name, callbacks=[TuneReportCallback()], quiet=True)
+    run = pretraining(folder)
+    rows = probe.main(
+        ProbeArgs(encoder=(folder,), data=args.data, seeds=1, mlflow_uri=args.mlflow_uri),
+        parent=run["mlflow_run"],
+    )
+    last = read_history(folder)[-1]
+    result = probe.metrics(rows) | {
+        "effective_rank": last["effective_rank"],
+        "loss": last["loss"],
+        "step": last["step"],
+        "metric": rows[0].metric,
+    }
+    tracking.Tracker(run["mlflow_uri"], run["mlflow_run"]).log_metrics(last["step"], probe.metrics(rows))
+    tune.report(result | {"finished": True})
+
+
+def check(args: AblateArgs) -> tuple[Config, tuple[str, ...]]:
+    """The base config and the values, everything checked before a single trial starts."""
+    if args.ablation not in ABLATIONS:
+        raise UserError(f"unknown ablation {args.ablation!r}: choose from {', '.join(ABLATIONS)}")
+    if args.preset not in PRESETS:
+        raise UserError(f"unknown preset {args.preset!r}: choose from {', '.join(PRESETS)}")
+    if args.seeds < 1 or args.threads < 1 or args.num_workers < 0:
+        raise UserError("--seeds and --threads must be positive, --num-workers not negative")
+    if storage.is_uri(args.output):
+        raise UserError("--output of an ablation is a local folder (shared between the nodes of a cluster)")
+    values = args.values or ABLATIONS[args.ablation].default
+    if len(set(values)) < len(values):
+        raise UserError(f"--values has the same setting twice: {' '.join(values)}")
+    base = PRESETS[args.preset]
+    if args.max_steps:
+        base = _train(base, max_steps=args.max_steps)
+    for value in values:
+        trial_config(args.ablation, base, value, 0)
+    return base, values
+
+
+def prepare_output(args: AblateArgs, base: Config, dataset_hash: str, uri: str) -> str:
+    """The MLflow parent run: a new one, or that of the same ablation found at the output."""
+    folder = Path(args.output)
+    settings = {
+        "ablation": args.ablation, "preset": args.preset, "config": json.loads(base.to_json()),
+        "dataset_hash": dataset_hash,
+    }  # fmt: skip
+    where = folder / "ablation.json"
+    if where.exists():
+        old = json.loads(where.read_text())
+        if {k: old[k] for k in settings} != settings:
+            raise UserError(f"--output {args.output!r} holds another ablation or other data: choose another folder")
+        return old["mlflow_run"]
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--output {args.output!r} exists and is no ablation folder: choose another")
+    params = {k: v for k, v in settings.items() if k != "config"} | {"max_steps": base.train.max_steps}
+    tracker = tracking.start_run(uri, f"ablate {args.ablation}", params=params, tags={"ajepa.job": "ablate"})
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write_text(str(where), json.dumps(settings | {"mlflow_run": tracker.run_id}))
+    return tracker.run_id
+
+
+def main(args: AblateArgs) -> pd.DataFrame:
+    """Run all trials; returns the table, a row a setting."""
+    base, values = check(args)
+    warn_relative_output(args.output)
+    args = dataclasses.replace(args, data=storage.absolute(args.data), output=storage.absolute(args.output))
+    dataset = open_dataset(args.data)
+    uri = tracking.tracking_uri(args.mlflow_uri, args.output)
+    args = dataclasses.replace(args, mlflow_uri=uri)
+    parent = prepare_output(args, base, dataset.content_hash, uri)
+    tracker = tracking.Tracker(uri, parent)
+    start_ray()
+    per_trial = args.threads if args.num_workers == 0 else args.num_workers
+    limit = cluster_cpus() // per_trial
+    if not limit:
+        raise UserError(f"a trial needs {per_trial} CPUs, the cluster has {cluster_cpus()}")
+    own_cpus = args.threads if args.num_workers == 0 else 0  # Ray Train's workers bring their own
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, {"cpu": own_cpus}),
+        param_space={
+            "value": tune.grid_search(list(values)),
+            "seed": tune.grid_search(list(range(args.seeds))),
+            "args": args, "base": base, "parent": parent,
+        },
+        tune_config=tune.TuneConfig(max_concurrent_trials=limit),
+        run_config=tune.RunConfig(storage_path=storage.join(args.output, "ray"), name="tune", verbose=0),
+    )  # fmt: skip
+    with tracker.recording():
+        results = tuner.fit()
+        trials = [
+            r.metrics | {"value": r.metrics["config"]["value"]}
+            for r in results
+            if r.metrics and r.metrics.get("finished")
+        ]
+        table = summarise(trials, values)
+        write_report(args, table, trials, tracker)
+        if results.num_errors:
+            last = str(results.errors[0]).strip().splitlines()[-1]
+            raise UserError(f"{results.num_errors} of {len(results)} trials failed ({last}); run it again to resume")
+    print(f"\n{len(trials)} trials; table, CSV and figure in {args.output}; look: {tracking.ui_command(uri)}")
+    return table
+
+
+def score(trial: dict[str, Any], features: str, pooling: str) -> float:
+    """Accuracy or mAP of one line of a trial's probe."""
+    return trial[probe.metric_name(trial["metric"], features, pooling)]
+
+
+def summarise(trials: Sequence[dict[str, Any]], values: Sequence[str]) -> pd.DataFrame:
+    """A row a setting in the order given: accuracies over seeds and the effective rank."""
+    rows = []
+    for value in values:
+        own = [t for t in trials if t["value"] == value]
+        if own:
+            rows.append({
+                "setting": value,
+                "seeds": len(own),
+                **{
+                    f"{name}, {pooling}": float(np.mean([score(t, name, pooling) for t in own]))
+                    for name in (PRETRAINED, RANDOM) for pooling in POOLINGS
+                },
+                "std over seeds": float(np.std([score(t, PRETRAINED, "mean") for t in own])),
+                "effective rank": float(np.mean([t["effective_rank"] for t in own])),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def write_report(
+    args: AblateArgs, table: pd.DataFrame, trials: Sequence[dict[str, Any]], tracker: tracking.Tracker
+) -> None:
+    """table.md, table.csv and figure.png in the output folder and in MLflow's parent run."""
+    if table.empty:
+        return
+    from pipelines import figures
+
+    folder = Path(args.output)
+    (folder / "table.md").write_text(markdown(table) + "\n")
+    table.to_csv(folder / "table.csv", index=False)
+    accuracies = [[score(t, PRETRAINED, "mean") for t in trials if t["value"] == v] for v in table["setting"]]
+    baselines = {
+        RANDOM: float(np.mean([score(t, RANDOM, "mean") for t in trials])),
+        MEL: float(score(trials[0], MEL, "mean")),
+    }
+    title = f"{ABLATIONS[args.ablation].title} ({args.preset}, mean pooling)"
+    figures.draw_ablation(title, list(table["setting"]), accuracies, baselines, folder / "figure.png")
+    for name in ("table.md", "table.csv", "figure.png"):
+        tracker.log_file(folder / name)
+    print(markdown(table))

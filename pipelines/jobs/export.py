@@ -1,0 +1,91 @@
+"""Put a trained encoder into a small folder of its own: weights, architecture, front end and statistics; or, as one
+file that needs no ajepa, into ONNX or a torch.export program."""
+
+import os
+
+from ajepa import storage
+from ajepa.checkpoints import latest_checkpoint
+from ajepa.choices import GraphFormat
+from ajepa.errors import UserError
+from ajepa.graph import export_graph
+from ajepa.pretrained import EXPORT_WEIGHTS, export_encoder, load_encoder
+from pipelines import tracking
+from pipelines.export import ExportArgs
+from pipelines.lineage import exported_runs, pretraining, recorded_uri
+
+
+def main(args: ExportArgs) -> None:
+    """Export, and say how to load it."""
+    if args.format == "safetensors":
+        export_folder(args)
+    else:
+        export_file(args, args.format)
+
+
+def export_file(args: ExportArgs, format: GraphFormat) -> None:
+    """Write a graph.
+
+    Raises:
+        UserError: it is to be logged as a model, which only an export folder is.
+    """
+    if args.log_model == "on":
+        raise UserError("--log-model: MLflow takes the export folder; leave out --format")
+    encoder = load_encoder(args.run, args.branch)
+    path = export_graph(encoder, args.output, format)
+    size = dict(storage.list_files(storage.absolute(args.output)))[path.rsplit("/", 1)[-1]]
+    load = {
+        "onnx": f'onnxruntime.InferenceSession("{path}").run(None, {{"waveform": waveform}})',
+        "torch": f'torch.export.load("{path}").module()(waveform)',
+    }
+    print(
+        f"{args.branch} encoder {encoder.depth} x {encoder.width} of step {encoder.about['step']}: {size / 1e6:.1f} MB "
+        f"in {path}; float32 waveform [batch, samples] at {encoder.sample_rate} Hz to clip and frame embeddings: "
+        f"{load[format]}"
+    )
+
+
+def export_folder(args: ExportArgs) -> None:
+    """Write the folder that load_encoder reads, and log it to MLflow."""
+    origin = pretraining(args.run)
+    uri = model_uri(args, origin)
+    about = export_encoder(args.run, args.output, args.branch, notes=exported_runs(origin))
+    size = dict(storage.list_files(args.output))[EXPORT_WEIGHTS]
+    model = about["model"]
+    print(
+        f"{args.branch} encoder {model['depth']} x {model['width']} of step {about['step']} from "
+        f"{latest_checkpoint(storage.absolute(args.run))}: {size / 1e6:.1f} MB in {args.output}; "
+        f'load it with ajepa.load_encoder("{args.output}")'
+    )
+    if uri is not None:
+        log_model(args, origin, about, uri)
+
+
+def model_uri(args: ExportArgs, origin: dict[str, str]) -> str | None:
+    """Where the encoder is to be logged, None for nowhere.
+
+    Raises:
+        UserError: it is asked for and no tracking URI is known.
+    """
+    if args.log_model == "off":
+        return None
+    known = args.mlflow_uri or recorded_uri(origin)
+    if known or os.environ.get("MLFLOW_TRACKING_URI"):
+        return tracking.tracking_uri(known, args.output)
+    if args.log_model == "on":
+        raise UserError("--log-model: the run does not say where MLflow is; give --mlflow-uri")
+    return None
+
+
+def log_model(args: ExportArgs, origin: dict[str, str], about: dict[str, object], uri: str) -> None:
+    from pipelines.logged_model import log_encoder  # MLflow's models take seconds to import
+
+    tracker = tracking.start_run(
+        uri,
+        "export",
+        params={"run": storage.absolute(args.run), "output": storage.absolute(args.output)}
+        | {name: about[name] for name in ("branch", "step", "dataset_hash", "digest")},
+        tags={"ajepa.job": "export", "ajepa.pretrain_run": origin.get("mlflow_run", "")},
+    )
+    with tracker.recording():
+        model = log_encoder(tracker, args.output)
+    print(f'MLflow model {model} at {uri}: mlflow.pyfunc.load_model("{model}").predict(waveforms)')

@@ -1,0 +1,158 @@
+"""Pretrain an A-JEPA encoder on log-mel shards with Ray Train. Interrupted, the same command goes on."""
+
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ajepa import storage
+from ajepa.checkpoints import CheckpointInfo, find_checkpoint, latest_checkpoint, read_info, read_weights
+from ajepa.config import differences
+from ajepa.errors import UserError
+from ajepa.model.ajepa import build_model
+from ajepa.shards.dataset import ShardDataset, open_dataset
+from pipelines import tracking
+from pipelines.history import RUN_JSON, read_history
+from pipelines.pretrain import PretrainArgs
+from pipelines.pretrain_job import pretrain
+from pipelines.ray_cluster import warn_relative_output
+from pipelines.reporter import Reporter
+from pipelines.workers import fit, parse_workers
+
+
+def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] | None:
+    """Check what the output holds. None: start afresh; else run.json of the run to resume or already finished.
+
+    Raises:
+        UserError: something else is there, or a run of another config or dataset.
+    """
+    names = [n for n, _ in storage.list_files(args.output)] if storage.kind(args.output) == "folder" else []
+    if storage.kind(args.output) == "file" or (names and RUN_JSON not in names):
+        raise UserError(f"--output {args.output!r} exists and is no run folder: choose another")
+    if names and args.overwrite:
+        storage.delete(args.output)
+        return None
+    if not names:
+        return None
+    run = json.loads(storage.read_text(storage.join(args.output, RUN_JSON)))
+    changed = differences(run["config"], json.loads(args.config.to_json()))
+    if run["dataset_hash"] != dataset.content_hash:
+        changed.append(f"dataset: {run['dataset_hash']} -> {dataset.content_hash}")
+    if not changed:
+        return run
+    if not args.resume_anyway:
+        raise UserError(
+            f"--output {args.output!r} holds a run with other settings ({'; '.join(changed[:4])}): resume it with its "
+            "own settings, choose another --output, --resume-anyway to go on with the new ones, or --overwrite to "
+            "replace it"
+        )
+    print(f"resuming although these differ: {'; '.join(changed)}", file=sys.stderr)
+    run |= {"config": args.config.to_dict(), "dataset_hash": dataset.content_hash, "finished": False}
+    storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run, indent=1))
+    return run
+
+
+def check(args: PretrainArgs, dataset: ShardDataset) -> None:
+    """Mistakes that can be told before anything is written."""
+    batch, workers = args.config.train.batch_size, parse_workers(args.num_workers)
+    if dataset.front_end.n_mels != args.config.model.n_mels:
+        raise UserError(
+            f"the shards have {dataset.front_end.n_mels} mel bins, the model takes {args.config.model.n_mels}"
+        )
+    most = workers if isinstance(workers, int) else workers[1]
+    if batch < most:
+        raise UserError(f"--batch-size {batch} gives {most} workers nothing to do: use at most {batch}")
+    if args.config.train.precision == "fp16" and args.device == "cpu":
+        raise UserError("--precision fp16 is for GPUs: use bf16 or fp32 on a CPU")
+
+
+def start_or_resume(args: PretrainArgs, dataset: ShardDataset, run: dict[str, Any] | None, **mlflow: Any) -> Any:
+    """(run.json, tracker) of the run at the output, made where there is none."""
+    if run:
+        checkpoint = find_checkpoint(args.output)
+        print(f"resuming at step {read_info(checkpoint).step if checkpoint else 0}")
+        return run, tracking.Tracker(run["mlflow_uri"], run["mlflow_run"])
+    uri = tracking.tracking_uri(args.mlflow_uri, args.output)
+    params = tracking.flatten(args.config.to_dict()) | {
+        "preset": args.preset, "data": args.data, "dataset_hash": dataset.content_hash,
+        "num_workers": args.num_workers, "output": args.output,
+    }  # fmt: skip
+    tracker = tracking.start_run(uri, params=params, tags={"ajepa.job": "pretrain"}, **mlflow)
+    run = {
+        "config": args.config.to_dict(), "dataset_hash": dataset.content_hash, "data": args.data, "finished": False,
+        "preset": args.preset, "mlflow_uri": uri, "mlflow_run": tracker.run_id,
+    }  # fmt: skip
+    storage.make_folder(args.output)
+    storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run, indent=1))
+    return run, tracker
+
+
+def main(
+    args: PretrainArgs,
+    *,
+    parent: str | None = None,
+    name: str | None = None,
+    callbacks: Sequence[Any] = (),
+    quiet: bool = False,
+) -> CheckpointInfo:
+    """Run the training the arguments describe; returns its last checkpoint.
+
+    Args:
+        parent: MLflow run this one is nested under.
+        name: of the MLflow run; by default "pretrain" and the preset.
+        callbacks: more Ray Train callbacks, beside the one that records.
+    """
+    warn_relative_output(args.output)
+    args = dataclasses.replace(args, data=storage.absolute(args.data), output=storage.absolute(args.output))
+    dataset = open_dataset(args.data)
+    check(args, dataset)
+    run = prepare_output(args, dataset)
+    if run and run["finished"]:
+        info = read_info(latest_checkpoint(args.output))
+        print(f"nothing to do: {args.output} finished its {info.step} steps (--overwrite starts again)")
+        return info
+    run, tracker = start_or_resume(args, dataset, run, name=name or f"pretrain {args.preset}", parent=parent)
+    start = time.perf_counter()
+    with tracker.recording():
+        job = partial(
+            pretrain, config=args.config, data=args.data, output=args.output, resume_anyway=args.resume_anyway
+        )
+        fit(
+            job, args.output,
+            num_workers=parse_workers(args.num_workers), threads=args.threads, device=args.device,
+            max_failures=args.max_failures, callbacks=[Reporter(tracker, args.output, quiet), *callbacks],
+        )  # fmt: skip
+        info = read_info(latest_checkpoint(args.output))
+        if info.step < info.total_steps:  # a STOP file was put there
+            print(f"stopped at step {info.step} of {info.total_steps}")
+            raise KeyboardInterrupt
+        storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run | {"finished": True}, indent=1))
+        tracker.log_text(args.config.to_json(), "config.json")
+        if args.figures:
+            draw(args, dataset, tracker)
+    last = read_history(args.output)[-1]
+    minutes = (time.perf_counter() - start) / 60
+    print(
+        f"{info.step} steps in {minutes:.1f} min, loss {last['loss']:.4f}; {last['verdict']}; encoder at {args.output}"
+    )
+    return info
+
+
+def draw(args: PretrainArgs, dataset: ShardDataset, tracker: tracking.Tracker) -> None:
+    """Pictures of the run, in MLflow and, where the run folder is local, there under figures/."""
+    from pipelines import figures
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch if storage.is_uri(args.output) else storage.join(args.output, "figures"))
+        figures.draw_training(read_history(args.output), args.config.model.width, folder / "training.png")
+        figures.draw_masks(dataset, args.config, folder / "masks.png")
+        model = build_model(args.config)
+        model.load_state_dict(read_weights(latest_checkpoint(args.output)))
+        figures.draw_predictions(model, dataset, folder / "predictions.png")
+        for path in sorted(folder.iterdir()):
+            tracker.log_file(path, "figures")

@@ -1,0 +1,46 @@
+"""The Ray that a command finds or starts. Ray itself is imported when one is needed."""
+
+import os
+import sys
+from pathlib import Path
+
+from ajepa import storage
+
+
+def in_ray_job() -> bool:
+    """Whether this process was started by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "RAY_ADDRESS" in os.environ
+
+
+def warn_relative_output(output: str) -> None:
+    """A job's working directory is a temporary copy: say where a relative output really goes."""
+    if in_ray_job() and not storage.is_uri(output) and not Path(output).is_absolute():
+        print(
+            f"warning: inside a Ray job the relative --output is {storage.absolute(output)!r}, a folder that goes "
+            "with the job: give an absolute path or a URI to keep the result",
+            file=sys.stderr,
+        )
+
+
+def start_ray(num_cpus: int | None = None) -> None:
+    """Connect to the cluster of RAY_ADDRESS (also inside a submitted job), or start Ray on this machine."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; spares a warning
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level="WARNING")
+    else:
+        ray.init(num_cpus=num_cpus, include_dashboard=True, dashboard_host="127.0.0.1", logging_level="WARNING")
+
+
+def cluster_cpus() -> int:
+    return cluster_resource("CPU") or 1
+
+
+def cluster_resource(name: str) -> int:
+    """How many of a resource, "CPU" or "GPU", the cluster has in all."""
+    import ray
+
+    return int(ray.cluster_resources().get(name, 0))
