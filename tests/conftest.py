@@ -1,5 +1,7 @@
 """Fixtures for every test: real clips where they are at hand, a finished small dataset, one torch thread."""
 
+import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,9 @@ import pyarrow as pa
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
+from helpers.loopback_s3 import here, s3, s3_server, wire  # noqa: F401  (fixtures)
+from helpers.properties import nightly
 from hypothesis import HealthCheck, settings
 
 from ajepa import storage
@@ -21,10 +26,26 @@ from ajepa.shards.writer import write_shard
 
 torch.set_num_threads(1)
 # The same examples in every run, and as much time for them as the machine takes.
-settings.register_profile("ajepa", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ajepa",
+    derandomize=True,
+    deadline=None,
+    max_examples=nightly(100),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("ajepa")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job: commands would ignore it as well
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup`, all tests that use the session's Ray run in one process, in their order and first;
+    the others share the second process, a module at a time."""
+    for item in items:
+        ray = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
 
 DATA = Path(__file__).parents[1].parent / "shared/data"
 LABELS = ["bird", "engine", "rain", "siren"]
@@ -106,3 +127,36 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> ShardDataset:
     return _build_dataset(
         root / "shards", clips, shard_size=20, front_end=FrontEndConfig(clip_frames=256), label_names=LABELS
     )
+
+
+@pytest.fixture(scope="session")
+def migrated_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database with all its tables: making them takes MLflow longer than most tests. One for all
+    processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    database = folder / "migrated-mlflow.db"
+    with FileLock(f"{database}.lock"):
+        if not database.exists():
+            import mlflow
+
+            unfinished = folder / "unfinished-mlflow.db"
+            mlflow.MlflowClient(f"sqlite:///{unfinished}").search_experiments()
+            unfinished.replace(database)
+    return database
+
+
+@pytest.fixture(scope="session")
+def new_mlflow(migrated_mlflow: Path) -> Callable[[Path], str]:
+    """new_mlflow(folder) makes an MLflow database in a folder and returns its tracking URI."""
+
+    def make(folder: Path) -> str:
+        return f"sqlite:///{shutil.copy(migrated_mlflow, folder / 'mlflow.db')}"
+
+    return make
+
+
+@pytest.fixture
+def mlflow_uri(tmp_path: Path, new_mlflow: Callable[[Path], str]) -> str:
+    """An MLflow database for one test, in its folder."""
+    return new_mlflow(tmp_path)

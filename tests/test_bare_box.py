@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from faults import PATIENCE
+from helpers.faults import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 MISSING = {"soundfile", "soxr", "torchaudio", "safetensors", "sklearn", "ray", "mlflow", "tyro", "pandas", "matplotlib"}

@@ -5,10 +5,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers.training_state import MODEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from training.test_step import MODEL
 
 from ajepa import encoder as encoder_module
 from ajepa.audio import waveforms

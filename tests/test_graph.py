@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from training.test_step import MODEL
+from helpers.training_state import MODEL
 
 from ajepa.audio.decode import decode
 from ajepa.audio.logmel import LogMel

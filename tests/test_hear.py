@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import PATIENCE
-from training.test_checkpoint import save_run
+from helpers.faults import PATIENCE
+from helpers.training_state import save_run
 
 import ajepa.hear
 from ajepa.errors import UserError

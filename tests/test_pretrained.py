@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from training.test_checkpoint import save_run
-from training.test_step import MODEL
+from helpers.training_state import MODEL, save_run
 
 import ajepa
 from ajepa.audio.statistics import Statistics

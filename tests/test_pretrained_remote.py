@@ -1,12 +1,10 @@
-# ruff: noqa: F811 (fixtures are imported)
 """load_encoder and export_encoder on an object store."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from loopback_s3 import here, s3  # noqa: F401
-from training.test_checkpoint import save_run
+from helpers.training_state import save_run
 
 import ajepa
 from ajepa import storage

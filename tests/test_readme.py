@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from training.test_checkpoint import save_run
+from helpers.training_state import save_run
 
 from ajepa.config import PRESETS
 from pipelines import ablate, demo, embed, export, finetune, preprocess, pretrain, probe

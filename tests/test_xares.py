@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training.test_checkpoint import save_run
+from helpers.training_state import save_run
 
 from ajepa import xares as wrapper
 from ajepa.errors import UserError

@@ -4,16 +4,13 @@ import os
 import struct
 import tempfile
 import tracemalloc
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.encoded import NOISE, RATE, encoded
 
 from ajepa.audio.decode import AudioError, decode
-
-RATE = 16_000
-NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 8_000)
 
 
 def wav_header(data_bytes, rate=RATE, channels=1):
@@ -132,20 +129,6 @@ def test_memory_is_bounded_by_the_duration_wanted(tmp_path):
     tracemalloc.stop()
     assert len(waveform) == RATE
     assert peak < 8 << 20
-
-
-def encoded(path, write_wav):
-    if path.suffix != ".m4a":
-        write_wav(path, NOISE)
-        return path.read_bytes()
-    av = pytest.importorskip("av")
-    frame = av.AudioFrame.from_ndarray(NOISE.astype(np.float32)[None], format="fltp", layout="mono")
-    frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=RATE, layout="mono")
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path.read_bytes()
 
 
 def survives(path):

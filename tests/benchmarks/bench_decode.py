@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from audio.test_decode_bad import encoded
 from benchmarks.common import CLIPS, paired, say, sound, write_long
+from helpers.encoded import encoded
 
 from ajepa import storage
 from ajepa.audio.decode import AudioError, decode, resample

@@ -5,7 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from benchmarks.common import ROUNDS, paired, say, seconds
-from model.masking_reference import reference_mask
+from helpers.masking_reference import reference_mask
 
 from ajepa.config import MaskConfig, MaskStrategy
 from ajepa.model.masking import sample_masks

@@ -14,7 +14,7 @@ import jsonschema
 import psutil
 import pytest
 import yaml
-from faults import PATIENCE
+from helpers.faults import PATIENCE
 
 from pipelines.common import parse
 from pipelines.preprocess import PreprocessArgs

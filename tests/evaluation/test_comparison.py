@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from training.test_step import MODEL
+from helpers.training_state import MODEL
 
 from ajepa.choices import POOLINGS
 from ajepa.errors import UserError

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.training_state import MODEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training.test_step import MODEL
 
 from ajepa import storage
 from ajepa.audio.manifest import MANIFEST_SCHEMA

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from training.test_step import MODEL
+from helpers.training_state import MODEL
 
 from ajepa.config import Config, FrontEndConfig, TrainConfig
 from ajepa.evaluation import online

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from shards.reader_data import CLIPS, VALID, write_shards
+from helpers.reader_data import CLIPS, VALID, write_shards
 
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from finetuning.conftest import MODEL
+from helpers.runs import SHORT_MODEL
 
 from ajepa.errors import UserError
 from ajepa.finetuning.clips import open_reader, prepare, read_labels
@@ -27,7 +27,7 @@ def make_state(path, rank=0, world_size=1, dtype=torch.float32, **changes):
     config = FinetuneConfig(**(AUGMENTED | changes))
     dataset = open_dataset(path)
     labels = read_labels(dataset)
-    audio = random_encoder(MODEL, 0, dataset.front_end, dataset.statistics)
+    audio = random_encoder(SHORT_MODEL, 0, dataset.front_end, dataset.statistics)
     rows = torch.arange(dataset.num_clips).numpy()
     reader = open_reader(config, dataset, labels, rows, rank, world_size)
     model = Classifier(audio, labels.num_classes, config.pooling)

@@ -4,9 +4,9 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from helpers.mask_grids import as_grid, masks
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from model.mask_grids import as_grid, masks
 
 from ajepa.config import MaskConfig, MaskStrategy
 from ajepa.errors import UserError

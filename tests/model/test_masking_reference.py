@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from helpers.masking_reference import first, rectangle, reference_mask
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from model.masking_reference import first, rectangle, reference_mask
 
 from ajepa.config import MaskConfig
 from ajepa.model import patchsets

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from model.mask_grids import as_grid, masks
+from helpers.mask_grids import as_grid, masks
 
 from ajepa.config import MaskConfig
 from ajepa.model.masking import curriculum_probability, sample_masks

@@ -11,7 +11,8 @@ import soundfile
 
 
 @pytest.fixture(scope="session")
-def ray_session():
+def ray_session(s3_server):
+    """One Ray on two CPUs for all tests of this process; its workers reach the S3 server."""
     import ray
 
     from pipelines.ray_cluster import start_ray
@@ -49,8 +50,3 @@ def small_disk(tmp_path, request):
         pytest.skip("mounting a small file system needs more rights")
     yield folder, lambda: subprocess.run(["mount", "-o", f"remount,size={larger}", str(folder)], check=True)
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@pytest.fixture
-def mlflow_uri(tmp_path):
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"

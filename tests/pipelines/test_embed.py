@@ -16,8 +16,8 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from faults import PATH, PATIENCE, ROOT, Gate
-from training.test_checkpoint import save_run
+from helpers.faults import PATH, PATIENCE, ROOT, Gate
+from helpers.training_state import save_run
 
 from ajepa.errors import UserError
 from ajepa.evaluation.embeddings import EMBEDDINGS_JSON, open_embeddings

@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (fixtures are imported)
 """What goes wrong in the middle of an embed job, and buckets: it ends the same, or stops clearly and goes on."""
 
 import dataclasses
@@ -12,9 +11,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from faults import PATIENCE, ROOT, Gate
-from loopback_s3 import here, s3  # noqa: F401
-from training.test_checkpoint import save_run
+from helpers.faults import PATIENCE, ROOT, Gate
+from helpers.training_state import save_run
 
 from ajepa import storage
 from ajepa.errors import UserError

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from training.test_checkpoint import save_run
+from helpers.training_state import save_run
 
 import ajepa
 from ajepa.errors import UserError

@@ -5,7 +5,7 @@ import dataclasses
 import matplotlib.image
 import numpy as np
 import pytest
-from small_runs import tiny_config
+from helpers.runs import tiny_config
 
 from ajepa.config import FrontEndConfig, MaskConfig
 from ajepa.model.ajepa import build_model

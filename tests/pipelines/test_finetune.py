@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from small_runs import tiny_config
+from helpers.runs import tiny_config
 
 from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features

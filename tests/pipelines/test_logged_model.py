@@ -8,8 +8,8 @@ import sys
 import mlflow
 import numpy as np
 import pytest
-from faults import PATIENCE
-from training.test_checkpoint import save_run
+from helpers.faults import PATIENCE
+from helpers.training_state import save_run
 
 from ajepa.errors import UserError
 from ajepa.pretrained import EXPORT_JSON, load_encoder

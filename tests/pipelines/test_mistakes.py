@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import PATIENCE
-from small_runs import tiny_config
+from helpers.faults import PATIENCE
+from helpers.runs import tiny_config
 
 from pipelines import ablate, embed, export, finetune, preprocess, pretrain, probe
 from pipelines.common import run_command

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from faults import PATH, PATIENCE, ROOT, Gate
+from helpers.faults import PATH, PATIENCE, ROOT, Gate
 
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from faults import Gate
+from helpers.faults import Gate
 
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError

@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (fixtures are imported)
 """Preprocess from and to a real S3 server on loopback, and through a connection that breaks in the middle."""
 
 import dataclasses
@@ -10,8 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from faults import PATIENCE
-from loopback_s3 import here, s3, wire  # noqa: F401
+from helpers.faults import PATIENCE
 
 from ajepa import storage
 from ajepa.audio.decode import decode

@@ -7,8 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from faults import assert_close_end
-from small_runs import tiny_config
+from helpers.faults import assert_close_end
+from helpers.runs import tiny_config
 
 from ajepa.checkpoints import latest_checkpoint, read_weights
 from ajepa.config import PRESETS

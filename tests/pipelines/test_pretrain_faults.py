@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from faults import assert_one_mlflow_run, assert_same_end, checkpoints, of_one_ray, options
+from helpers.faults import assert_one_mlflow_run, assert_same_end, checkpoints, of_one_ray, options
 
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
@@ -17,8 +17,8 @@ from pipelines.pretrain import parse_args
 
 
 @pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+def mlflow_uri(tmp_path_factory, new_mlflow):
+    return new_mlflow(tmp_path_factory.mktemp("mlflow"))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from faults import (
+from helpers.faults import (
     PATIENCE,
     assert_one_mlflow_run,
     assert_same_end,
@@ -31,8 +31,8 @@ LONG = {"steps": 100, "every": 10}
 
 
 @pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+def mlflow_uri(tmp_path_factory, new_mlflow):
+    return new_mlflow(tmp_path_factory.mktemp("mlflow"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults import (
+from helpers.faults import (
     PATIENCE,
     assert_close_end,
     assert_one_mlflow_run,
@@ -31,8 +31,8 @@ RARE = {"steps": 80, "every": 1000}
 
 
 @pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+def mlflow_uri(tmp_path_factory, new_mlflow):
+    return new_mlflow(tmp_path_factory.mktemp("mlflow"))
 
 
 @pytest.fixture(scope="module")

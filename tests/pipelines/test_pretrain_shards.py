@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faults import assert_one_mlflow_run, assert_same_end, checkpoints, options
+from helpers.faults import assert_one_mlflow_run, assert_same_end, checkpoints, options
 
 from ajepa.config import FrontEndConfig
 from ajepa.training import loop, writer
@@ -23,8 +23,8 @@ SMALL = {"batch": 4, "steps": 24}  # an epoch is longer than what is read ahead
 
 
 @pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+def mlflow_uri(tmp_path_factory, new_mlflow):
+    return new_mlflow(tmp_path_factory.mktemp("mlflow"))
 
 
 @pytest.fixture(scope="module", autouse=True)

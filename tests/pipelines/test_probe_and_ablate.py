@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from small_runs import tiny_config
+from helpers.runs import tiny_config
 
 from ajepa.choices import POOLINGS
 from ajepa.config import PRESETS

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import PATH, PATIENCE, ROOT
+from helpers.faults import PATH, PATIENCE, ROOT
 
 from ajepa.errors import UserError
 from ajepa.training.context import GO_ON, STOP

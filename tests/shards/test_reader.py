@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from shards.reader_data import CLIPS, CROP, VALID, by_sample, joined, reader, same, write_shards
+from helpers.reader_data import CLIPS, CROP, VALID, by_sample, joined, reader, same, write_shards
 
 from ajepa.errors import UserError
 from ajepa.shards.reader import ShardReader

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from shards.reader_data import joined, reader, same, write_shards
+from helpers.reader_data import joined, reader, same, write_shards
 
 from ajepa.errors import UserError
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shards.reader_data import CLIPS, reader, write_shards
+from helpers.reader_data import CLIPS, reader, write_shards
 
 from ajepa.errors import UserError
 from ajepa.shards.schema import ROW_GROUP

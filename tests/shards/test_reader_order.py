@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers.reader_data import CLIPS, reader, same, write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shards.reader_data import CLIPS, reader, same, write_shards
 
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError

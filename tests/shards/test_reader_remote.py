@@ -1,11 +1,9 @@
-# ruff: noqa: F811 (fixtures are imported)
 """The reader on an object store: the same batches as from a local copy, through a short break too."""
 
 from pathlib import Path
 
 import pytest
-from loopback_s3 import here, s3, wire  # noqa: F401
-from shards.reader_data import reader, same, write_shards
+from helpers.reader_data import reader, same, write_shards
 
 from ajepa import storage
 from ajepa.errors import UserError

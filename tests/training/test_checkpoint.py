@@ -4,20 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.test_step import make_inputs, make_state
+from helpers.training_state import make_inputs, make_state, save_run
 
-from ajepa.checkpoints import find_checkpoint, latest_checkpoint, read_info, read_weights, write_checkpoint
+from ajepa.checkpoints import find_checkpoint, latest_checkpoint, read_info, read_weights
 from ajepa.errors import UserError
-from ajepa.training.checkpoint import restore, snapshot
+from ajepa.training.checkpoint import restore
 from ajepa.training.step import train_step
-
-
-def save_run(folder: Path, dataset, steps: int = 3):
-    state = make_state()
-    for step in range(steps):
-        train_step(state, make_inputs(state, step))
-        write_checkpoint(str(folder / "checkpoints" / f"step-{step + 1:08d}"), snapshot(state, dataset, {}))
-    return state
 
 
 def test_a_restored_state_goes_on_bit_for_bit(tmp_path, small_dataset):

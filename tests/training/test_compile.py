@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 import torch
-from training.test_step import make_inputs, make_state
+from helpers.training_state import make_inputs, make_state
 
 from ajepa.training.step import train_step
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
 def test_a_compiled_step_is_one_graph_and_equals_the_eager_one():
     torch._dynamo.reset()

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from training.test_step import MODEL, STATISTICS, make_batch
+from helpers.training_state import MODEL, STATISTICS, make_batch
 
 from ajepa.config import PRESETS, Config, TrainConfig
 from ajepa.shards.reader import Batch

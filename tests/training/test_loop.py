@@ -4,20 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.runs import LOOP_CONFIG
 
 from ajepa.checkpoints import latest_checkpoint, read_weights
-from ajepa.config import Config, MaskConfig, ModelConfig, TrainConfig
 from ajepa.errors import UserError
 from ajepa.training.context import WorkerContext
 from ajepa.training.loop import train
-
-CONFIG = Config(
-    model=ModelConfig(
-        crop_frames=64, depth=1, width=32, heads=2, predictor_depth=1, predictor_width=16, predictor_heads=2
-    ),
-    mask=MaskConfig(mask_ratio=0.6),
-    train=TrainConfig(batch_size=8, max_steps=10, log_every=2, eval_every=5, checkpoint_every=4, precision="fp32"),
-)
 
 
 class Interrupted(Exception):
@@ -33,7 +25,7 @@ def run(output, dataset, stop_at: int | None = None) -> list[dict]:
             raise Interrupted
 
     worker = WorkerContext(0, 1, torch.device("cpu"), report)
-    train(CONFIG, dataset, str(output), worker)
+    train(LOOP_CONFIG, dataset, str(output), worker)
     return reports
 
 
@@ -58,7 +50,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, small_dataset, 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path, small_dataset):
     config = dataclasses.replace(
-        CONFIG, train=dataclasses.replace(CONFIG.train, checkpoint_every=2, keep_checkpoints=2)
+        LOOP_CONFIG, train=dataclasses.replace(LOOP_CONFIG.train, checkpoint_every=2, keep_checkpoints=2)
     )
     train(config, small_dataset, str(tmp_path), WorkerContext(0, 1, torch.device("cpu"), lambda _: None))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000008", "step-00000010"]
@@ -80,7 +72,7 @@ def test_a_finished_run_does_no_more_steps(tmp_path, small_dataset):
 
 def test_the_seed_changes_the_run(tmp_path, small_dataset):
     run(tmp_path / "a", small_dataset)
-    other = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, seed=1))
+    other = dataclasses.replace(LOOP_CONFIG, train=dataclasses.replace(LOOP_CONFIG.train, seed=1))
     train(other, small_dataset, str(tmp_path / "b"), WorkerContext(0, 1, torch.device("cpu"), lambda _: None))
     a, b = (read_weights(latest_checkpoint(str(tmp_path / n))) for n in ("a", "b"))
     assert not torch.equal(a["predictor.embed.weight"], b["predictor.embed.weight"])

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from training.test_loop import CONFIG
+from helpers.runs import LOOP_CONFIG
 
 from ajepa.checkpoints import read_best
 from ajepa.config import Config
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def with_train(**changes) -> Config:
-    return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
+    return dataclasses.replace(LOOP_CONFIG, train=dataclasses.replace(LOOP_CONFIG.train, **changes))
 
 
 def make_monitor(dataset, **changes) -> Monitor:
@@ -71,7 +71,7 @@ def test_a_rate_measured_in_a_busy_moment_is_measured_again(small_dataset):
 
 def test_reports_after_the_checkpoint_do_not_count(small_dataset):
     worker = WorkerContext(0, 1, CPU, lambda _: None, history=[{"step": s, "effective_rank": 9.0} for s in (0, 5, 10)])
-    state = build_state(CONFIG, small_dataset.statistics, 10, CPU)
+    state = build_state(LOOP_CONFIG, small_dataset.statistics, 10, CPU)
     state.step = 5
     reader = ShardReader(small_dataset, crop_frames=64, batch_size=8, seed=0)
     assert [report["step"] for report in Monitor(state, reader, worker).history] == [0, 5]
@@ -106,8 +106,8 @@ def test_another_stream_of_clips_is_refused_unless_asked_for(small_dataset, tmp_
     values["reader"]["shard_sizes"] = "others"
     manifest.write_text(json.dumps(values))
     with pytest.raises(UserError, match="another stream of clips: shard_sizes"):
-        train(CONFIG, small_dataset, str(tmp_path), WorkerContext(0, 1, CPU, lambda _: None))
+        train(LOOP_CONFIG, small_dataset, str(tmp_path), WorkerContext(0, 1, CPU, lambda _: None))
     reports = []
     worker = WorkerContext(0, 1, CPU, reports.append, resume_anyway=True)
-    train(CONFIG, small_dataset, str(tmp_path), worker)
+    train(LOOP_CONFIG, small_dataset, str(tmp_path), worker)
     assert reports[-1]["step"] == 10

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from shards.merge.helpers import CONFIG, NAMES
+from helpers.merged import CONFIG, NAMES
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
-from shards.merge.helpers import assert_is, merge
+from helpers.merged import assert_is, merge
 
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from shards.merge.helpers import CONFIG, assert_is, merge, rows
+from helpers.merged import CONFIG, assert_is, merge, rows
 
 from ajepa.errors import UserError
 from ajepa.shards.dataset import open_dataset

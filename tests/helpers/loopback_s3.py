@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, and a wire to it that can be cut. Fixtures: import them by name."""
+"""A real S3 server on loopback, and a wire to it that can be cut. tests/conftest.py makes its fixtures known."""
 
 import contextlib
 import socket
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import boto3
 import pytest
 
 from ajepa import storage
@@ -79,11 +80,10 @@ def hang_up(end: socket.socket) -> None:
     end.close()
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    """The port of a server whose bucket holds nothing yet; the environment points at it."""
-    boto3 = pytest.importorskip("boto3")
-    pytest.importorskip("moto.server")
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """The port of one server for all tests of this process; the environment points at it, also that of the session's
+    Ray, which starts after it."""
     with (
         (tmp_path_factory.mktemp("moto") / "log").open("wb") as log,
         subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=log, text=True) as server,
@@ -96,10 +96,19 @@ def s3(tmp_path_factory):
                 "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             }.items():  # fmt: skip
                 patch.setenv(name, value)
-            boto3.client("s3").create_bucket(Bucket="sounds")
             yield port
         finally:
             server.terminate()
+
+
+@pytest.fixture(scope="module")
+def s3(s3_server):
+    """The port of the server, whose bucket "sounds" holds nothing yet."""
+    storage._filesystem.cache_clear()
+    bucket = boto3.resource("s3").create_bucket(Bucket="sounds")
+    yield s3_server
+    bucket.objects.all().delete()
+    bucket.delete()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import torch
 
 from ajepa.checkpoints import CheckpointInfo, latest_checkpoint, read_info, read_weights
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PATIENCE = 600  # seconds until something that is waited for counts as hung; many times what a slow machine takes
 PATH = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
