@@ -5,8 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers.properties import examples
 from helpers.training_state import MODEL
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -85,7 +86,7 @@ def test_windows_cover_evenly_and_overlaps_are_averaged(encoder):
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=8), st.integers(1, 20))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_every_column_is_covered_by_as_few_windows_as_that_takes(columns, window):
     clip, start = cover(torch.tensor(columns), window)
     for i, own in enumerate(columns):

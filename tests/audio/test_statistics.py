@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers.properties import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ajepa.audio.statistics import STD_FLOOR, Totals
@@ -38,7 +39,7 @@ def random_clips(count, seed, mean=-5.0, std=3.0):
     return [generator.normal(mean + generator.normal(), std, (8, n)) for n in lengths]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(count=st.integers(1, 40), seed=st.integers(0, 10_000), std=st.floats(0.1, 10))
 def test_equals_two_passes_over_all_frames(count, seed, std):
     clips = random_clips(count, seed, std=std)
@@ -52,7 +53,7 @@ def test_equals_two_passes_over_all_frames(count, seed, std):
 ROWS = rows_of(random_clips(60, 0))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(order=st.permutations(range(60)))
 def test_the_order_of_the_rows_changes_no_bit(order):
     one, other = reduce_statistics(ROWS), reduce_statistics(pick(ROWS, list(order)))
@@ -60,7 +61,7 @@ def test_the_order_of_the_rows_changes_no_bit(order):
     assert one.std.tobytes() == other.std.tobytes()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(cuts=st.lists(st.integers(0, 60), max_size=8), seed=st.integers(0, 1000))
 def test_how_the_rows_were_split_into_shards_changes_no_bit(cuts, seed):
     edges = [0, *sorted(cuts), 60]

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.properties import examples
 from helpers.training_state import MODEL
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ajepa import storage
@@ -128,7 +129,7 @@ def test_small_row_groups_change_nothing(files, level, monkeypatch):
         assert a == b
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.sampled_from(LEVELS), st.sampled_from([None, 1, 3]))
 def test_an_embedding_does_not_depend_on_what_it_is_batched_with(frames, level, batch_size):
     generator = torch.Generator().manual_seed(sum(frames))

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from helpers.properties import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -19,7 +20,7 @@ from ajepa.evaluation.metrics import (
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 8), st.integers(2, 50), st.floats(0.02, 0.9))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_average_precision_and_auc_are_scikit_learns(seed, n, classes, levels, share):
     """Ties, and classes without a positive or a negative clip, are among the cases."""
     rng = np.random.default_rng(seed)

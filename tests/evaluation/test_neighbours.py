@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from helpers.properties import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ajepa import storage
@@ -50,7 +51,7 @@ def test_the_nearest_are_those_of_a_full_sort(folder):
     assert found[0].labels == (("dog", "rain")[int(found[0].clip_id[1:]) % 2],)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(at_once=st.integers(1, 12), top=st.integers(1, 12))
 def test_how_many_are_compared_at_a_time_changes_nothing(tmp_path_factory, at_once, top):
     folder = build(tmp_path_factory.mktemp("emb"), np.tile(np.eye(3, dtype=np.float32), (4, 1)))  # with ties

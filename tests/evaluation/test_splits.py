@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from helpers.properties import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ajepa.errors import UserError
@@ -51,7 +52,7 @@ def test_folds_are_drawn_evenly_and_by_seed_where_there_are_none():
 
 
 @given(st.integers(2, 8), st.lists(st.integers(0, 5), min_size=10, max_size=80), st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_a_class_is_dealt_out_evenly(folds, labels, seed):
     chosen = stratified(np.eye(6, dtype=bool)[labels], folds, seed)
     for c in range(6):

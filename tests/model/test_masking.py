@@ -5,7 +5,8 @@ from typing import get_args
 import numpy as np
 import pytest
 from helpers.mask_grids import as_grid, masks
-from hypothesis import assume, given, settings
+from helpers.properties import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ajepa.config import MaskConfig, MaskStrategy
@@ -31,7 +32,7 @@ def test_context_and_targets_are_disjoint_cover_the_grid_and_have_the_exact_coun
         assert context.dtype == targets.dtype == np.int64
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     strategy=st.sampled_from(STRATEGIES), rows=st.integers(2, 12), columns=st.integers(2, 40),
     ratio=st.floats(0.1, 0.95), candidates=st.integers(1, 8), seed=st.integers(0, 2**63 - 1),

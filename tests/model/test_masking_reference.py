@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from helpers.masking_reference import first, rectangle, reference_mask
-from hypothesis import assume, given, settings
+from helpers.properties import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ajepa.config import MaskConfig
@@ -18,7 +19,7 @@ def ranges(low: float, high: float) -> st.SearchStrategy[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("strategy", PLACED)
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     grid=st.tuples(st.integers(1, 12), st.integers(2, 80)), ratio=st.floats(0.05, 0.95), scale=ranges(0.02, 0.9),
     aspect=ranges(0.1, 8), placement=st.sampled_from(["wrap", "inside"]), candidates=st.integers(1, 8),

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from helpers.reader_data import CLIPS, reader, same, write_shards
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ajepa.config import FrontEndConfig
@@ -34,7 +34,6 @@ def mixed(epoch: int = 0) -> np.ndarray:
     return epoch_order(0, epoch, np.arange(ROWS), GROUPS, 64).rows
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 64), min_size=1, max_size=30),
     window=st.integers(1, 80),
@@ -59,7 +58,6 @@ def test_the_order_is_what_it_was():
     assert rows[:12].tolist() == [23, 35, 2, 16, 7, 32, 17, 4, 34, 1, 27, 19]
 
 
-@settings(deadline=None)
 @given(k=st.integers(0, 7), rounds=st.integers(1, 5), seed=st.integers(0, 2**31))
 def test_every_stretch_of_a_round_is_spread_over_the_columns(k, rounds, seed):
     numbers = spread(np.random.default_rng(seed).random((rounds, 1 << k)))
@@ -111,7 +109,6 @@ def test_epochs_are_uncorrelated():
     assert abs(np.corrcoef(*places)[0, 1]) < 0.1
 
 
-@settings(deadline=None)
 @given(
     batch_size=st.integers(1, 600),
     world_size=st.integers(1, 9),
