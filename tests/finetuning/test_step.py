@@ -1,10 +1,12 @@
 """One step: micro-batches and several workers have the gradient of one worker's whole batch; average, freezing."""
 
+from functools import cache
+
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers.runs import SHORT_MODEL
+from helpers.workers import run_workers
 
 from ajepa.errors import UserError
 from ajepa.finetuning.clips import open_reader, prepare, read_labels
@@ -56,12 +58,15 @@ def assert_same(ours, theirs, bound):
         assert (ours[name] - gradient).abs().max() <= bound * scale, name
 
 
+@cache
+def undivided(path) -> dict[str, torch.Tensor]:
+    return gradients(run_steps(path, dtype=torch.float64, micro_batch=100))
+
+
 @pytest.mark.parametrize("micro_batch", [1, 5, 12])
 def test_micro_batches_add_up_to_the_batch(small_dataset, micro_batch):
-    whole, parts = (
-        gradients(run_steps(small_dataset.path, dtype=torch.float64, micro_batch=m)) for m in (100, micro_batch)
-    )
-    assert_same(parts, whole, 1e-10)
+    parts = gradients(run_steps(small_dataset.path, dtype=torch.float64, micro_batch=micro_batch))
+    assert_same(parts, undivided(small_dataset.path), 1e-10)
 
 
 CASES = {"uneven shares": {"mixup": 0.0, "batch_size": 11}, "augmented": {}, "micro-batches": {"micro_batch": 4}}
@@ -83,10 +88,11 @@ def worker(rank: int, world_size: int, path: str, output: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(small_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (2, small_dataset.path, str(folder)), 2)
+    run_workers(worker, (2, small_dataset.path, str(folder)), 2)
     return [torch.load(folder / str(rank), weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_two_workers_have_the_gradient_of_one(ranks, small_dataset, name, dtype):
@@ -95,6 +101,7 @@ def test_two_workers_have_the_gradient_of_one(ranks, small_dataset, name, dtype)
         assert_same(rank[f"{name} {dtype}"], one, BOUNDS[dtype])
 
 
+@pytest.mark.process
 def test_the_largest_stop_request_reaches_every_worker(ranks):
     assert [rank["stop"] for rank in ranks] == [1, 1]
 

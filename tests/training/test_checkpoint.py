@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, torn ones are passed over, and nothing is unpickled."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,20 @@ from ajepa.checkpoints import find_checkpoint, latest_checkpoint, read_info, rea
 from ajepa.errors import UserError
 from ajepa.training.checkpoint import restore
 from ajepa.training.step import train_step
+
+
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory, small_dataset) -> Path:
+    """A run with a checkpoint after each of three steps. Read only."""
+    folder = tmp_path_factory.mktemp("three_steps")
+    save_run(folder, small_dataset)
+    return folder
+
+
+@pytest.fixture
+def run(three_steps, tmp_path) -> Path:
+    """A copy of its own for each test."""
+    return shutil.copytree(three_steps, tmp_path / "copy")
 
 
 def test_a_restored_state_goes_on_bit_for_bit(tmp_path, small_dataset):
@@ -33,9 +48,8 @@ def test_info_holds_config_and_statistics(tmp_path, small_dataset):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest"])
-def test_a_torn_checkpoint_is_passed_over(tmp_path, small_dataset, damage):
-    save_run(tmp_path, small_dataset)
-    newest = tmp_path / "checkpoints" / "step-00000003"
+def test_a_torn_checkpoint_is_passed_over(run, damage):
+    newest = run / "checkpoints" / "step-00000003"
     weights = newest / "model.safetensors"
     data = weights.read_bytes()
     if damage == "truncated":
@@ -46,30 +60,27 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, small_dataset, damage):
         weights.unlink()
     else:
         (newest / "checkpoint.json").unlink()
-    assert latest_checkpoint(str(tmp_path)).endswith("step-00000002")
+    assert latest_checkpoint(str(run)).endswith("step-00000002")
 
 
-def test_a_damaged_optimizer_is_refused(tmp_path, small_dataset):
-    save_run(tmp_path, small_dataset, 1)
-    folder = latest_checkpoint(str(tmp_path))
+def test_a_damaged_optimizer_is_refused(run):
+    folder = latest_checkpoint(str(run))
     Path(folder, "optimizer.safetensors").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(UserError, match="does not match its digest"):
         restore(folder, make_state())
 
 
-def test_another_architecture_is_refused(tmp_path, small_dataset):
-    save_run(tmp_path, small_dataset, 1)
+def test_another_architecture_is_refused(three_steps):
     other = make_state()
     other.core.predictor.mask_token = torch.nn.Parameter(torch.zeros(8))
     with pytest.raises(UserError, match="mask_token"):
-        restore(latest_checkpoint(str(tmp_path)), other)
+        restore(latest_checkpoint(str(three_steps)), other)
 
 
-def test_a_torn_optimizer_matters_for_resuming_only(tmp_path, small_dataset, caplog):
-    save_run(tmp_path, small_dataset)
-    (tmp_path / "checkpoints" / "step-00000003" / "optimizer.safetensors").write_bytes(b"torn")
-    assert latest_checkpoint(str(tmp_path)).endswith("3")
-    assert find_checkpoint(str(tmp_path)).endswith("2")
+def test_a_torn_optimizer_matters_for_resuming_only(run, caplog):
+    (run / "checkpoints" / "step-00000003" / "optimizer.safetensors").write_bytes(b"torn")
+    assert latest_checkpoint(str(run)).endswith("3")
+    assert find_checkpoint(str(run)).endswith("2")
     assert "optimizer.safetensors does not match its digest" in caplog.text
 
 
@@ -86,9 +97,8 @@ def test_no_checkpoint_is_said_clearly(tmp_path, make, match):
         latest_checkpoint(str(path))
 
 
-def test_another_version_is_refused(tmp_path, small_dataset):
-    save_run(tmp_path, small_dataset, 1)
-    manifest = Path(latest_checkpoint(str(tmp_path)), "checkpoint.json")
+def test_another_version_is_refused(run):
+    manifest = Path(latest_checkpoint(str(run)), "checkpoint.json")
     manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 9'))
     with pytest.raises(UserError, match="format 9"):
         read_info(str(manifest.parent))

@@ -1,13 +1,14 @@
 """Several workers, uneven shares and micro-batches do what one worker does with the whole batch."""
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers.training_state import MODEL, STATISTICS, make_batch
+from helpers.workers import run_workers
 
 from ajepa.config import PRESETS, Config, TrainConfig
 from ajepa.shards.reader import Batch
@@ -40,6 +41,12 @@ def run_steps(config: Config, dtype: torch.dtype, rank: int = 0, world_size: int
     return state
 
 
+@cache
+def one_worker(dtype: torch.dtype, masks_per_clip: int = 1) -> dict[str, torch.Tensor]:
+    """Gradients of one worker with the whole batch at once."""
+    return gradients(run_steps(make_config(masks_per_clip=masks_per_clip), dtype))
+
+
 def gradients(state: TrainState) -> dict[str, torch.Tensor]:
     """Of the last step, before the state is used again."""
     return {name: p.grad.clone() for name, p in state.core.trained_parameters()}
@@ -54,37 +61,40 @@ CASES = {  # workers, settings
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}  # the steps before make float32's rounding errors larger
 
 
-def worker(rank: int, world_size: int, output: str) -> None:
-    """All cases of one number of workers: starting processes takes longer than the steps."""
+def worker(rank: int, output: str) -> None:
+    """All cases, first of three workers and then of the first two: starting processes takes longer than the steps."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{output}/meeting", rank=rank, world_size=world_size)
+    for world_size in range(3, max(rank, 1), -1):
+        run_cases(rank, world_size, output)
+
+
+def run_cases(rank: int, world_size: int, output: str) -> None:
+    dist.init_process_group("gloo", f"file://{output}/meeting{world_size}", rank=rank, world_size=world_size)
     results = {}
     for name, (workers, train) in CASES.items():
         for dtype in BOUNDS if workers == world_size else ():
             state = run_steps(make_config(**train), dtype, rank, world_size)
             results[f"{name} {dtype}"] = gradients(state)
             results["stop"] = {"request": torch.tensor(state.stop_request)}
-    torch.save(results, f"{output}/{rank}.pt")
+    torch.save(results, f"{output}/{rank}-of-{world_size}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """Results of every rank by the number of workers."""
-    found = {}
-    for world_size in (2, 3):
-        folder = tmp_path_factory.mktemp(f"workers{world_size}")
-        mp.spawn(worker, (world_size, str(folder)), world_size)
-        found[world_size] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
-    return found
+    folder = tmp_path_factory.mktemp("workers")
+    run_workers(worker, (str(folder),), 3)
+    return {n: [torch.load(folder / f"{rank}-of-{n}.pt", weights_only=True) for rank in range(n)] for n in (2, 3)}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_workers_together_have_the_gradient_of_one(ranks, name, dtype):
     """After three steps, so that weights, moments and the EMA target agree as well."""
     world_size, train = CASES[name]
-    one = gradients(run_steps(make_config(**(train | {"micro_batch": 0})), dtype))
+    one = one_worker(dtype, train.get("masks_per_clip", 1))
     scale = max(g.abs().max() for g in one.values())
     for rank in ranks[world_size]:
         for parameter, gradient in one.items():
@@ -92,15 +102,16 @@ def test_workers_together_have_the_gradient_of_one(ranks, name, dtype):
             assert difference <= BOUNDS[dtype] * scale, parameter
 
 
+@pytest.mark.process
 def test_the_largest_stop_request_reaches_every_worker(ranks):
     assert [int(rank["stop"]["request"]) for rank in ranks[3]] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
 def test_micro_batches_add_up_to_the_batch(micro_batch):
-    whole, parts = (run_steps(make_config(micro_batch=m), torch.float64) for m in (0, micro_batch))
-    for name, gradient in gradients(whole).items():
-        torch.testing.assert_close(gradients(parts)[name], gradient, rtol=1e-10, atol=1e-12)
+    parts = gradients(run_steps(make_config(micro_batch=micro_batch), torch.float64))
+    for name, gradient in one_worker(torch.float64).items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_a_cpu_computes_no_more_clips_at_a_time_than_memory_allows():

@@ -23,10 +23,11 @@ SMALL = Config(
 
 
 def counted(config: Config, batch: int = 2) -> dict[str, int]:
-    """FLOPs of one clip by module, as PyTorch counts them. Attention is decomposed: the fused kernels recompute."""
-    model = build_model(config)
-    context, targets = mask_batch(config, np.arange(batch), 100)
-    log_mel = torch.randn(batch, 128, config.model.crop_frames)
+    """FLOPs of one clip by module, as PyTorch counts them from shapes alone. Attention is decomposed: the fused kernels
+    recompute."""
+    model = build_model(config).to("meta")
+    context, targets = (indices.to("meta") for indices in mask_batch(config, np.arange(batch), 100))
+    log_mel = torch.empty(batch, 128, config.model.crop_frames, device="meta")
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
             loss, _, _ = model(log_mel, context, targets)

@@ -1,6 +1,7 @@
 """The loop: reports, checkpoints, and an interrupted run that ends like an undisturbed one."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -29,22 +30,28 @@ def run(output, dataset, stop_at: int | None = None) -> list[dict]:
     return reports
 
 
-def test_reports_and_checkpoints_come_when_they_should(tmp_path, small_dataset):
-    reports = run(tmp_path, small_dataset)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, small_dataset):
+    """(folder, reports) of a run from its first step to its last. Read only."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, run(folder, small_dataset)
+
+
+def test_reports_and_checkpoints_come_when_they_should(undisturbed):
+    folder, reports = undisturbed
     assert [r["step"] for r in reports] == [0, 2, 4, 5, 6, 8, 10]
     assert [r["step"] for r in reports if "effective_rank" in r] == [0, 5, 10]
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
         "step-00000004", "step-00000008", "step-00000010",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("stop_at", [2, 5, 8])
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, small_dataset, stop_at):
-    run(tmp_path / "undisturbed", small_dataset)
+def test_an_interrupted_run_ends_with_the_same_weights(undisturbed, tmp_path, small_dataset, stop_at):
     with pytest.raises(Interrupted):
-        run(tmp_path / "interrupted", small_dataset, stop_at)
-    run(tmp_path / "interrupted", small_dataset)
-    a, b = (read_weights(latest_checkpoint(str(tmp_path / n))) for n in ("undisturbed", "interrupted"))
+        run(tmp_path, small_dataset, stop_at)
+    run(tmp_path, small_dataset)
+    a, b = (read_weights(latest_checkpoint(str(folder))) for folder in (undisturbed[0], tmp_path))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -65,14 +72,13 @@ def test_a_run_whose_checkpoints_are_all_torn_does_not_start_over(tmp_path, smal
         run(tmp_path, small_dataset)
 
 
-def test_a_finished_run_does_no_more_steps(tmp_path, small_dataset):
-    run(tmp_path, small_dataset)
-    assert run(tmp_path, small_dataset) == []
+def test_a_finished_run_does_no_more_steps(undisturbed, tmp_path, small_dataset):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    assert run(tmp_path / "run", small_dataset) == []
 
 
-def test_the_seed_changes_the_run(tmp_path, small_dataset):
-    run(tmp_path / "a", small_dataset)
+def test_the_seed_changes_the_run(undisturbed, tmp_path, small_dataset):
     other = dataclasses.replace(LOOP_CONFIG, train=dataclasses.replace(LOOP_CONFIG.train, seed=1))
-    train(other, small_dataset, str(tmp_path / "b"), WorkerContext(0, 1, torch.device("cpu"), lambda _: None))
-    a, b = (read_weights(latest_checkpoint(str(tmp_path / n))) for n in ("a", "b"))
+    train(other, small_dataset, str(tmp_path), WorkerContext(0, 1, torch.device("cpu"), lambda _: None))
+    a, b = (read_weights(latest_checkpoint(str(folder))) for folder in (undisturbed[0], tmp_path))
     assert not torch.equal(a["predictor.embed.weight"], b["predictor.embed.weight"])
