@@ -2,6 +2,7 @@
 imports this file, so no model code is imported here: a worker gets it with its job."""
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -125,8 +126,7 @@ def fit_with_ray(
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     settings = {"job": job, "output": output, "threads": threads, "said": said}
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=settings,
+        functools.partial(train_worker, settings),  # as train_loop_config the controller would unpickle the job as well
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         # Checkpoints are the run folder's own, written by rank 0 and found again by every attempt. Ray only hears of

@@ -8,10 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import psutil
 import ray
+import torch
 
+from ajepa.audio.statistics import Statistics
 from ajepa.config import PRESETS, Config, FrontEndConfig
+from ajepa.model.precision import autocast_dtype
+from ajepa.shards.reader import Batch
+from ajepa.training.inputs import prepare
+from ajepa.training.step import build_state, train_step
 from pipelines import tracking
 from pipelines.demo import DemoArgs
 from pipelines.jobs import preprocess, pretrain, probe
@@ -20,6 +27,11 @@ from pipelines.pretrain import PretrainArgs
 from pipelines.probe import ProbeArgs
 from pipelines.ray_cluster import start_ray
 from pipelines.synthesis import CLASSES, SECONDS, write_clips
+from pipelines.workers import choose_threads
+
+TIMED_STEPS = 3
+OTHER_SECONDS = 120.0  # all but pretraining, on 2 AVX2 cores where a step of the demo takes OTHER_STEP seconds
+OTHER_STEP = 0.57
 
 
 def demo_config(max_steps: int) -> Config:
@@ -28,11 +40,12 @@ def demo_config(max_steps: int) -> Config:
 
 
 class MemoryWatch:
-    """The most memory in use on this machine inside the block, by all processes, over what was in use before."""
+    """The most memory that this process and all it started had at one time inside the block, over what this process
+    had before. Pages that processes share, as libraries and Ray's object store, are left out."""
 
     def __enter__(self) -> Self:
-        self.start = psutil.virtual_memory().available
-        self.peak_gb = 0.0
+        self.process = psutil.Process()
+        self.start, self.peak = private_bytes(self.process), 0
         self._ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="memory-watch").start()
         return self
@@ -40,9 +53,47 @@ class MemoryWatch:
     def __exit__(self, *error: object) -> None:
         self._ended.set()
 
+    @property
+    def peak_gb(self) -> float:
+        return max(0, self.peak - self.start) / 1e9
+
     def _watch(self) -> None:
-        while not self._ended.wait(0.5):
-            self.peak_gb = max(self.peak_gb, (self.start - psutil.virtual_memory().available) / 1e9)
+        while not self._ended.wait(1.0):
+            tree = [self.process, *self.process.children(recursive=True)]
+            self.peak = max(self.peak, sum(private_bytes(process) for process in tree))
+
+
+def private_bytes(process: psutil.Process) -> int:
+    """Resident memory without what is shared, where the system tells the two apart; 0 of a process that has ended."""
+    try:
+        memory = process.memory_info()
+    except psutil.Error:
+        return 0
+    return memory.rss - getattr(memory, "shared", 0)
+
+
+def seconds_per_step(config: Config, threads: int) -> float:
+    """Time of a training step on this machine: the median of a few on random log-mels, after one that does not
+    count."""
+    torch.set_num_threads(threads)
+    statistics = Statistics(np.zeros(config.model.n_mels), np.ones(config.model.n_mels), 1)
+    state = build_state(config, statistics, TIMED_STEPS + 1, torch.device("cpu"))
+    size = config.train.batch_size
+    times = []
+    for step in range(TIMED_STEPS + 1):
+        noise = np.random.default_rng(step).standard_normal((size, config.model.n_mels, config.model.crop_frames))
+        samples = np.arange(step * size, (step + 1) * size)
+        inputs = prepare(config, Batch(noise.astype(np.float16), samples, samples), TIMED_STEPS + 1)
+        start = time.perf_counter()
+        train_step(state, inputs)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def expected_minutes(steps: int, step: float) -> float:
+    """Minutes of the whole demo where a training step takes `step` seconds. The other stages are import, decode and
+    draw; a machine that trains faster does them faster too, but not as much."""
+    return (steps * step + OTHER_SECONDS * (step / OTHER_STEP) ** 0.5) / 60
 
 
 @contextmanager
@@ -57,13 +108,22 @@ def main(args: DemoArgs) -> None:
     folder = Path(args.output).absolute()
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     folder.mkdir(parents=True, exist_ok=True)
+    config, threads = demo_config(args.max_steps), choose_threads(None, max(1, args.num_workers))
+    step = seconds_per_step(config, threads)
+    print(
+        f"about {expected_minutes(args.max_steps, step):.0f} min on this machine: a training step takes {step:.2f} s on "
+        f"{threads} threads ({autocast_dtype(config.train, torch.device('cpu')) or torch.float32})".replace(
+            "torch.", ""
+        ),
+        flush=True,
+    )
     times: dict[str, float] = {}
     with MemoryWatch() as memory:
         run_stages(args, folder, uri, times)
     for path in sorted((folder / "run/figures").iterdir()):
         print(path)
     print("\n" + ", ".join(f"{name.split(' (')[0].split(',')[0]} {seconds:.0f} s" for name, seconds in times.items()))
-    print(f"{sum(times.values()) / 60:.1f} min in all, peak memory {memory.peak_gb:.1f} GB over the start")
+    print(f"{sum(times.values()) / 60:.1f} min in all, at most {memory.peak_gb:.1f} GB of memory")
     print(f"look at the runs: {tracking.ui_command(uri)}")
 
 

@@ -1,0 +1,113 @@
+"""What a process imports before it does its work: seconds each, in every process that a job starts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.faults import PATH, PATIENCE, ROOT
+from helpers.training_state import save_run
+
+from pipelines.workers import fit
+
+COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "embed", "ablate", "export", "demo"]
+SLOW = ["torch", "ray", "mlflow", "pandas", "matplotlib", "numpy", "pyarrow", "scipy", "sklearn", "tqdm", "psutil"]
+
+OPTIONS = """
+import contextlib, importlib, io, json, sys
+found = {}
+for name in sys.argv[1:]:
+    command = importlib.import_module(f"pipelines.{name}")
+    codes, printed = [], io.StringIO()
+    for argv in (["--help"], ["--no-such-option"]):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            try:
+                command.parse_args(argv)
+            except SystemExit as stop:
+                codes.append(stop.code)
+    found[name] = [codes, sorted(sys.modules), printed.getvalue()]
+print(json.dumps(found))
+"""
+
+WORK = """
+import json, sys
+found = {}
+import ajepa
+ajepa.load_encoder(sys.argv[1])
+found["load_encoder"] = sorted(sys.modules)
+import pipelines.block_tasks
+found["a task of preprocess"] = sorted(sys.modules)
+import pipelines.embed_actors
+found["an actor of embed"] = sorted(sys.modules)
+import pipelines.pretrain_job
+found["a worker of pretrain"] = sorted(sys.modules)
+print(json.dumps(found))
+"""
+
+
+def run(code: str, *arguments: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT, env=os.environ | PATH, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def among(modules: list[str], names: list[str]) -> list[str]:
+    """Which of the names, or packages of such names, were imported."""
+    return sorted({name for name in names for module in modules if module == name or module.startswith(f"{name}.")})
+
+
+@pytest.mark.process
+def test_options_are_parsed_before_anything_slow_is_imported():
+    for name, (codes, modules, printed) in run(OPTIONS, *COMMANDS).items():
+        assert codes == [0, 2], (name, printed)
+        assert among(modules, [*SLOW, "pipelines.jobs"]) == [], name
+        assert "(default:" in printed and "output" in printed.lower(), name
+
+
+@pytest.mark.process
+def test_workers_import_what_they_use(tmp_path, small_dataset):
+    save_run(tmp_path, small_dataset, 1)
+    found = run(WORK, str(tmp_path))
+    training = ["ajepa.training", "ajepa.evaluation", "ajepa.finetuning"]
+    assert among(found["load_encoder"], ["scipy", "pandas", "pyarrow.dataset", "pipelines", *training]) == []
+    for name, modules in found.items():
+        assert among(modules, ["ray", "mlflow", "pandas", "matplotlib", "sklearn", "tyro", "pipelines.jobs"]) == [], (
+            name
+        )
+
+
+@pytest.mark.ray
+def test_the_train_controller_imports_no_model_code(ray_session, tmp_path):
+    def job(worker):
+        import sys
+
+        import ajepa.training.loop  # noqa: F401  what a worker needs
+
+        worker.report({"modules": sorted(sys.modules)})
+
+    written = str(tmp_path / "modules.json")
+
+    class Recorder:
+        """Writes down what the controller has imported when it hears of a report; nested, to be pickled by value."""
+
+        def after_report(self, run_context, metrics, checkpoint):
+            import json
+            import sys
+            from pathlib import Path
+
+            Path(written).write_text(json.dumps([sorted(sys.modules), metrics[0]["modules"]]))
+
+    fit(
+        job, str(tmp_path), num_workers=1, threads=1, device="cpu", max_failures=0, callbacks=[Recorder()]
+    )  # fmt: skip
+    controller, worker = json.loads(Path(written).read_text())
+    assert "pipelines.ray_training" in controller and "ajepa.training.step" in worker
+    assert (
+        among(controller, ["ajepa.model", "ajepa.training.step", "ajepa.training.loop", "mlflow", "matplotlib"]) == []
+    )
+    assert among(worker, ["mlflow", "matplotlib"]) == []
