@@ -5,32 +5,46 @@ import contextlib
 import dataclasses
 import io
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import mlflow
 import psutil
 import torch
 
 from ajepa.checkpoints import CheckpointInfo, latest_checkpoint, read_info, read_weights
+from helpers.runs import TINY_MODEL
 
 ROOT = Path(__file__).parents[2]
+HELD = str(Path(__file__).with_name("held_pretrain.py"))
 PATIENCE = 600  # seconds until something that is waited for counts as hung; many times what a slow machine takes
 PATH = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def options(
-    data: str, output: Path | str, mlflow_uri: str, *more: str, steps: int = 12, every: int = 5, batch: int = 8
+    data: str,
+    output: Path | str,
+    mlflow_uri: str,
+    *more: str,
+    steps: int = 12,
+    every: int = 5,
+    batch: int = 8,
+    width: int = TINY_MODEL.width,
 ) -> list[str]:
-    """Options of pretrain.py for a short run of the nano model in float32."""
-    train = {"batch-size": batch, "max-steps": steps, "log-every": 2, "eval-every": steps, "checkpoint-every": every}
-    named = [text for name, value in train.items() for text in (f"--{name}", str(value))]
+    """Options of pretrain.py for a short run of a tiny model in float32, without pictures."""
+    model = dataclasses.asdict(dataclasses.replace(TINY_MODEL, width=width))
+    train = {"batch_size": batch, "max_steps": steps, "log_every": 2, "eval_every": steps, "checkpoint_every": every}
+    named = [text for name, value in (model | train).items() for text in ("--" + name.replace("_", "-"), str(value))]
     where = ["--data", data, "--output", str(output), "--mlflow-uri", mlflow_uri]
-    return [*where, "--precision", "fp32", "--threads", "1", *named, *more]
+    return [*where, "--precision", "fp32", "--threads", "1", "--no-figures", *named, *more]
+
+
+# Of runs that are compared to float32's accuracy: so many weights that `assert_close_end` has some to spare.
+WIDE = 96
 
 
 def checkpoints(output: Path | str) -> list[int]:
@@ -79,6 +93,27 @@ def wait_for(condition: Callable[[], bool], what: str, alive: Callable[[], bool]
         assert time.monotonic() - began < PATIENCE, f"waited {PATIENCE} s for {what}"
         time.sleep(0.01)
     return time.monotonic() - began
+
+
+class Holds:
+    """A folder of steps after which a command waits, so that it is met there however fast or slow the machine."""
+
+    def __init__(self, folder: Path, *steps: int) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for step in steps:
+            (folder / f"hold-{step}").touch()
+
+    def reached(self, step: int) -> bool:
+        """Whether it has come there since the last call that said so."""
+        held = self.folder / f"held-{step}"
+        there = held.exists()
+        held.unlink(missing_ok=True)
+        return there
+
+    def release(self, step: int) -> None:
+        """Let it go on, now and every time it comes there again."""
+        (self.folder / f"hold-{step}").unlink()
 
 
 class Gate:
@@ -164,11 +199,12 @@ class Command:
 
 
 @contextlib.contextmanager
-def command(arguments: Sequence[str], log: Path, **environment: str) -> Iterator[Command]:
+def command(arguments: Sequence[str], log: Path, holds: Holds | None = None, **environment: str) -> Iterator[Command]:
     """Start pretrain.py; whatever is left of it after the block is killed."""
+    program = [HELD, str(holds.folder)] if holds else ["pipelines/pretrain.py"]
     with log.open("a") as stream:
         process = subprocess.Popen(
-            [sys.executable, "pipelines/pretrain.py", *arguments], cwd=ROOT, env=os.environ | PATH | environment,
+            [sys.executable, *program, *arguments], cwd=ROOT, env=os.environ | PATH | environment,
             stdout=stream, stderr=stream, text=True, start_new_session=True,
         )  # fmt: skip
     try:
@@ -183,20 +219,25 @@ def command(arguments: Sequence[str], log: Path, **environment: str) -> Iterator
                     child.kill()
 
 
-def run(arguments: Sequence[str], log: Path, **environment: str) -> str:
-    """pretrain.py to its end, which must be a good one; what it printed."""
-    with command(arguments, log, **environment) as started:
-        code = started.wait()
-        assert code == 0, started.text
-        return started.text
+class Failure(NamedTuple):
+    """A worker that sends itself a signal, once: right after a step, or after its checkpoint is written."""
+
+    moment: Literal["step", "checkpoint"]
+    step: int
+    rank: int
+    number: int
+
+    def flag(self, folder: Path) -> Path:
+        """The file that is there afterwards; it holds the time."""
+        return folder / f"{self.moment}-{self.step}"
 
 
-def failing_worker(step: int, rank: int, number: signal.Signals, flag: Path) -> Callable[[dict], None]:
-    """A train_worker whose process sends itself a signal right after a step of its first attempt; the flag file then
-    holds the time."""
+def failing_worker(folder: Path, *failures: Failure) -> Callable[[dict], None]:
+    """A train_worker whose processes fail, each at its own time."""
     from pipelines.ray_training import train_worker
 
-    number, where = int(number), str(flag)
+    # What a worker unpickles: it cannot import this file.
+    planned = [(f.moment, f.step, f.rank, int(f.number), str(f.flag(folder))) for f in failures]
 
     def worker(settings: dict) -> None:
         import os
@@ -205,20 +246,28 @@ def failing_worker(step: int, rank: int, number: signal.Signals, flag: Path) -> 
 
         import ray.train
 
-        from ajepa.training import loop
+        from ajepa.training import loop, writer
         from pipelines import stopping
 
-        take_step = loop.train_step
+        rank, take_step, write = ray.train.get_context().get_world_rank(), loop.train_step, writer.write_checkpoint
+
+        def fail(*now):
+            for *when, number, flag in planned:
+                if when == [*now, rank] and not Path(flag).exists():
+                    Path(flag).write_text(str(time.time()))
+                    os.kill(os.getpid(), number)
+                    stopping._terminated.wait(60)  # the main thread takes it when it is next asked something
 
         def step_then_fail(state, *args, **kwargs):
             result = take_step(state, *args, **kwargs)
-            if state.step == step and ray.train.get_context().get_world_rank() == rank and not Path(where).exists():
-                Path(where).write_text(str(time.time()))
-                os.kill(os.getpid(), number)
-                stopping._terminated.wait(60)  # the main thread takes it when it is next asked something
+            fail("step", state.step)
             return result
 
-        loop.train_step = step_then_fail
+        def write_then_fail(path, shot):
+            write(path, shot)
+            fail("checkpoint", shot.step)
+
+        loop.train_step, writer.write_checkpoint = step_then_fail, write_then_fail
         train_worker(settings)
 
     return worker

@@ -7,6 +7,7 @@ from ajepa.config import PRESETS, Config, MaskConfig, ModelConfig, TrainConfig
 SHORT_MODEL = ModelConfig(
     crop_frames=64, depth=2, width=32, heads=2, predictor_depth=1, predictor_width=16, predictor_heads=2
 )
+TINY_MODEL = dataclasses.replace(SHORT_MODEL, depth=4)  # as deep as nano, whose recipe averages 4 layers
 LOOP_CONFIG = Config(
     model=ModelConfig(
         crop_frames=64, depth=1, width=32, heads=2, predictor_depth=1, predictor_width=16, predictor_heads=2
@@ -17,7 +18,7 @@ LOOP_CONFIG = Config(
 
 
 def tiny_config(**train) -> Config:
-    """The nano model on small batches: a step takes a tenth of a second."""
+    """The nano recipe on a tiny model and small batches: a step takes a hundredth of a second."""
     settings = {"batch_size": 8, "max_steps": 6, "log_every": 2, "eval_every": 3, "checkpoint_every": 2} | train
     config = PRESETS["nano"]
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
+    return dataclasses.replace(config, model=TINY_MODEL, train=dataclasses.replace(config.train, **settings))

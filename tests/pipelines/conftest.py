@@ -1,4 +1,4 @@
-"""One real Ray for all job tests, and a folder of labelled sounds."""
+"""One real Ray for all job tests, finished runs that they share, and a folder of labelled sounds."""
 
 import os
 import subprocess
@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from helpers.faults import WIDE, options
+from helpers.runs import tiny_config
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +24,32 @@ def ray_session(s3_server):
     start_ray(num_cpus=2)
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def finished_run(small_dataset, tmp_path_factory, new_mlflow):
+    """The arguments of a finished run of 6 steps, in an MLflow database that others may record to. Read only."""
+    from pipelines.jobs import pretrain
+
+    folder = tmp_path_factory.mktemp("finished")
+    args = pretrain.PretrainArgs(
+        data=small_dataset.path, output=str(folder / "run"), num_workers=0, threads=1, mlflow_uri=new_mlflow(folder),
+        config=tiny_config(), figures=False,
+    )  # fmt: skip
+    pretrain.main(args)
+    return args
+
+
+@pytest.fixture(scope="session")
+def by_two(small_dataset, tmp_path_factory, new_mlflow, ray_session):
+    """The folder of a finished run of 12 steps by two workers, with checkpoints every 5 steps. Read only."""
+    from pipelines.jobs import pretrain
+    from pipelines.pretrain import parse_args
+
+    folder = tmp_path_factory.mktemp("by-two")
+    more = ("--num-workers", "2")
+    pretrain.main(parse_args(options(small_dataset.path, folder / "run", new_mlflow(folder), *more, width=WIDE)))
+    return folder / "run"
 
 
 @pytest.fixture(scope="session")

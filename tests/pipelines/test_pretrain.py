@@ -2,18 +2,19 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
-from helpers.faults import assert_close_end
+from helpers.faults import WIDE, assert_close_end, options
 from helpers.runs import tiny_config
 
 from ajepa.checkpoints import latest_checkpoint, read_weights
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
-from pipelines import ray_training, reporter
+from pipelines import reporter
 from pipelines.history import append_history, read_history
 from pipelines.jobs.pretrain import main
 from pipelines.pretrain import PretrainArgs, parse_args
@@ -23,8 +24,15 @@ from pipelines.pretrain import PretrainArgs, parse_args
 def args(small_dataset, tmp_path, mlflow_uri):
     return PretrainArgs(
         data=small_dataset.path, output=str(tmp_path / "run"), num_workers=0, threads=1, mlflow_uri=mlflow_uri,
-        config=tiny_config(),
+        config=tiny_config(), figures=False,
     )  # fmt: skip
+
+
+@pytest.fixture
+def copied(finished_run, tmp_path):
+    """The arguments of a copy of the finished run."""
+    shutil.copytree(finished_run.output, tmp_path / "copy")
+    return dataclasses.replace(finished_run, output=str(tmp_path / "copy"))
 
 
 def test_a_run_is_recorded(args, mlflow_uri):
@@ -33,24 +41,26 @@ def test_a_run_is_recorded(args, mlflow_uri):
     assert [r["step"] for r in read_history(args.output)] == [0, 2, 3, 4, 6]
     run_json = json.loads(Path(args.output, "run.json").read_text())
     run = mlflow.MlflowClient(mlflow_uri).get_run(run_json["mlflow_run"])
-    assert run.info.status == "FINISHED" and run.data.params["model.width"] == "192"
+    assert run.info.status == "FINISHED" and run.data.params["model.width"] == "32"
     losses = mlflow.MlflowClient(mlflow_uri).get_metric_history(run.info.run_id, "loss")
     assert [m.step for m in losses] == [2, 3, 4, 6]
     assert run.data.metrics["effective_rank"] > 1
 
 
-def test_the_same_command_again_does_nothing(args, mlflow_uri, capsys):
-    main(args)
-    before = {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
-    main(args)
+def test_without_figures_none_are_drawn(finished_run):
+    assert not Path(finished_run.output, "figures").exists()
+
+
+def test_the_same_command_again_does_nothing(finished_run, capsys):
+    before = {p: p.stat().st_mtime_ns for p in Path(finished_run.output).rglob("*")}
+    main(finished_run)
     assert "nothing to do" in capsys.readouterr().out
-    assert before == {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
-    assert len(mlflow.MlflowClient(mlflow_uri).search_runs(["1"])) == 1
+    assert before == {p: p.stat().st_mtime_ns for p in Path(finished_run.output).rglob("*")}
+    client = mlflow.MlflowClient(finished_run.mlflow_uri)
+    assert len(client.search_runs(["1"], f"params.output = '{finished_run.output}'")) == 1
 
 
-def test_an_interrupted_run_resumes_into_the_same_mlflow_run(args, mlflow_uri, monkeypatch):
-    undisturbed = dataclasses.replace(args, output=args.output + "-undisturbed")
-    main(undisturbed)
+def test_an_interrupted_run_resumes_into_the_same_mlflow_run(args, finished_run, mlflow_uri, monkeypatch):
     append = reporter.append_history
 
     def interrupt(output, reports):
@@ -67,9 +77,9 @@ def test_an_interrupted_run_resumes_into_the_same_mlflow_run(args, mlflow_uri, m
     assert client.get_run(run_id).info.status == "KILLED"
     main(args)
     assert client.get_run(run_id).info.status == "FINISHED"
-    assert len(client.search_runs(["1"])) == 2
+    assert len(client.search_runs(["1"])) == 1
     assert [r["step"] for r in read_history(args.output)] == [0, 2, 3, 4, 6]
-    a, b = (read_weights(latest_checkpoint(path)) for path in (args.output, undisturbed.output))
+    a, b = (read_weights(latest_checkpoint(path)) for path in (args.output, finished_run.output))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -81,19 +91,17 @@ def test_history_counts_replayed_steps_once_and_skips_a_torn_line(tmp_path):
     assert [(r["step"], r["try"]) for r in read_history(str(tmp_path))] == [(0, 1), (2, 1), (4, 2), (6, 2)]
 
 
-def test_other_settings_into_the_same_run_are_refused(args):
-    main(args)
+def test_other_settings_into_the_same_run_are_refused(copied):
     with pytest.raises(UserError, match=r"train.lr: 0.001 -> 0.01"):
-        main(dataclasses.replace(args, config=tiny_config(lr=0.01)))
-    assert main(dataclasses.replace(args, config=tiny_config(lr=0.01), overwrite=True)).config.train.lr == 0.01
+        main(dataclasses.replace(copied, config=tiny_config(lr=0.01)))
+    assert main(dataclasses.replace(copied, config=tiny_config(lr=0.01), overwrite=True)).config.train.lr == 0.01
 
 
-def test_another_dataset_into_the_same_run_is_refused(args):
-    main(args)
-    run = Path(args.output, "run.json")
+def test_another_dataset_into_the_same_run_is_refused(copied):
+    run = Path(copied.output, "run.json")
     run.write_text(run.read_text().replace('"dataset_hash": "', '"dataset_hash": "0'))
     with pytest.raises(UserError, match="dataset: 0"):
-        main(args)
+        main(copied)
 
 
 def test_the_preset_sets_the_defaults_and_options_change_them():
@@ -113,44 +121,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(args, num_workers
 
 
 @pytest.mark.ray
-def test_two_workers_do_what_one_does(args, ray_session):
-    config = tiny_config(precision="fp32")
-    single = dataclasses.replace(args, config=config)
-    double = dataclasses.replace(args, config=config, num_workers=2, output=args.output + "-2")
-    main(single)
-    main(double)
-    assert_close_end(double.output, single.output)
-    losses = [[r["loss"] for r in read_history(x.output) if "loss" in r] for x in (single, double)]
+def test_two_workers_do_what_one_does(by_two, small_dataset, tmp_path, mlflow_uri):
+    output = tmp_path / "by-one"
+    main(parse_args(options(small_dataset.path, output, mlflow_uri, "--num-workers", "0", width=WIDE)))
+    assert_close_end(by_two, output)
+    losses = [[r["loss"] for r in read_history(str(run)) if "loss" in r] for run in (output, by_two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-@pytest.mark.ray
-def test_a_worker_that_dies_is_replaced_and_the_run_ends_the_same(args, ray_session, tmp_path, monkeypatch):
-    config = tiny_config(precision="fp32")
-    main(dataclasses.replace(args, config=config))
-    crashing = dataclasses.replace(args, config=config, num_workers=1, output=args.output + "-crash")
-    flag = tmp_path / "crashed"
-    original = ray_training.train_worker
-
-    def crash_once(settings):
-        import os
-        import signal
-
-        import ajepa.training.writer as writer
-
-        write = writer.write_checkpoint
-
-        def write_then_die(folder, shot):
-            write(folder, shot)
-            if shot.step == 4 and not flag.exists():
-                flag.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        writer.write_checkpoint = write_then_die
-        original(settings)
-
-    monkeypatch.setattr(ray_training, "train_worker", crash_once)
-    main(crashing)
-    assert flag.exists()
-    a, b = (read_weights(latest_checkpoint(x)) for x in (args.output, crashing.output))
-    assert all(torch.equal(a[k], b[k]) for k in a)
