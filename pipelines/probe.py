@@ -39,6 +39,8 @@ class ProbeArgs:
     default behind it."""
     cache: str | None = None
     """Local folder of computed features; by default $AJEPA_CACHE or ~/.cache/ajepa/features."""
+    figures: bool = True
+    """Draw a confusion matrix and a map of the test clips."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU when there is one."""
     threads: int | None = None

@@ -13,7 +13,6 @@ from ajepa.evaluation.comparison import Row, markdown_table
 from ajepa.evaluation.metrics import class_scores, confusion
 from ajepa.evaluation.probe import ProbeResult
 from ajepa.evaluation.splits import Targets
-from pipelines.probe_figures import draw_confusion, draw_map
 from pipelines.tables import markdown
 
 OUTPUTS = (
@@ -29,8 +28,9 @@ def write_outputs(
     vectors: Callable[[], np.ndarray],
     targets: Targets,
     about: dict[str, Any],
+    figures: bool = True,
 ) -> None:
-    """Write OUTPUTS; several labels a clip have no confusion matrix.
+    """Write OUTPUTS, the pictures only with `figures`; several labels a clip have no confusion matrix.
 
     Args:
         best: the row whose first run is shown class by class and drawn.
@@ -58,6 +58,10 @@ def write_outputs(
     results = {"about": about, "rows": flat, "shown": {"pooling": best.pooling, "label": best.runs[0].label},
                "per_class": classes.to_dict("records")}  # fmt: skip
     storage.write_text(str(folder / "results.json"), json.dumps(_plain(results), indent=1))
+    if not figures:
+        return
+    from pipelines.probe_figures import draw_confusion, draw_map  # matplotlib and scikit-learn
+
     title = f"{about['protocol']} probe, {best.pooling} pooling: {best.metric} {best.runs[0].score:.3f}"
     if not result.multi_label:
         table = confusion(*_labels(result), len(targets.names))

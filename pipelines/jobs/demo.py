@@ -17,7 +17,7 @@ from ajepa.audio.statistics import Statistics
 from ajepa.config import PRESETS, Config, FrontEndConfig
 from ajepa.model.precision import autocast_dtype
 from ajepa.shards.reader import Batch
-from ajepa.training.inputs import prepare
+from ajepa.training.inputs import on_device, prepare
 from ajepa.training.step import build_state, train_step
 from pipelines import tracking
 from pipelines.demo import DemoArgs
@@ -72,20 +72,20 @@ def private_bytes(process: psutil.Process) -> int:
     return memory.rss - getattr(memory, "shared", 0)
 
 
-def seconds_per_step(config: Config, threads: int) -> float:
+def seconds_per_step(config: Config, threads: int, device: torch.device) -> float:
     """Time of a training step on this machine: the median of a few on random log-mels, after one that does not
     count."""
     torch.set_num_threads(threads)
     statistics = Statistics(np.zeros(config.model.n_mels), np.ones(config.model.n_mels), 1)
-    state = build_state(config, statistics, TIMED_STEPS + 1, torch.device("cpu"))
-    size = config.train.batch_size
-    times = []
+    state = build_state(config, statistics, TIMED_STEPS + 1, device)
+    size, times = config.train.batch_size, []
     for step in range(TIMED_STEPS + 1):
         noise = np.random.default_rng(step).standard_normal((size, config.model.n_mels, config.model.crop_frames))
         samples = np.arange(step * size, (step + 1) * size)
         inputs = prepare(config, Batch(noise.astype(np.float16), samples, samples), TIMED_STEPS + 1)
         start = time.perf_counter()
-        train_step(state, inputs)
+        for on_it in on_device([inputs], device):
+            train_step(state, on_it).loss.item()
         times.append(time.perf_counter() - start)
     return float(np.median(times[1:]))
 
@@ -108,15 +108,7 @@ def main(args: DemoArgs) -> None:
     folder = Path(args.output).absolute()
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     folder.mkdir(parents=True, exist_ok=True)
-    config, threads = demo_config(args.max_steps), choose_threads(None, max(1, args.num_workers))
-    step = seconds_per_step(config, threads)
-    print(
-        f"about {expected_minutes(args.max_steps, step):.0f} min on this machine: a training step takes {step:.2f} s on "
-        f"{threads} threads ({autocast_dtype(config.train, torch.device('cpu')) or torch.float32})".replace(
-            "torch.", ""
-        ),
-        flush=True,
-    )
+    announce_time(args)
     times: dict[str, float] = {}
     with MemoryWatch() as memory:
         run_stages(args, folder, uri, times)
@@ -125,6 +117,19 @@ def main(args: DemoArgs) -> None:
     print("\n" + ", ".join(f"{name.split(' (')[0].split(',')[0]} {seconds:.0f} s" for name, seconds in times.items()))
     print(f"{sum(times.values()) / 60:.1f} min in all, at most {memory.peak_gb:.1f} GB of memory")
     print(f"look at the runs: {tracking.ui_command(uri)}")
+
+
+def announce_time(args: DemoArgs) -> None:
+    """Print how long the demo will take, from a few timed steps."""
+    config, threads = demo_config(args.max_steps), choose_threads(None, max(1, args.num_workers))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    step = seconds_per_step(config, threads, device)
+    where = "the GPU" if device.type == "cuda" else f"{threads} CPU threads"
+    dtype = str(autocast_dtype(config.train, device) or torch.float32).removeprefix("torch.")
+    minutes = expected_minutes(args.max_steps, step)
+    print(
+        f"about {minutes:.0f} min on this machine: a training step takes {step:.2f} s on {where} ({dtype})", flush=True
+    )
 
 
 def run_stages(args: DemoArgs, folder: Path, uri: str, times: dict[str, float]) -> None:

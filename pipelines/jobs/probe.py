@@ -63,7 +63,8 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
             print(f"{row.features}, {row.pooling}: {row.metric} {row.mean:.3f}", flush=True)
         best = choose_row(rows)
         picture = partial(_vectors, sources[0], best.pooling)
-        write_outputs(folder, rows, best, picture, targets, about(args, encoders, paths, dataset, splits[0]))
+        described = about(args, encoders, paths, dataset, splits[0])
+        write_outputs(folder, rows, best, picture, targets, described, args.figures)
         tracker.log_metrics(max(e.about["step"] for e in encoders), metrics(rows))
         for name in OUTPUTS:
             if (folder / name).exists():

@@ -10,6 +10,9 @@ import psutil
 import pytest
 from helpers.faults import (
     PATIENCE,
+    WIDE,
+    Failure,
+    Holds,
     assert_one_mlflow_run,
     assert_same_end,
     checkpoints,
@@ -17,7 +20,6 @@ from helpers.faults import (
     failing_worker,
     names,
     options,
-    run,
     wait_for,
 )
 
@@ -26,8 +28,7 @@ from pipelines.history import read_history
 from pipelines.jobs.pretrain import main
 from pipelines.pretrain import parse_args
 
-# Long enough to be met in the middle.
-LONG = {"steps": 100, "every": 10}
+LONG = {"steps": 40, "every": 10}
 
 
 @pytest.fixture(scope="module")
@@ -37,41 +38,34 @@ def mlflow_uri(tmp_path_factory, new_mlflow):
 
 @pytest.fixture(scope="module")
 def alone(small_dataset, tmp_path_factory, mlflow_uri):
-    """The undisturbed run of 100 steps by one process."""
+    """The undisturbed run of 40 steps by one process."""
     output = tmp_path_factory.mktemp("alone") / "run"
     main(parse_args(options(small_dataset.path, output, mlflow_uri, "--num-workers", "0", **LONG)))
     return output
 
 
-@pytest.fixture(scope="module")
-def by_two(small_dataset, tmp_path_factory, mlflow_uri, ray_session):
-    """The undisturbed run of 12 steps by two workers."""
-    output = tmp_path_factory.mktemp("by-two") / "run"
-    main(parse_args(options(small_dataset.path, output, mlflow_uri, "--num-workers", "2")))
-    return output
-
-
 @pytest.mark.ray
-def test_a_killed_worker_is_replaced(by_two, small_dataset, tmp_path, mlflow_uri, monkeypatch):
-    flag, output = tmp_path / "killed", tmp_path / "run"
-    monkeypatch.setattr(ray_training, "train_worker", failing_worker(8, 1, signal.SIGKILL, flag))
-    main(parse_args(options(small_dataset.path, output, mlflow_uri, "--num-workers", "2")))
-    assert flag.exists()
+def test_workers_that_end_are_replaced(by_two, small_dataset, tmp_path, mlflow_uri, monkeypatch):
+    """One is terminated, which has its step saved first; then one is killed at a step, one right after a checkpoint."""
+    output = tmp_path / "run"
+    failures = (
+        Failure("step", 7, 1, signal.SIGTERM),
+        Failure("step", 9, 1, signal.SIGKILL),
+        Failure("checkpoint", 10, 0, signal.SIGKILL),
+    )
+    monkeypatch.setattr(ray_training, "train_worker", failing_worker(tmp_path, *failures))
+    more = ("--num-workers", "2", "--keep-checkpoints", "9")
+    main(parse_args(options(small_dataset.path, output, mlflow_uri, *more, width=WIDE)))
+    terminated, *killed = (failure.flag(tmp_path) for failure in failures)
+    assert all(flag.exists() for flag in killed)
+    assert checkpoints(output) == [5, 8, 10, 12]  # asked before the step that follows
+    saved = output / "checkpoints/step-00000008/checkpoint.json"
+    print(
+        f"grace: the checkpoint was there {saved.stat().st_mtime - float(terminated.read_text()):.2f} s after SIGTERM"
+    )
     assert_same_end(output, by_two)
     assert_one_mlflow_run(mlflow_uri, output)
     assert [r["step"] for r in read_history(str(output))] == [r["step"] for r in read_history(str(by_two))]
-
-
-@pytest.mark.ray
-def test_a_terminated_worker_has_its_step_saved_first(by_two, small_dataset, tmp_path, mlflow_uri, monkeypatch):
-    flag, output = tmp_path / "terminated", tmp_path / "run"
-    monkeypatch.setattr(ray_training, "train_worker", failing_worker(7, 1, signal.SIGTERM, flag))
-    main(parse_args(options(small_dataset.path, output, mlflow_uri, "--num-workers", "2", "--keep-checkpoints", "9")))
-    saved = output / "checkpoints/step-00000008/checkpoint.json"  # asked before the step that follows
-    assert checkpoints(output) == [5, 8, 10, 12]
-    print(f"grace: the checkpoint was there {saved.stat().st_mtime - float(flag.read_text()):.2f} s after SIGTERM")
-    assert_same_end(output, by_two)
-    assert_one_mlflow_run(mlflow_uri, output)
 
 
 def wait_for_end(processes: list[psutil.Process]) -> None:
@@ -84,16 +78,28 @@ def wait_for_end(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=PATIENCE)
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.ray)])
-def test_a_command_stopped_again_and_again_goes_on(num_workers, alone, small_dataset, tmp_path, mlflow_uri):
-    """SIGTERM, then Ctrl-C, then kill -9, each in the middle, then to the end. With a Ray of its own each time."""
+@pytest.mark.process
+@pytest.mark.parametrize("num_workers", ["0", pytest.param("1", marks=pytest.mark.ray)])
+def test_a_command_stopped_again_and_again_goes_on(
+    num_workers, alone, small_dataset, tmp_path, mlflow_uri, request, capfd
+):
+    """kill -9, then Ctrl-C, then SIGTERM, each in the middle, then to the end by this process. With a Ray of its own
+    where Ray's processes might outlive it or hear of the signal; with the session's where not."""
     output = tmp_path / "run"
-    arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", str(num_workers), **LONG)
+    shared = {}
+    if num_workers != "0":
+        shared = {"RAY_ADDRESS": request.getfixturevalue("ray_session").get_runtime_context().gcs_address}
+    arguments = options(small_dataset.path, output, mlflow_uri, **LONG)
     reached = 0
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
-        with command(arguments, tmp_path / number.name) as started:
-            wanted = reached - reached % 10 + 10
+    for number, code, environment in (
+        (signal.SIGKILL, -9, {}), (signal.SIGINT, 130, {}), (signal.SIGTERM, 143, shared),
+    ):  # fmt: skip
+        wanted = reached - reached % 10 + 10
+        holds = Holds(tmp_path / f"holds-{number.name}", wanted + 3)
+        log = tmp_path / number.name
+        with command([*arguments, "--num-workers", num_workers], log, holds, **environment) as started:
             started.wait_for(lambda wanted=wanted: checkpoints(output)[-1:] >= [wanted], f"checkpoint {wanted}")
+            started.wait_for(lambda holds=holds, at=wanted + 3: holds.reached(at), f"step {wanted + 3}")
             processes, sent = started.children(), time.monotonic()
             if number == signal.SIGINT:
                 os.killpg(started.process.pid, number)  # a terminal sends Ctrl-C to the whole group
@@ -110,6 +116,8 @@ def test_a_command_stopped_again_and_again_goes_on(num_workers, alone, small_dat
                 assert "Traceback" not in started.text, started.text
                 assert started.text.count("run the same command again") == 1
                 assert not (output / "STOP").exists()
-    assert f"resuming at step {reached}" in run(arguments, tmp_path / "last")
+    capfd.readouterr()
+    main(parse_args([*arguments, "--num-workers", "0"]))
+    assert f"resuming at step {reached}" in capfd.readouterr().out
     assert_same_end(output, alone)
     assert_one_mlflow_run(mlflow_uri, output)
