@@ -10,8 +10,10 @@ import ajepa
 from ajepa import storage
 from ajepa.errors import UserError
 
+pytestmark = pytest.mark.process
 
-def test_a_run_in_a_bucket_is_loaded_and_exported_there(here, s3, small_dataset, tmp_path):
+
+def test_a_run_in_a_bucket_is_loaded_and_exported_there(s3, small_dataset, tmp_path):
     save_run(tmp_path / "run", small_dataset, 1)
     for name, _ in storage.list_files(str(tmp_path / "run")):
         with storage.atomic_output(f"s3://sounds/run/{name}") as stream:
@@ -23,6 +25,6 @@ def test_a_run_in_a_bucket_is_loaded_and_exported_there(here, s3, small_dataset,
         assert all(torch.equal(loaded[name], wanted[name]) for name in wanted)
 
 
-def test_nothing_in_a_bucket_is_named(here, s3):
+def test_nothing_in_a_bucket_is_named(s3):
     with pytest.raises(UserError, match="s3://sounds/nothing"):
         ajepa.load_encoder("s3://sounds/nothing")

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, and a wire to it that can be cut. tests/conftest.py makes its fixtures known."""
+"""A real S3 server on loopback, behind a wire that can be cut. tests/conftest.py makes its fixtures known."""
 
 import contextlib
 import socket
@@ -8,6 +8,7 @@ import threading
 
 import boto3
 import pytest
+from pyarrow import fs
 
 from ajepa import storage
 
@@ -31,7 +32,7 @@ class Wire:
         self.cut_at: bytes | None = None
         self._lock = threading.Lock()  # a connection is either broken or, once cut, never made
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._ends: list[socket.socket] = []
+        self._ends: set[socket.socket] = set()
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -46,7 +47,7 @@ class Wire:
                     client.close()
                     continue
                 server = socket.create_connection(("127.0.0.1", self.target))
-                self._ends += [client, server]
+                self._ends |= {client, server}
             for a, b, asks in ((client, server, True), (server, client, False)):
                 threading.Thread(target=self._pump, args=(a, b, asks), daemon=True).start()
 
@@ -60,6 +61,8 @@ class Wire:
             pass
         for end in (a, b):
             hang_up(end)
+        with self._lock:
+            self._ends -= {a, b}
 
     def break_now(self) -> None:
         with self._lock:
@@ -67,6 +70,11 @@ class Wire:
             for end in self._ends:
                 hang_up(end)
             self._ends.clear()
+
+    def mend(self) -> None:
+        """Let connections through from now on."""
+        with self._lock:
+            self.cut, self.cut_at = False, None
 
     def close(self) -> None:
         hang_up(self._listener)
@@ -80,47 +88,57 @@ def hang_up(end: socket.socket) -> None:
     end.close()
 
 
+def ask_once(patch: pytest.MonkeyPatch, wire: Wire) -> None:
+    """Clients, in this process, that do not ask again what they got no answer to: real ones do so for six seconds."""
+    client = fs.S3FileSystem(
+        endpoint_override=f"http://127.0.0.1:{wire.port}", region="us-east-1",
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
+    )  # fmt: skip
+    patch.setattr(storage, "_filesystem", lambda uri: (client, uri.partition("://")[2]))
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
-    """The port of one server for all tests of this process; the environment points at it, also that of the session's
-    Ray, which starts after it."""
+    """The wire to one server for all tests of this process; the environment points at the wire, also that of the
+    session's Ray, which starts after it."""
     with (
         (tmp_path_factory.mktemp("moto") / "log").open("wb") as log,
         subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=log, text=True) as server,
         pytest.MonkeyPatch.context() as patch,
     ):
         try:
-            port = int(server.stdout.readline())  # chosen and bound by the server itself
+            relay = Wire(int(server.stdout.readline()))  # a port that the server itself chose and bound
             for name, value in {
                 "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{relay.port}",
             }.items():  # fmt: skip
                 patch.setenv(name, value)
-            yield port
+            yield relay
+            relay.close()
         finally:
             server.terminate()
 
 
 @pytest.fixture(scope="module")
 def s3(s3_server):
-    """The port of the server, whose bucket "sounds" holds nothing yet."""
+    """The bucket "sounds", which holds nothing yet. This handle reaches it where the wire is cut, too."""
     storage._filesystem.cache_clear()
-    bucket = boto3.resource("s3").create_bucket(Bucket="sounds")
-    yield s3_server
+    bucket = boto3.resource("s3", endpoint_url=f"http://127.0.0.1:{s3_server.target}").create_bucket(Bucket="sounds")
+    yield bucket
     bucket.objects.all().delete()
     bucket.delete()
 
 
 @pytest.fixture
-def wire(s3):
-    relay = Wire(s3)
-    yield relay
-    relay.close()
+def wire(s3, s3_server):
+    """The wire between all clients, here and in the session's Ray, and the server. After the test it is whole again."""
+    yield s3_server
+    s3_server.mend()
 
 
 @pytest.fixture
 def here(monkeypatch):
-    """Clients of this test alone: they live as long as the address they were made for."""
+    """Clients of this test alone, for one that changes the server's address."""
     storage._filesystem.cache_clear()
     yield
     storage._filesystem.cache_clear()

@@ -1,15 +1,13 @@
 """Preprocess from and to a real S3 server on loopback, and through a connection that breaks in the middle."""
 
 import dataclasses
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from helpers.faults import PATIENCE
+from helpers.faults import wait_for
+from helpers.loopback_s3 import ask_once
 
 from ajepa import storage
 from ajepa.audio.decode import decode
@@ -18,10 +16,11 @@ from ajepa.errors import UserError
 from ajepa.shards.dataset import open_dataset
 from ajepa.shards.reader import ShardReader
 from ajepa.shards.verify import verify_dataset
+from pipelines import preprocess
+from pipelines.common import run_command
 from pipelines.jobs.preprocess import main
 from pipelines.preprocess import PreprocessArgs
 
-pytestmark = pytest.mark.ray
 FRONT_END = FrontEndConfig(clip_frames=256)
 
 
@@ -35,20 +34,44 @@ def uploaded(s3, sounds):
     return "s3://sounds/in"
 
 
-def run_cli(*options: str, port: int, tmp_path: Path, fresh_ray: bool = False, **more: str) -> subprocess.Popen:
-    env = os.environ | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"} | more
-    command = [sys.executable, "pipelines/preprocess.py", *options, "--mlflow-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    return subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@pytest.fixture
+def command(ray_session, capfd, mlflow_uri):
+    """command(option, ...) is preprocess.py on the session's Ray: its exit code and all that it printed."""
+
+    def run(*options: str) -> tuple[object, str]:
+        code: object = 0
+        try:
+            run_command(lambda: preprocess.main(preprocess.parse_args([*options, "--mlflow-uri", mlflow_uri])))
+        except SystemExit as stop:
+            code = stop.code
+        return code, "".join(capfd.readouterr())
+
+    return run
 
 
-def test_from_a_bucket_to_a_bucket(here, uploaded, s3, sounds, tmp_path, ray_session):
-    """Its own Ray: the workers of the session's do not know the server."""
+@pytest.fixture
+def workers_that_ask_once(monkeypatch):
+    """Workers for which a store is away once the client has made its own tries."""
+
+    def write_shards(*args, **options):
+        from ajepa import storage
+        from pipelines import block_tasks
+
+        waits, storage.WAITS = storage.WAITS, ()
+        try:
+            return block_tasks.write_shards(*args, **options)
+        finally:
+            storage.WAITS = waits
+
+    monkeypatch.setattr("pipelines.block_tasks.write_shards", write_shards)
+
+
+@pytest.mark.ray
+def test_from_a_bucket_to_a_bucket(uploaded, command, sounds, tmp_path, mlflow_uri):
     options = ("--source", "folder", "--input", uploaded, "--labels-from-folders", "--clip-frames", "256")
-    job = run_cli(*options, "--output", "s3://sounds/shards", "--clips-per-shard", "6", port=s3, tmp_path=tmp_path)
-    out = job.communicate(timeout=PATIENCE)[0]
-    assert job.returncode == 0, out
+    to = ("--output", "s3://sounds/shards", "--clips-per-shard", "6")
+    code, out = command(*options, *to)
+    assert code == 0, out
     assert "20 clips ok, 0 bad" in out
     dataset = open_dataset("s3://sounds/shards")
     assert (dataset.num_clips, dataset.label_names) == (20, ("noise", "tone"))
@@ -57,13 +80,12 @@ def test_from_a_bucket_to_a_bucket(here, uploaded, s3, sounds, tmp_path, ray_ses
     batch = ShardReader(dataset, crop_frames=64, batch_size=4, seed=0).batch(0)
     assert batch.log_mel.shape == (4, 128, 64)
     assert storage.kind("s3://sounds/shards/report/report.md") == "file"
-    job = run_cli(*options, "--output", "s3://sounds/shards", "--clips-per-shard", "6", port=s3, tmp_path=tmp_path)
-    out = job.communicate(timeout=PATIENCE)[0]
-    assert job.returncode == 0 and "nothing to do" in out, out
+    code, out = command(*options, *to)
+    assert code == 0 and "nothing to do" in out, out
     local = main(
         PreprocessArgs(
             source="folder", input=str(sounds), output=str(tmp_path / "local"), labels_from_folders=True,
-            front_end=FRONT_END, mlflow_uri=f"sqlite:///{tmp_path}/mlflow.db",
+            front_end=FRONT_END, mlflow_uri=mlflow_uri,
         )
     )  # fmt: skip
     digests = [set(d.read_columns(["digest"])["digest"].to_pylist()) for d in (local, dataset)]
@@ -71,7 +93,8 @@ def test_from_a_bucket_to_a_bucket(here, uploaded, s3, sounds, tmp_path, ray_ses
     assert (local.statistics.std == dataset.statistics.std).all()
 
 
-def test_a_manifest_of_uris(here, uploaded, s3, tmp_path):
+@pytest.mark.ray
+def test_a_manifest_of_uris(uploaded, command, tmp_path):
     """Bad clips of a bucket are named; what is not there is one of them."""
     with storage.atomic_output("s3://sounds/in/broken.wav") as stream:
         stream.write(b"not sound")
@@ -79,30 +102,30 @@ def test_a_manifest_of_uris(here, uploaded, s3, tmp_path):
     storage.write_text("s3://sounds/in/list.csv", text)
     output = str(tmp_path / "shards")
     options = ("--source", "manifest", "--input", "s3://sounds/in/list.csv", "--output", output)
-    job = run_cli(*options, "--clip-frames", "256", port=s3, tmp_path=tmp_path)
-    out = job.communicate(timeout=PATIENCE)[0]
-    assert job.returncode == 0, out
+    code, out = command(*options, "--clip-frames", "256")
+    assert code == 0, out
     assert "2 clips ok, 2 bad (1 decode, 1 read" in out
     (bad,) = Path(output).glob("status=bad/*.parquet")
     errors = {r["uri"].rpartition("/")[2]: r["error"] for r in pq.read_table(bad).to_pylist()}
     assert errors["gone.wav"].startswith("read: ") and errors["broken.wav"].startswith("decode: ")
 
 
-def test_a_read_through_a_short_break_is_whole(here, uploaded, wire, monkeypatch):
+@pytest.mark.process
+def test_a_read_through_a_short_break_is_whole(uploaded, wire, monkeypatch):
     """The connection is cut while nothing is read yet and there again when the reader has waited once."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{wire.port}")
     whole = decode(f"{uploaded}/tone/tone 3.wav", 16_000)
     waits = []
-    monkeypatch.setattr(storage, "sleep", lambda seconds: (waits.append(seconds), setattr(wire, "cut", False)))
+    monkeypatch.setattr(storage, "sleep", lambda seconds: (waits.append(seconds), wire.mend()))
     wire.break_now()
     again = decode(f"{uploaded}/tone/tone 3.wav", 16_000)
     assert waits and (again.waveform == whole.waveform).all()
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_a_connection_lost_in_the_middle_of_a_file_is_no_short_clip(here, uploaded, wire, monkeypatch, sounds):
+def test_a_connection_lost_in_the_middle_of_a_file_is_no_short_clip(uploaded, wire, monkeypatch):
     """libsndfile takes a failed read for the end of the file; the clip must not become a shorter good one."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{wire.port}")
+    ask_once(monkeypatch, wire)
     monkeypatch.setattr(storage, "WAITS", ())
     monkeypatch.setattr(storage, "READ_AHEAD", 4096)
     read = storage.RemoteFile.readinto
@@ -120,28 +143,28 @@ def test_a_connection_lost_in_the_middle_of_a_file_is_no_short_clip(here, upload
     assert len(calls) >= 3
 
 
-def test_a_job_whose_store_goes_away_stops_clearly_and_goes_on(here, uploaded, wire, s3, tmp_path):
-    for i in range(150):
-        source = f"s3://sounds/in/tone/tone {i % 9}.wav"
-        with storage.atomic_output(f"s3://sounds/many/{i:03d}.wav") as stream:
-            stream.write(storage.open_input(source).read())
+@pytest.mark.ray
+def test_a_job_whose_store_goes_away_stops_clearly_and_goes_on(
+    s3, wire, command, workers_that_ask_once, sounds, ray_session
+):
+    for i in range(45):
+        s3.put_object(Key=f"many/{i:03d}.wav", Body=(sounds / "tone" / f"tone {i % 9}.wav").read_bytes())
     options = (
         "--source", "folder", "--input", "s3://sounds/many", "--output", "s3://sounds/broken", "--clip-frames", "256",
         "--clips-per-shard", "3", "--num-workers", "1",
     )  # fmt: skip
     wire.cut_at = b"/sounds/many/030.wav HTTP"  # a clip of the eleventh shard; the ten before it are written by then
-    job = run_cli(*options, port=wire.port, tmp_path=tmp_path)
-    out = job.communicate(timeout=PATIENCE)[0]
-    assert job.returncode == 2, out
+    code, out = command(*options)
+    assert code == 2, out
     assert "error: stopped: " in out and "run the same command again" in out and "Traceback" not in out
-    done = {name for name, _ in storage.list_files("s3://sounds/broken/status=ok")}
-    assert len(done) == 10
+    assert len([o for o in s3.objects.filter(Prefix="broken/status=ok/") if o.key.endswith(".parquet")]) == 10
+    wait_for(lambda: ray_session.available_resources().get("CPU") == 2, "the end of the tasks that were under way")
+    wire.mend()
     with pytest.raises(UserError, match="unfinished preprocess job"):
         open_dataset("s3://sounds/broken")
-    job = run_cli(*options, port=s3, tmp_path=tmp_path)
-    out = job.communicate(timeout=PATIENCE)[0]
-    assert job.returncode == 0, out
-    assert "resuming: 10 of 50 shards" in out and "150 clips ok, 0 bad" in out
+    code, out = command(*options)
+    assert code == 0, out
+    assert "resuming: 10 of 15 shards" in out and "45 clips ok, 0 bad" in out
 
 
 def test_a_store_nobody_answers_for_is_one_line(here, monkeypatch, tmp_path):

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from helpers.loopback_s3 import ask_once
 from helpers.reader_data import reader, same, write_shards
 
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.shards.dataset import open_dataset
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +19,8 @@ def local(tmp_path_factory):
 
 
 @pytest.fixture
-def remote(here, s3, wire, local, monkeypatch):
+def remote(wire, local):
     """The same dataset in the bucket, behind the wire."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{wire.port}")
     for name, _ in storage.list_files(local.path):
         with storage.atomic_output(f"s3://sounds/reader/{name}") as stream:
             stream.write(Path(local.path, name).read_bytes())
@@ -32,8 +34,9 @@ def test_batches_of_a_bucket_are_those_of_the_local_copy(remote, local):
 
 def test_a_short_break_is_waited_out(remote, local, wire, monkeypatch):
     """The connection is cut in the middle of the stream and there again when the reader has waited once."""
+    ask_once(monkeypatch, wire)
     waits = []
-    monkeypatch.setattr(storage, "sleep", lambda seconds: (waits.append(seconds), setattr(wire, "cut", False)))
+    monkeypatch.setattr(storage, "sleep", lambda seconds: (waits.append(seconds), wire.mend()))
     stream = reader(remote, cache_bytes=0).batches(0, 20, prefetch=1)
     for step, wanted in enumerate(reader(local).batches(0, 20)):
         if step == 4:
@@ -43,6 +46,7 @@ def test_a_short_break_is_waited_out(remote, local, wire, monkeypatch):
 
 
 def test_a_store_that_stays_away_is_no_damaged_shard(remote, wire, monkeypatch):
+    ask_once(monkeypatch, wire)
     monkeypatch.setattr(storage, "WAITS", ())
     source = reader(remote, cache_bytes=0)
     source.batch(0)
