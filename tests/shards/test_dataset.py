@@ -42,6 +42,19 @@ def build(tmp_path, build_dataset, clips):
     return build
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, build_dataset, clips):
+    """All clips in three shards. Read only."""
+    folder = tmp_path_factory.mktemp("whole")
+    return build_dataset(folder / "shards", clips, shard_size=5, front_end=CONFIG, label_names=["a", "b"])
+
+
+@pytest.fixture
+def dataset(whole, tmp_path):
+    """A copy of its own for each test."""
+    return open_dataset(str(shutil.copytree(whole.path, tmp_path / "shards")))
+
+
 def valid_frames(dataset):
     """[n_mels, frames] float64 of all clips."""
     parts = [
@@ -52,39 +65,35 @@ def valid_frames(dataset):
     return np.concatenate(parts, axis=1)
 
 
-def test_clips_are_counted(build):
-    dataset = build()
-    assert (dataset.num_clips, dataset.num_failed) == (13, 2)
-    assert dataset.info["counts"]["bad_by_stage"] == {"decode": 1, "read": 1}
+def test_clips_are_counted(whole):
+    assert (whole.num_clips, whole.num_failed) == (13, 2)
+    assert whole.info["counts"]["bad_by_stage"] == {"decode": 1, "read": 1}
 
 
-def test_shards_are_listed_with_their_rows(build):
-    assert [(shard.name, shard.rows) for shard in build().shards] == [
+def test_shards_are_listed_with_their_rows(whole):
+    assert [(shard.name, shard.rows) for shard in whole.shards] == [
         (f"{OK}/shard-00000.parquet", 5),
         (f"{OK}/shard-00001.parquet", 5),
         (f"{OK}/shard-00002.parquet", 3),
     ]
 
 
-def test_statistics_are_those_of_the_valid_frames(build):
-    dataset = build()
-    frames = valid_frames(dataset)
-    np.testing.assert_allclose(dataset.statistics.mean, frames.mean(axis=1), rtol=1e-9)
-    np.testing.assert_allclose(dataset.statistics.std, frames.std(axis=1), rtol=1e-9)
+def test_statistics_are_those_of_the_valid_frames(whole):
+    frames = valid_frames(whole)
+    np.testing.assert_allclose(whole.statistics.mean, frames.mean(axis=1), rtol=1e-9)
+    np.testing.assert_allclose(whole.statistics.std, frames.std(axis=1), rtol=1e-9)
 
 
-def test_hours_are_those_of_the_valid_frames(build):
-    dataset = build()
-    assert dataset.statistics.frames == valid_frames(dataset).shape[1]
-    assert dataset.hours == pytest.approx(dataset.statistics.frames * 0.01 / 3600)
+def test_hours_are_those_of_the_valid_frames(whole):
+    assert whole.statistics.frames == valid_frames(whole).shape[1]
+    assert whole.hours == pytest.approx(whole.statistics.frames * 0.01 / 3600)
 
 
-def test_opened_again_it_is_the_same(build):
-    dataset = build()
-    again = open_dataset(dataset.path)
-    assert (again.front_end, again.label_names, again.shards) == (CONFIG, ("a", "b"), dataset.shards)
-    np.testing.assert_array_equal(again.statistics.mean, dataset.statistics.mean)
-    np.testing.assert_array_equal(again.statistics.std, dataset.statistics.std)
+def test_opened_again_it_is_the_same(whole):
+    again = open_dataset(whole.path)
+    assert (again.front_end, again.label_names, again.shards) == (CONFIG, ("a", "b"), whole.shards)
+    np.testing.assert_array_equal(again.statistics.mean, whole.statistics.mean)
+    np.testing.assert_array_equal(again.statistics.std, whole.statistics.std)
 
 
 def test_a_uri_opens_the_same_dataset(build, tmp_path):
@@ -94,71 +103,65 @@ def test_a_uri_opens_the_same_dataset(build, tmp_path):
     assert again.read_columns(["clip_id"]).equals(dataset.read_columns(["clip_id"]))
 
 
-def test_columns_come_in_storage_order(build, clips):
-    assert build().read_columns(["clip_id"])["clip_id"].to_pylist() == [clip["clip_id"] for clip in clips[:13]]
+def test_columns_come_in_storage_order(whole, clips):
+    assert whole.read_columns(["clip_id"])["clip_id"].to_pylist() == [clip["clip_id"] for clip in clips[:13]]
 
 
 @pytest.mark.parametrize("shard_size", [1, 4, 13, 40])
-def test_the_shard_size_changes_neither_hash_nor_statistics(build, shard_size):
-    one, other = build("one"), build("other", shard_size=shard_size)
+def test_the_shard_size_changes_neither_hash_nor_statistics(whole, build, shard_size):
+    one, other = whole, build(shard_size=shard_size)
     assert one.content_hash == other.content_hash
     assert one.statistics.mean.tobytes() == other.statistics.mean.tobytes()
     assert one.statistics.std.tobytes() == other.statistics.std.tobytes()
 
 
-def test_the_order_of_the_clips_changes_neither_hash_nor_statistics(build, clips):
-    one, other = build("one"), build("other", clips[::-1])
+def test_the_order_of_the_clips_changes_neither_hash_nor_statistics(whole, build, clips):
+    one, other = whole, build(clips=clips[::-1])
     assert one.content_hash == other.content_hash
     assert one.statistics.mean.tobytes() == other.statistics.mean.tobytes()
 
 
-def test_other_content_has_another_hash(build, clips):
+def test_other_content_has_another_hash(whole, build, clips):
     relabelled = [clips[0] | {"labels": [1]}, *clips[1:]]
     refolded = [clips[0] | {"fold": 4}, *clips[1:]]
     swapped = [clips[0] | {"uri": clips[1]["uri"]}, *clips[1:]]
     datasets = [
-        build("0"), build("1", relabelled), build("2", refolded), build("3", swapped), build("4", clips[1:]),
+        whole, build("1", relabelled), build("2", refolded), build("3", swapped), build("4", clips[1:]),
         build("5", front_end=FrontEndConfig(clip_frames=80)), build("6", label_names=("a", "c")),
     ]  # fmt: skip
     assert len({dataset.content_hash for dataset in datasets}) == len(datasets)
 
 
-def test_extra_facts_are_stored(build):
-    dataset = build()
+def test_extra_facts_are_stored(dataset):
     finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {"plan": {"input": "here"}})
     assert open_dataset(dataset.path).info["plan"] == {"input": "here"}
 
 
-def test_a_missing_shard_is_noticed(build):
-    dataset = build()
+def test_a_missing_shard_is_noticed(dataset):
     storage.delete(storage.join(dataset.path, dataset.shards[1].name))
     with pytest.raises(RuntimeError, match="8 ok and 2 bad rows, 10 distinct ids, for 15 clips"):
         finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {})
 
 
-def test_a_missing_reject_is_noticed(build):
-    dataset = build()
+def test_a_missing_reject_is_noticed(dataset):
     storage.delete(storage.join(dataset.path, BAD))
     with pytest.raises(RuntimeError, match="13 ok and 0 bad rows"):
         finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {})
 
 
-def test_a_shard_that_is_there_twice_is_noticed(build):
-    dataset = build()
+def test_a_shard_that_is_there_twice_is_noticed(dataset):
     shutil.copy(f"{dataset.path}/{OK}/shard-00000.parquet", f"{dataset.path}/{OK}/shard-00009.parquet")
     with pytest.raises(RuntimeError, match="18 ok and 2 bad rows, 15 distinct ids"):
         finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {})
 
 
-def test_a_copy_cannot_stand_in_for_a_missing_shard(build):
-    dataset = build()
+def test_a_copy_cannot_stand_in_for_a_missing_shard(dataset):
     shutil.copy(f"{dataset.path}/{OK}/shard-00000.parquet", f"{dataset.path}/{OK}/shard-00001.parquet")
     with pytest.raises(RuntimeError, match="10 distinct ids"):
         finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {})
 
 
-def test_leftovers_of_a_killed_worker_are_swept_away(build, tmp_path):
-    dataset = build()
+def test_leftovers_of_a_killed_worker_are_swept_away(dataset, tmp_path):
     (tmp_path / "shards" / OK / "shard-00001.parquet.123.tmp").write_bytes(b"half a shard")
     again = finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {})
     assert again.content_hash == dataset.content_hash
@@ -170,22 +173,19 @@ def test_not_one_readable_clip_is_a_users_mistake(build, clips):
         build(clips=clips[13:])
 
 
-def test_an_unfinished_folder_says_how_to_go_on(build, tmp_path):
-    build()
+def test_an_unfinished_folder_says_how_to_go_on(dataset, tmp_path):
     (tmp_path / "shards/dataset.json").unlink()
     with pytest.raises(UserError, match="Run the same preprocess command again"):
         open_dataset(str(tmp_path / "shards"))
 
 
-def test_another_contract_version_is_refused(build, tmp_path):
-    dataset = build()
+def test_another_contract_version_is_refused(dataset, tmp_path):
     (tmp_path / "shards/dataset.json").write_text(json.dumps(dataset.info | {"contract_version": 99}))
     with pytest.raises(UserError, match="follows shard contract 99, this version reads 2"):
         open_dataset(dataset.path)
 
 
-def test_settings_of_another_version_are_refused(build, tmp_path):
-    dataset = build()
+def test_settings_of_another_version_are_refused(dataset, tmp_path):
     front_end = dataset.info["front_end"] | {"preemphasis": 0.97}
     (tmp_path / "shards/dataset.json").write_text(json.dumps(dataset.info | {"front_end": front_end}))
     with pytest.raises(UserError, match=r"FrontEndConfig written by another version: unknown \['preemphasis'\]"):

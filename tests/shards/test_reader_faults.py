@@ -1,6 +1,7 @@
 """Damaged shards: one clear line that names the shard and what is known of the place, and what to do."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,21 @@ import pytest
 from helpers.reader_data import CLIPS, reader, write_shards
 
 from ajepa.errors import UserError
+from ajepa.shards.dataset import open_dataset
 from ajepa.shards.schema import ROW_GROUP
 
 TO_DO = r"\. Restore the shard \(`python pipelines/preprocess\.py --verify .* run the same command again$"
 
 
+@pytest.fixture(scope="module")
+def undamaged(tmp_path_factory):
+    return write_shards(str(tmp_path_factory.mktemp("undamaged") / "shards"))
+
+
 @pytest.fixture
-def dataset(tmp_path):
-    return write_shards(str(tmp_path))
+def dataset(undamaged, tmp_path):
+    """A copy of its own for each test."""
+    return open_dataset(str(shutil.copytree(undamaged.path, tmp_path / "shards")))
 
 
 def shard(dataset, index: int) -> Path:
