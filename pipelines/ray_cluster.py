@@ -6,6 +6,9 @@ from pathlib import Path
 
 from ajepa import storage
 
+START_ATTEMPTS = 3
+TOO_LATE = "timed out during startup"  # in what Ray raises where its processes do not start within fixed times
+
 
 def in_ray_job() -> bool:
     """Whether this process was started by `ray job submit`."""
@@ -31,8 +34,16 @@ def start_ray(num_cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; spares a warning
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level="WARNING")
-    else:
-        ray.init(num_cpus=num_cpus, include_dashboard=True, dashboard_host="127.0.0.1", logging_level="WARNING")
+        return
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(num_cpus=num_cpus, include_dashboard=True, dashboard_host="127.0.0.1", logging_level="WARNING")
+            return
+        except Exception as error:  # Ray raises no narrower one
+            ray.shutdown()
+            if TOO_LATE not in str(error) or attempt + 1 == START_ATTEMPTS:
+                raise
+            print("Ray did not start in its 30 s, other processes want this machine: trying again", file=sys.stderr)
 
 
 def cluster_cpus() -> int:
