@@ -1,13 +1,15 @@
 """The fine-tuning job: what it writes and records, resumption, refusals, and that two workers do what one does."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
-from helpers.runs import tiny_config
 
 from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features
@@ -17,11 +19,11 @@ from ajepa.finetuning.heads import probe_head
 from ajepa.finetuning.plan import plan_fits
 from ajepa.finetuning.predict import score
 from ajepa.finetuning.run import read_test_logits
+from ajepa.finetuning.summary import Row
 from ajepa.pretrained import load_encoder
 from pipelines import reporter
 from pipelines.finetune import FinetuneArgs, parse_args
 from pipelines.history import read_history
-from pipelines.jobs import pretrain
 from pipelines.jobs.finetune import main
 from pipelines.lineage import pretraining
 
@@ -30,14 +32,8 @@ FIT = "seed-0-fold-2"
 
 
 @pytest.fixture(scope="module")
-def run(small_dataset, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finetuned")
-    args = pretrain.PretrainArgs(
-        data=small_dataset.path, output=str(folder / "run"), num_workers=0, threads=1,
-        mlflow_uri=f"sqlite:///{folder / 'mlflow.db'}", config=tiny_config(max_steps=2),
-    )  # fmt: skip
-    pretrain.main(args)
-    return args
+def run(finished_run):
+    return finished_run
 
 
 @pytest.fixture
@@ -48,22 +44,46 @@ def args(run, small_dataset, tmp_path):
     )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+    args: FinetuneArgs
+    rows: list[Row]
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def done(run, small_dataset, tmp_path_factory):
+    """A finished fine-tuning. Read only."""
+    args = FinetuneArgs(
+        encoder=run.output, data=small_dataset.path, output=str(tmp_path_factory.mktemp("finetuned") / "out"),
+        num_workers=0, threads=1, fold=2, config=CONFIG,
+    )  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        rows = main(args)
+    return Finetuned(args, rows, printed.getvalue())
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    """The arguments of a copy of the finished fine-tuning."""
+    return dataclasses.replace(done.args, output=str(shutil.copytree(done.args.output, tmp_path / "copy")))
+
+
 def runs(run, output):
     client = mlflow.MlflowClient(run.mlflow_uri)
     return client.search_runs(["1"], f"params.output = '{output}'")
 
 
-def test_a_fine_tuning_writes_its_tables_and_is_recorded(run, args, small_dataset, capsys):
-    tuned, probe = main(args)
-    folder = Path(args.output)
+def test_a_fine_tuning_writes_its_tables_and_is_recorded(run, done, small_dataset):
+    (tuned, probe), folder = done.rows, Path(done.args.output)
     table = (folder / "table.md").read_text().strip()
-    assert table in capsys.readouterr().out and "| fine-tuned |" in table and "| linear probe |" in table
+    assert table in done.printed and "| fine-tuned |" in table and "| linear probe |" in table
     results = json.loads((folder / "results.json").read_text())
     assert results["scores"]["fine-tuned"]["mean"] == tuned.mean and results["metric"] == "accuracy"
     assert results["scores"]["linear probe"]["mean"] == probe.mean
     assert [c["class"] for c in results["classes"]] == list(small_dataset.label_names)
     assert (folder / "per_class.md").read_text().count("\n") == 2 + 4
-    (recorded,) = runs(run, args.output)
+    (recorded,) = runs(run, done.args.output)
     pretrained = json.loads(Path(run.output, "run.json").read_text())["mlflow_run"]
     assert recorded.info.status == "FINISHED"
     assert recorded.data.tags["ajepa.job"] == "finetune"
@@ -77,23 +97,21 @@ def test_a_fine_tuning_writes_its_tables_and_is_recorded(run, args, small_datase
     assert {a.path for a in client.list_artifacts(recorded.info.run_id)} == {"results.json", "table.md", "per_class.md"}
 
 
-def test_a_model_names_the_runs_it_comes_from(run, args):
-    main(args)
+def test_a_model_names_the_runs_it_comes_from(run, done):
     pretrained = json.loads(Path(run.output, "run.json").read_text())["mlflow_run"]
-    model = Path(args.output, FIT, "model")
+    model = Path(done.args.output, FIT, "model")
     notes = json.loads((model / "encoder.json").read_text())["notes"]
-    (recorded,) = runs(run, args.output)
+    (recorded,) = runs(run, done.args.output)
     assert (notes["mlflow_run"], notes["finetune_run"]) == (pretrained, recorded.info.run_id)
     assert pretraining(str(model)) == {"mlflow_run": pretrained}
 
 
-def test_the_probe_beside_it_is_that_of_the_frozen_features(args, small_dataset):
-    _, row = main(args)
+def test_the_probe_beside_it_is_that_of_the_frozen_features(done, small_dataset):
     (fit,) = plan_fits(small_dataset, CONFIG, fold=2)
-    features = encoder_features(load_encoder(args.encoder), small_dataset)[CONFIG.pooling]
+    features = encoder_features(load_encoder(done.args.encoder), small_dataset)[CONFIG.pooling]
     targets = read_targets(small_dataset).targets
     head = probe_head(features, targets, False, fit.train, fit.validation, fit.final)
-    assert row.scores == {(0, 2): score(head.logits(features[fit.test]), targets[fit.test], False)}
+    assert done.rows[1].scores == {(0, 2): score(head.logits(features[fit.test]), targets[fit.test], False)}
 
 
 def test_without_the_probe_there_is_one_row(args):
@@ -101,25 +119,21 @@ def test_without_the_probe_there_is_one_row(args):
     assert tuned.model == "fine-tuned"
 
 
-def test_the_accuracy_is_that_of_the_logits_kept(args, small_dataset):
-    tuned, _ = main(args)
-    rows, logits = read_test_logits(args.output, FIT)
+def test_the_accuracy_is_that_of_the_logits_kept(done, small_dataset):
+    rows, logits = read_test_logits(done.args.output, FIT)
     labels = np.array([row[0] for row in small_dataset.read_columns(["labels"])["labels"].to_pylist()])
-    assert tuned.mean == pytest.approx((logits.argmax(axis=1) == labels[rows]).mean())
+    assert done.rows[0].mean == pytest.approx((logits.argmax(axis=1) == labels[rows]).mean())
 
 
-def test_the_same_command_again_does_nothing(run, args, capsys):
-    first = main(args)
-    before = {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
-    assert [row.mean for row in main(args)] == [row.mean for row in first]
+def test_the_same_command_again_does_nothing(run, done, capsys):
+    before = {p: p.stat().st_mtime_ns for p in Path(done.args.output).rglob("*")}
+    assert [row.mean for row in main(done.args)] == [row.mean for row in done.rows]
     assert "nothing to do" in capsys.readouterr().out
-    assert before == {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
-    assert len(runs(run, args.output)) == 1
+    assert before == {p: p.stat().st_mtime_ns for p in Path(done.args.output).rglob("*")}
+    assert len(runs(run, done.args.output)) == 1
 
 
-def test_an_interrupted_fine_tuning_resumes_into_the_same_mlflow_run(run, args, monkeypatch):
-    undisturbed = dataclasses.replace(args, output=args.output + "-undisturbed")
-    main(undisturbed)
+def test_an_interrupted_fine_tuning_resumes_into_the_same_mlflow_run(run, args, done, monkeypatch):
     append = reporter.append_history
 
     def interrupt(output, reports):
@@ -134,24 +148,22 @@ def test_an_interrupted_fine_tuning_resumes_into_the_same_mlflow_run(run, args, 
     assert [r.info.status for r in runs(run, args.output)] == ["KILLED"]
     main(args)
     assert [r.info.status for r in runs(run, args.output)] == ["FINISHED"]
-    ours, theirs = (Path(a.output, FIT, "model", "encoder.safetensors") for a in (args, undisturbed))
+    ours, theirs = (Path(a.output, FIT, "model", "encoder.safetensors") for a in (args, done.args))
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_other_settings_into_the_same_folder_are_refused(args):
-    main(args)
-    other = dataclasses.replace(args, config=dataclasses.replace(CONFIG, head_lr=1e-3))
+def test_other_settings_into_the_same_folder_are_refused(copied):
+    other = dataclasses.replace(copied, config=dataclasses.replace(CONFIG, head_lr=1e-3))
     with pytest.raises(UserError, match=r"config\.head_lr: 0\.01 -> 0\.001"):
         main(other)
     main(dataclasses.replace(other, overwrite=True))
 
 
-def test_other_labels_into_the_same_folder_are_refused(args):
-    main(args)
-    about = Path(args.output, "finetune.json")
+def test_other_labels_into_the_same_folder_are_refused(copied):
+    about = Path(copied.output, "finetune.json")
     about.write_text(about.read_text().replace('"bird",', ""))
     with pytest.raises(UserError, match="holds heads of 3 labels, the data have 4"):
-        main(args)
+        main(copied)
 
 
 def test_the_preset_sets_the_defaults_and_options_change_them():
@@ -160,11 +172,11 @@ def test_the_preset_sets_the_defaults_and_options_change_them():
 
 
 @pytest.mark.ray
-def test_two_workers_do_what_one_does(args, ray_session):
-    double = dataclasses.replace(args, num_workers=2, output=args.output + "-2")
-    single, both = main(args)[0], main(double)[0]
+def test_two_workers_do_what_one_does(args, done, ray_session):
+    double = dataclasses.replace(args, num_workers=2)
+    single, both = done.rows[0], main(double)[0]
     assert single.scores.keys() == both.scores.keys()
-    ours, theirs = (read_test_logits(a.output, FIT)[1] for a in (args, double))
+    ours, theirs = (read_test_logits(a.output, FIT)[1] for a in (done.args, double))
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
-    losses = [[r["loss"] for r in read_history(str(Path(a.output, FIT)))] for a in (args, double)]
+    losses = [[r["loss"] for r in read_history(str(Path(a.output, FIT)))] for a in (done.args, double)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -1,25 +1,21 @@
 """A user's mistakes: one clear line, exit code 2, and nothing left behind that a later run would trust."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.faults import PATIENCE
-from helpers.runs import tiny_config
+from helpers.faults import PATIENCE, ROOT
 
 from pipelines import ablate, embed, export, finetune, preprocess, pretrain, probe
 from pipelines.common import run_command
-from pipelines.jobs.pretrain import main as pretrain_main
-from pipelines.pretrain import PretrainArgs
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def places(small_dataset, build_dataset, sounds, tmp_path_factory):
+def places(small_dataset, finished_run, build_dataset, sounds, tmp_path_factory):
     """Inputs, good and bad, by name."""
     folder = tmp_path_factory.mktemp("places")
     for name in ("empty", "texts", "no-esc50"):
@@ -31,15 +27,10 @@ def places(small_dataset, build_dataset, sounds, tmp_path_factory):
     shutil.copytree(small_dataset.path, folder / "unfinished")
     (folder / "unfinished" / "dataset.json").unlink()
     shutil.copytree(small_dataset.path, folder / "unlabelled")
-    run = PretrainArgs(
-        data=small_dataset.path, output=str(folder / "run"), num_workers=0, threads=1,
-        mlflow_uri=f"sqlite:///{folder / 'mlflow.db'}", config=tiny_config(max_steps=2),
-    )  # fmt: skip
-    pretrain_main(run)
-    torn = shutil.copytree(folder / "run", folder / "torn")
+    torn = shutil.copytree(finished_run.output, folder / "torn")
     for path in torn.rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
-    other = shutil.copytree(folder / "run", folder / "other-config")
+    other = shutil.copytree(finished_run.output, folder / "other-config")
     for path in other.rglob("checkpoint.json"):
         manifest = json.loads(path.read_text())
         manifest["config"]["model"]["width"] = 96
@@ -51,6 +42,7 @@ def places(small_dataset, build_dataset, sounds, tmp_path_factory):
     about.write_text(about.read_text().replace('"f_min": 0.0', '"f_min": 50.0'))
     return {p.name: str(p) for p in folder.iterdir()} | {
         "shards": small_dataset.path, "sounds": str(sounds), "new": str(folder / "new"), "gone": str(folder / "gone"),
+        "run": finished_run.output,
     }  # fmt: skip
 
 
@@ -207,6 +199,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(name, places, capsys, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_mistakes_in_options_have_exit_code_2_too():
     command = [sys.executable, "pipelines/probe.py", "--encoder", "x", "--protocol", "cubic", "--data", "y"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
@@ -224,16 +217,20 @@ def test_an_interrupt_has_exit_code_130_and_says_how_to_go_on(capsys):
     assert "run the same command again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "command", ["preprocess", "pretrain", "probe", "finetune", "embed", "export", "ablate", "demo"]
-)
-def test_help_names_options_with_defaults(command):
-    done = subprocess.run(
-        [sys.executable, f"pipelines/{command}.py", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "embed", "export", "ablate", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_options_with_defaults(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{command}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / f"pipelines/{command}.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0 and "output" in printed.lower() and "(default:" in printed
+
+
+@pytest.mark.process
+def test_a_command_gives_its_help_from_any_folder(tmp_path):
+    command = [sys.executable, str(ROOT / "pipelines/demo.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0 and "output" in done.stdout.lower() and "(default:" in done.stdout

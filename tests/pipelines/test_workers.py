@@ -73,6 +73,7 @@ except Orphaned as error:
 """
 
 
+@pytest.mark.process
 def test_a_worker_whose_ray_has_ended_does_no_further_step(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", ORPHAN, str(tmp_path)],
