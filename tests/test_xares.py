@@ -1,5 +1,7 @@
 """X-ARES: its own checker, the way its runner finds an encoder, and the hop it is told."""
 
+import importlib.util
+
 import pytest
 import torch
 from helpers.training_state import save_run
@@ -8,6 +10,10 @@ from ajepa import xares as wrapper
 from ajepa.errors import UserError
 
 NAME = "ajepa/xares.py"
+needs_xares = pytest.mark.skipif(
+    importlib.util.find_spec("xares") is None,
+    reason="the tools of the extra eval are not installed: make test-eval",
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,16 +23,22 @@ def run(tmp_path_factory, small_dataset):
     return str(path)
 
 
+@pytest.mark.evaluation
+@needs_xares
 @pytest.mark.parametrize("options", [{}, {"hop_ms": 160, "bands": "concat"}])
 def test_the_checker_passes(run, options):
-    checker = pytest.importorskip("xares.audio_encoder_checker")
-    assert checker.check_audio_encoder(wrapper.AJEPAEncoder(run, **options)) is True
+    from xares.audio_encoder_checker import check_audio_encoder
+
+    assert check_audio_encoder(wrapper.AJEPAEncoder(run, **options)) is True
 
 
+@pytest.mark.evaluation
+@needs_xares
 def test_its_runner_finds_the_encoder(run, monkeypatch):
-    utils = pytest.importorskip("xares.utils")
+    from xares.utils import attr_from_py_path
+
     monkeypatch.setenv("AJEPA_ENCODER", run)
-    encoder = utils.attr_from_py_path(NAME, endswith="Encoder")()
+    encoder = attr_from_py_path(NAME, endswith="Encoder")()
     assert isinstance(encoder, wrapper.AJEPAEncoder)
 
 
