@@ -1,8 +1,11 @@
 """The embed job on a real Ray: every clip accounted for, resumable, readable by everyone; neighbours; the model."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,12 +40,35 @@ def encoder(tmp_path_factory, small_dataset) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def args(sounds, encoder, tmp_path, mlflow_uri):
+def options(sounds: Path, encoder: str, folder: Path, mlflow_uri: str) -> EmbedArgs:
     return EmbedArgs(
-        encoder=encoder, input=str(sounds), output=str(tmp_path / "emb"), labels_from_folders=True,
-        clips_per_part=6, mlflow_uri=mlflow_uri,
+        encoder=encoder, input=str(sounds), output=str(folder / "emb"), labels_from_folders=True, clips_per_part=6,
+        mlflow_uri=mlflow_uri, num_workers=1,
     )  # fmt: skip
+
+
+@pytest.fixture
+def args(ray_session, sounds, encoder, tmp_path, mlflow_uri):
+    return options(sounds, encoder, tmp_path, mlflow_uri)
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session, sounds, encoder, tmp_path_factory, new_mlflow):
+    """The options of a finished job of as many workers as there are CPUs, and what it printed. For reading only."""
+    folder = tmp_path_factory.mktemp("finished")
+    args = dataclasses.replace(options(sounds, encoder, folder, new_mlflow(folder)), num_workers=None, log_model=True)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        main(args)
+    return args, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def frames(finished, tmp_path_factory):
+    """A vector a frame, written over a folder of vectors of clips. For reading only."""
+    args, _ = finished
+    copy = shutil.copytree(args.output, tmp_path_factory.mktemp("frames") / "emb")
+    changes = {"output": str(copy), "level": "frame", "overwrite": True, "log_model": False, "num_workers": 1}
+    return main(dataclasses.replace(args, **changes))
 
 
 def rows(output: str, status: str = "ok") -> list[dict]:
@@ -50,8 +76,9 @@ def rows(output: str, status: str = "ok") -> list[dict]:
     return [row for path in files for row in pq.read_table(path, partitioning=None).to_pylist()]
 
 
-def test_a_folder_becomes_embeddings(ray_session, args, encoder, mlflow_uri, capsys):
-    embeddings = main(args)
+def test_a_folder_becomes_embeddings(finished, encoder):
+    args, said = finished
+    embeddings = open_embeddings(args.output)
     assert (embeddings.num_clips, embeddings.num_failed, len(embeddings.parts)) == (20, 0, 4)
     assert not list(Path(args.output).glob("_plan*")) and not list(Path(args.output).rglob("*.tmp"))
     model, found = load_encoder(encoder), rows(args.output)
@@ -60,16 +87,15 @@ def test_a_folder_becomes_embeddings(ray_session, args, encoder, mlflow_uri, cap
         expected = model.clip_embeddings(*soundfile.read(row["uri"]))[0]
         np.testing.assert_allclose(row["embedding"], expected, atol=1e-5)
         assert embeddings.label_names[row["labels"][0]] == row["clip_id"].split("/")[0]
-    run = mlflow.MlflowClient(mlflow_uri).get_run(embeddings.info["mlflow_run"])
+    run = mlflow.MlflowClient(args.mlflow_uri).get_run(embeddings.info["mlflow_run"])
     assert run.info.status == "FINISHED" and run.data.metrics["clips_ok"] == 20
     assert (run.data.tags["ajepa.job"], run.data.tags["ajepa.pretrain_run"]) == ("embed", "abc123")
     assert run.data.params["encoder_digest"] == model.about["digest"]
-    assert "20 clips ok, 0 bad, clip embeddings of" in capsys.readouterr().out
+    assert "20 clips ok, 0 bad, clip embeddings of" in said
 
 
-def test_pandas_pyarrow_and_duckdb_read_the_same(ray_session, args):
-    embeddings = main(dataclasses.replace(args, level="frame"))
-    folder = Path(args.output, "status=ok")
+def test_pandas_pyarrow_and_duckdb_read_the_same(frames):
+    folder = Path(frames.path, "status=ok")
     table = pyarrow.dataset.dataset(folder, partitioning=None).to_table().sort_by("clip_id")
     frame = pd.read_parquet(folder).sort_values("clip_id")
     duck = duckdb.sql(f"SELECT clip_id, time_ms, embedding FROM '{folder}/*.parquet' ORDER BY clip_id").fetchall()
@@ -77,11 +103,11 @@ def test_pandas_pyarrow_and_duckdb_read_the_same(ray_session, args):
     for a, b, (clip, times, c) in zip(table.to_pylist(), frame.itertuples(), duck, strict=True):
         assert a["clip_id"] == b.clip_id == clip
         vectors = np.array(a["embedding"])
-        assert vectors.shape == (len(times), embeddings.dimension)
+        assert vectors.shape == (len(times), frames.dimension)
         assert (vectors == np.stack(b.embedding)).all() and (vectors == np.array(c)).all()
 
 
-def test_shards_are_taken_as_shards(ray_session, args, small_dataset):
+def test_shards_are_taken_as_shards(args, small_dataset):
     embeddings = main(
         dataclasses.replace(args, input=small_dataset.path, labels_from_folders=False, clips_per_part=None)
     )
@@ -92,19 +118,19 @@ def test_shards_are_taken_as_shards(ray_session, args, small_dataset):
     assert {r["fold"] for r in rows(args.output)} == {1, 2, 3, 4, 5}
 
 
-def test_a_manifest_is_embedded(ray_session, args, sounds, tmp_path):
+def test_a_manifest_is_embedded(args, sounds, tmp_path):
     files = sorted(sounds.rglob("*.wav"))
     (tmp_path / "list.csv").write_text("uri,clip_id,start_s\n" + "".join(f"{f},{f.stem},0.25\n" for f in files))
     main(dataclasses.replace(args, source="manifest", input=str(tmp_path / "list.csv"), labels_from_folders=False))
     assert {(r["clip_id"], r["start_s"]) for r in rows(args.output)} == {(f.stem, 0.25) for f in files}
 
 
-def test_long_recordings_can_be_cut(ray_session, args):
+def test_long_recordings_can_be_cut(args):
     main(dataclasses.replace(args, segment=0.5, segment_last="drop", clips_per_part=None))
     assert {r["duration_s"] for r in rows(args.output)} == {0.5}
 
 
-def test_bad_files_are_counted_with_their_reason(ray_session, args, tmp_path, capsys):
+def test_bad_files_are_counted_with_their_reason(args, tmp_path, capsys):
     folder = tmp_path / "mixed"
     folder.mkdir()
     soundfile.write(folder / "good.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
@@ -120,28 +146,40 @@ def test_bad_files_are_counted_with_their_reason(ray_session, args, tmp_path, ca
     assert "1 clips ok, 4 bad (2 decode, 2 waveform; see status=bad)" in capsys.readouterr().out
 
 
-def test_the_same_command_again_does_nothing(ray_session, args, capsys):
-    main(args)
+def test_the_same_command_again_does_nothing(finished, capsys):
+    args, _ = finished
     before = {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
     main(args)
     assert "nothing to do" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in Path(args.output).rglob("*")}
 
 
-def test_other_settings_into_the_same_output_are_refused(ray_session, args):
-    main(args)
-    other = dataclasses.replace(args, level="patch")
-    with pytest.raises(UserError, match=r"finished embedding job made from other .*level: clip -> patch"):
-        main(other)
-    assert main(dataclasses.replace(other, overwrite=True)).level == "patch"
+def test_other_settings_into_the_same_output_are_refused(finished, frames):
+    args, _ = finished
+    with pytest.raises(UserError, match=r"finished embedding job made from other .*level: clip -> frame"):
+        main(dataclasses.replace(args, level="frame"))
+    assert frames.level == "frame"  # where --overwrite was given
 
 
-def test_a_missing_part_comes_back_the_same(ray_session, args):
+def test_a_missing_part_comes_back_the_same(finished, args):
+    parts = {p.name: p.read_bytes() for p in Path(finished[0].output, "status=ok").iterdir()}
     main(args)
-    parts = {p.name: p.read_bytes() for p in Path(args.output, "status=ok").iterdir()}
-    main(dataclasses.replace(args, output=args.output + "2", num_workers=1))
-    again = {p.name: p.read_bytes() for p in Path(args.output + "2", "status=ok").iterdir()}
+    again = {p.name: p.read_bytes() for p in Path(args.output, "status=ok").iterdir()}
     assert parts == again
+
+
+@pytest.fixture(scope="module")
+def many(ray_session, sounds, encoder, tmp_path_factory, new_mlflow):
+    """The options of a finished job of 60 clips in 10 parts."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(3):
+        for path in sorted(sounds.rglob("*.wav")):
+            target = folder / "in" / path.parent.name / f"{path.stem} {i}.wav"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.hardlink_to(path)
+    args = options(folder / "in", encoder, folder, new_mlflow(folder))
+    main(args)
+    return args
 
 
 def command(args: EmbedArgs, ray_session) -> subprocess.Popen:
@@ -156,17 +194,12 @@ def command(args: EmbedArgs, ray_session) -> subprocess.Popen:
     )  # fmt: skip
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_job_goes_on_and_ends_the_same(ray_session, args, sounds, tmp_path, number):
-    folder = tmp_path / "many"  # 600 clips
-    for i in range(30):
-        for path in sorted(sounds.rglob("*.wav")):
-            target = folder / path.parent.name / f"{path.stem} {i}.wav"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.hardlink_to(path)
-    many = dataclasses.replace(args, input=str(folder))
-    gate = Gate(folder / "noise" / "noise 5 1.wav")
-    with command(many, ray_session) as job:
+def test_a_stopped_job_goes_on_and_ends_the_same(ray_session, many, tmp_path, number):
+    stopped = dataclasses.replace(many, output=str(tmp_path / "emb"))
+    gate = Gate(Path(many.input, "noise", "noise 5 1.wav"))
+    with command(stopped, ray_session) as job:
         gate.wait(lambda: job.poll() is None)
         gate.open()
         job.send_signal(number)
@@ -175,28 +208,26 @@ def test_a_stopped_job_goes_on_and_ends_the_same(ray_session, args, sounds, tmp_
     assert job.returncode == (130 if number == signal.SIGINT else -9)
     assert number == signal.SIGKILL or "run the same command again" in said
     with pytest.raises(UserError, match="unfinished embed job"):
-        open_embeddings(many.output)
-    done = {p: p.stat().st_mtime_ns for p in Path(many.output).glob("status=ok/*.parquet")}
-    assert 0 < len(done) < 100
-    assert main(many).num_clips == 600
+        open_embeddings(stopped.output)
+    done = {p: p.stat().st_mtime_ns for p in Path(stopped.output).glob("status=ok/*.parquet")}
+    assert 0 < len(done) < 10
+    assert main(stopped).num_clips == 60
     assert all(p.stat().st_mtime_ns == t for p, t in done.items())
-    main(dataclasses.replace(many, output=str(tmp_path / "whole")))
-    assert rows(many.output) == rows(str(tmp_path / "whole"))
+    assert rows(stopped.output) == rows(many.output)
 
 
-def test_neighbours_of_a_clip_begin_with_itself(ray_session, args, sounds, tmp_path, capsys):
-    main(args)
+def test_neighbours_of_a_clip_begin_with_itself(finished, sounds, capsys):
     query = sounds / "tone" / "tone 3.wav"
-    found = neighbours(NeighboursArgs(neighbours=str(query), output=args.output, top=3))
+    found = neighbours(NeighboursArgs(neighbours=str(query), output=finished[0].output, top=3))
     assert len(found) == 3 and found[0].clip_id == "tone/tone 3.wav" and found[0].labels == ("tone",)
     assert found[0].similarity == pytest.approx(1)
     line = capsys.readouterr().out.splitlines()[-4].split()
     assert line[:4] == ["1", "+1.0000", "tone/tone", "3.wav"] and line[-1] == "tone"
 
 
-def test_neighbours_need_the_encoder_of_the_embeddings(ray_session, args, encoder, sounds, tmp_path):
-    main(args)
-    query = NeighboursArgs(neighbours=str(sounds / "tone" / "tone 3.wav"), output=args.output, top=1)
+def test_neighbours_need_the_encoder_of_the_embeddings(finished, encoder, sounds, tmp_path):
+    recording = str(sounds / "tone" / "tone 3.wav")
+    query = NeighboursArgs(neighbours=recording, output=finished[0].output, top=1)
     export_encoder(encoder, str(tmp_path / "same"))
     assert neighbours(dataclasses.replace(query, encoder=str(tmp_path / "same")))[0].clip_id == "tone/tone 3.wav"
     older = f"{encoder}/checkpoints/step-00000001"
@@ -208,21 +239,21 @@ def test_neighbours_need_the_encoder_of_the_embeddings(ray_session, args, encode
         neighbours(dataclasses.replace(query, neighbours=str(tmp_path / "gone.wav")))
 
 
-def test_the_encoder_can_be_logged_beside_the_run(ray_session, args, mlflow_uri):
-    embeddings = main(dataclasses.replace(args, log_model=True))
-    client = mlflow.MlflowClient(mlflow_uri)
-    run = client.get_run(embeddings.info["mlflow_run"])
+def test_the_encoder_can_be_logged_beside_the_run(finished):
+    args, _ = finished
+    client = mlflow.MlflowClient(args.mlflow_uri)
+    run = client.get_run(open_embeddings(args.output).info["mlflow_run"])
     assert run.info.status == "FINISHED"
     (output,) = run.outputs.model_outputs
     assert client.get_logged_model(output.model_id).name == "encoder"
 
 
-def test_more_workers_than_cpus_are_refused(ray_session, args):
+def test_more_workers_than_cpus_are_refused(args):
     with pytest.raises(UserError, match="--num-workers 99 needs as many CPUs; the cluster has 2"):
         main(dataclasses.replace(args, num_workers=99))
 
 
-def test_an_encoder_that_changes_meanwhile_stops_the_job(ray_session, args, encoder, monkeypatch):
+def test_an_encoder_that_changes_meanwhile_stops_the_job(args, encoder, monkeypatch):
     """Nothing of another encoder gets into the folder."""
     from pipelines.jobs import embed
 
