@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.encoded import NOISE, RATE, encoded
+from helpers.properties import nightly
 
 from ajepa.audio.decode import AudioError, decode
 
@@ -156,7 +157,7 @@ def test_a_file_cut_short_is_a_shorter_clip_or_an_audio_error(tmp_path, write_wa
 def test_damaged_bytes_give_a_clip_or_an_audio_error(tmp_path, write_wav, name):
     data = encoded(tmp_path / name, write_wav)
     generator = np.random.default_rng(1)
-    for trial in range(200):
+    for trial in range(nightly(200)):
         damaged = bytearray(data)
         reach = min(len(data), 100) if trial % 2 else len(data)  # every second one in the header
         for place in generator.integers(reach, size=1 + trial % 8):

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from helpers.properties import NIGHTLY
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -112,6 +113,7 @@ def test_learned_poolings_find_what_only_they_can_see(kind):
         values = rng.normal(size=(300, 10, 8)).astype(np.float16)
         values[np.arange(300), rng.integers(0, 10, 300), labels] += 6
         features = Features(values, np.ones((300, 10), bool))
-    result = probe(features, targets, splits(rng.permutation(300) % 5))
-    again = probe(features, targets, splits(rng.permutation(300) % 5), seed=1)
-    assert result.mean > 0.8 and again.mean > 0.8
+    for seed in (0, 1):
+        five = splits(rng.permutation(300) % 5)
+        tested = five if NIGHTLY else dataclasses.replace(five, parts=five.parts[:1])  # ten seconds of training each
+        assert probe(features, targets, tested, seed=seed).mean > 0.8
