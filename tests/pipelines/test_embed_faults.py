@@ -4,19 +4,18 @@ import dataclasses
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from helpers.faults import PATIENCE, ROOT, Gate
+from helpers.faults import Gate
 from helpers.training_state import save_run
 
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.evaluation.embeddings import open_embeddings
+from pipelines import embed
 from pipelines.embed import EmbedArgs
 from pipelines.jobs.embed import main
 
@@ -30,16 +29,19 @@ def encoder(tmp_path_factory, small_dataset) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def args(sounds, encoder, tmp_path, mlflow_uri):
-    """400 clips in 50 parts; gate.wav is in the 26th."""
-    rows = [[path, f"{i:02d} {path.stem}"] for i in range(20) for path in sorted(sounds.rglob("*.wav"))]
-    rows[205][0] = shutil.copy(rows[205][0], tmp_path / "gate.wav")
-    (tmp_path / "list.csv").write_text("uri,clip_id\n" + "".join(f"{uri},{name}\n" for uri, name in rows))
-    return EmbedArgs(
-        encoder=encoder, source="manifest", input=str(tmp_path / "list.csv"), output=str(tmp_path / "emb"),
-        level="patch", clips_per_part=8, mlflow_uri=mlflow_uri,
+@pytest.fixture(scope="module")
+def whole(ray_session, sounds, encoder, tmp_path_factory, new_mlflow):
+    """The options of a job that nothing happened to: 80 clips in 10 parts; gate.wav is in the sixth."""
+    folder = tmp_path_factory.mktemp("whole")
+    rows = [[path, f"{i:02d} {path.stem}"] for i in range(4) for path in sorted(sounds.rglob("*.wav"))]
+    rows[45][0] = shutil.copy(rows[45][0], folder / "gate.wav")
+    (folder / "list.csv").write_text("uri,clip_id\n" + "".join(f"{uri},{name}\n" for uri, name in rows))
+    args = EmbedArgs(
+        encoder=encoder, source="manifest", input=str(folder / "list.csv"), output=str(folder / "emb"),
+        level="patch", clips_per_part=8, mlflow_uri=new_mlflow(folder),
     )  # fmt: skip
+    main(args)
+    return args
 
 
 def rows(output: str) -> list[dict]:
@@ -47,56 +49,50 @@ def rows(output: str) -> list[dict]:
     return [row for p in parts for row in pq.read_table(f"{output}/{p.name}", partitioning=None).to_pylist()]
 
 
-def test_a_killed_actor_loses_nothing(ray_session, args, tmp_path):
-    main(dataclasses.replace(args, output=str(tmp_path / "whole")))
-    gate, done = Gate(tmp_path / "gate.wav"), []
+def test_a_killed_actor_loses_nothing(ray_session, whole, tmp_path):
+    args, done = dataclasses.replace(whole, output=str(tmp_path / "emb")), []
+    gate = Gate(Path(whole.input).with_name("gate.wav"))
     job = threading.Thread(target=lambda: done.append(main(args)))
     job.start()
     actor = gate.wait(job.is_alive)
     gate.open()
     os.kill(actor, signal.SIGKILL)
     job.join()
-    assert done[0].num_clips == 400
-    assert rows(args.output) == rows(str(tmp_path / "whole"))
+    assert done[0].num_clips == 80
+    assert rows(args.output) == rows(whole.output)
 
 
-@pytest.mark.disk("2m", "100m")
-def test_a_full_disk_stops_the_job_clearly_and_the_same_command_goes_on(ray_session, args, small_disk):
+@pytest.mark.disk("400k", "100m")
+def test_a_full_disk_stops_the_job_clearly_and_the_same_command_goes_on(ray_session, whole, small_disk):
     folder, enlarge = small_disk
-    small = dataclasses.replace(args, output=str(folder / "emb"), num_workers=1)
+    small = dataclasses.replace(whole, output=str(folder / "emb"), num_workers=1)
     with pytest.raises(UserError, match=r"stopped: .*No space left on device.*run the same command again"):
         main(small)
     done = {p: p.stat().st_mtime_ns for p in folder.glob("emb/status=ok/*.parquet")}
-    assert 1 <= len(done) < 50
+    assert 1 <= len(done) < 10
     enlarge()
-    assert main(small).num_clips == 400
+    assert main(small).num_clips == 80
     assert not list(folder.rglob("*.tmp"))  # an actor that is stopped in the middle of a part leaves one until then
     assert all(p.stat().st_mtime_ns == t for p, t in done.items())
-    main(args)
-    assert rows(small.output) == rows(args.output)
+    assert rows(small.output) == rows(whole.output)
 
 
-def test_from_a_bucket_to_a_bucket(here, s3, sounds, encoder, tmp_path, ray_session):
-    """Its own Ray: the workers of the session's do not know the server."""
+def test_from_a_bucket_to_a_bucket(ray_session, s3, sounds, encoder, mlflow_uri, capsys):
     for folder, prefix in ((sounds / "tone", "in"), (Path(encoder), "run")):
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             with storage.atomic_output(f"s3://sounds/{prefix}/{path.relative_to(folder).as_posix()}") as stream:
                 stream.write(path.read_bytes())
-    command = [
-        sys.executable, "pipelines/embed.py", "--encoder", "s3://sounds/run", "--input", "s3://sounds/in", "--output",
-        "s3://sounds/emb", "--mlflow-uri", f"sqlite:///{tmp_path}/mlflow.db", "--log-model",
-    ]  # fmt: skip
-    environment = os.environ | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}", "PYTHONPATH": str(ROOT)}
 
     def said(*argv: str) -> str:
-        done = subprocess.run(
-            argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        embed.main(embed.parse_args(argv))
+        return capsys.readouterr().out
 
-    assert "10 clips ok, 0 bad" in said(*command)
-    assert "nothing to do" in said(*command)
+    job = [
+        "--encoder", "s3://sounds/run", "--input", "s3://sounds/in", "--output", "s3://sounds/emb", "--mlflow-uri",
+        mlflow_uri, "--log-model",
+    ]  # fmt: skip
+    assert "10 clips ok, 0 bad" in said(*job)
+    assert "nothing to do" in said(*job)
     assert open_embeddings("s3://sounds/emb").num_clips == 10
     query = ["--neighbours", "s3://sounds/in/tone 2.wav", "--output", "s3://sounds/emb", "--top", "1"]
-    assert "+1.0000  tone 2.wav  s3://sounds/in/tone 2.wav" in said(*command[:2], *query)
+    assert "+1.0000  tone 2.wav  s3://sounds/in/tone 2.wav" in said(*query)
