@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers.faults import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -16,6 +17,7 @@ print("more than a bare box has:", sorted({MISSING} & set(sys.modules)))
 """
 
 
+@pytest.mark.process
 def test_the_gpu_benchmark_needs_no_more_than_a_bare_box_has():
     options = ["--device", "cpu", "--preset", "nano", "--batches", "2", "--steps", "1"]
     command = [sys.executable, "-c", RUN, *options, "--variants", "no compile", "4 masks", "naive"]

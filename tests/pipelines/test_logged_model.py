@@ -1,9 +1,11 @@
 """The encoder as an MLflow model: loaded by a process elsewhere, which has only MLflow and what the model needs."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -34,46 +36,64 @@ def run(tmp_path_factory, small_dataset):
     return folder
 
 
-@pytest.fixture
-def waveforms():
-    return (0.1 * np.random.default_rng(0).standard_normal((3, 16_000))).astype(np.float32)
+@dataclasses.dataclass
+class Logged:
+    """The run's encoder in MLflow."""
+
+    model: str  # its URI there
+    tracker: tracking.Tracker
+    kept: bool  # whether MLflow's settings in this process are those from before
+    folder: Path  # of the database
 
 
-def test_the_logged_encoder_predicts_in_another_directory(run, tmp_path, mlflow_uri, waveforms):
-    tracker = tracking.start_run(mlflow_uri, "x", params={}, tags={})
-    with tracker.recording():
-        uri = log_encoder(tracker, str(run))
-    assert tracker.client.get_run(tracker.run_id).info.status == "FINISHED"
+@pytest.fixture(scope="module")
+def logged(run, tmp_path_factory, new_mlflow):
+    folder = tmp_path_factory.mktemp("logged")
+    tracker = tracking.start_run(new_mlflow(folder), "x", params={}, tags={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        before = mlflow.get_tracking_uri()
+        with tracker.recording():
+            model = log_encoder(tracker, str(run))
+        kept = mlflow.get_tracking_uri() == before and "MLFLOW_TRACKING_URI" not in os.environ
+    return Logged(model, tracker, kept, folder)
+
+
+@pytest.mark.process
+def test_the_logged_encoder_predicts_in_another_directory(run, logged, tmp_path):
+    assert logged.tracker.client.get_run(logged.tracker.run_id).info.status == "FINISHED"
+    waveforms = (0.1 * np.random.default_rng(0).standard_normal((3, 16_000))).astype(np.float32)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     np.save(elsewhere / "waveforms.npy", waveforms)
     (elsewhere / "user.py").write_text(USER)
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"MLFLOW_TRACKING_URI": mlflow_uri}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "MLFLOW_TRACKING_URI": logged.tracker.uri
+    }
     done = subprocess.run(
-        [sys.executable, "user.py", uri],
+        [sys.executable, "user.py", logged.model],
         cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and "ype hint" not in done.stderr, done.stderr
-    assert str(tmp_path / "mlartifacts") in done.stdout  # the code that was logged, not this tree
+    assert str(logged.folder / "mlartifacts") in done.stdout  # the code that was logged, not this tree
     out, encoder = np.load(elsewhere / "out.npz"), load_encoder(str(run))
     np.testing.assert_allclose(out["own"], encoder(waveforms, 16_000), atol=1e-5)
     np.testing.assert_allclose(out["other"], encoder(waveforms, 8_000), atol=1e-5)
 
 
-def test_the_signature_says_what_goes_in_and_out(run, mlflow_uri, monkeypatch):
-    tracker = tracking.start_run(mlflow_uri, "x", params={}, tags={})
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    before = mlflow.get_tracking_uri()
-    uri = log_encoder(tracker, str(run))
-    assert mlflow.get_tracking_uri() == before and "MLFLOW_TRACKING_URI" not in os.environ
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
-    info = mlflow.models.get_model_info(uri)
+def test_logging_leaves_the_settings_of_mlflow_as_they_were(logged):
+    assert logged.kept
+
+
+def test_the_signature_says_what_goes_in_and_out(run, logged, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", logged.tracker.uri)
+    info = mlflow.models.get_model_info(logged.model)
     (given,), (made,) = info.signature.inputs.inputs, info.signature.outputs.inputs
     assert (given.type, given.shape) == (np.dtype(np.float32), (-1, -1))
     assert (made.type, made.shape) == (np.dtype(np.float32), (-1, load_encoder(str(run)).width))
     (parameter,) = info.signature.params.params
     assert (parameter.name, parameter.default) == ("sample_rate", 16_000)
-    folder = mlflow.artifacts.download_artifacts(uri)
+    folder = mlflow.artifacts.download_artifacts(logged.model)
     names = {str(name) for _, _, files in os.walk(folder) for name in files}
     assert "input_example.json" in names and not [n for n in names if n.endswith((".pkl", ".pyc"))]
 

@@ -54,6 +54,19 @@ def troubled(tmp_path_factory, build_dataset, write_wav):
     return build_dataset(root / "shards", clips, shard_size=5, front_end=FRONT_END, label_names=names)
 
 
+REMARKS = ["2 files | were *left* out", "and $x_ too"]
+
+
+@pytest.fixture(scope="module")
+def told_of_trouble(troubled, tmp_path_factory):
+    """The report of it, which is written without a warning."""
+    folder = tmp_path_factory.mktemp("report")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_report(troubled, folder, remarks=REMARKS, missing=3)
+    return folder
+
+
 def test_a_clean_dataset(small_dataset, tmp_path):
     paths = write_report(small_dataset, tmp_path / "new" / "folder")
     assert [p.name for p in paths] == FILES and all(p.parent == tmp_path / "new" / "folder" for p in paths)
@@ -69,9 +82,8 @@ def test_a_clean_dataset(small_dataset, tmp_path):
     assert "No clip failed." in text and "## Remarks" not in text
 
 
-def test_failures_are_counted_by_kind_with_an_example(troubled, tmp_path):
-    write_report(troubled, tmp_path, remarks=["2 files | were *left* out", "and $x_ too"], missing=3)
-    told = figures(tmp_path)
+def test_failures_are_counted_by_kind_with_an_example(troubled, told_of_trouble):
+    told = figures(told_of_trouble)
     assert (told["clips ok"], told["clips bad"], told["share failed"]) == ("6", "7", "53.85%")
     assert told["missing (listed by the source, no audio)"] == "3" and told["labels"] == "3, on 3 clips"
     assert told["splits"] == "test: 2, train: 4" and "folds" not in told
@@ -80,17 +92,14 @@ def test_failures_are_counted_by_kind_with_an_example(troubled, tmp_path):
     kind, (_, clip_id, error) = next(iter(kinds.items()))
     assert kind.startswith("waveform: N of N samples are NaN")
     assert clip_id == "nan|0\n$x_ 鳥" and error.startswith("waveform: 3 of 8000 ")
-    lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    lines = (told_of_trouble / "report.md").read_text(encoding="utf-8").splitlines()
     row = next(line for line in lines if line.startswith("| waveform"))
     assert "| 4 | 57.1% | nan\\|0 \\$x\\_ 鳥 | waveform: 3 of 8000 samples are NaN" in row
     assert "- 2 files \\| were \\*left\\* out" in lines and "- and \\$x\\_ too" in lines
 
 
-def test_awkward_names_are_drawn(troubled, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        write_report(troubled, tmp_path)
-    check_pictures(tmp_path)
+def test_awkward_names_are_drawn(told_of_trouble):
+    check_pictures(told_of_trouble)
 
 
 def test_one_clip(tmp_path, build_dataset, write_wav):
@@ -103,9 +112,9 @@ def test_one_clip(tmp_path, build_dataset, write_wav):
     assert figures(tmp_path)["clips ok"] == "1" and figures(tmp_path)["labels"] == "0, on 0 clips"
 
 
-def test_a_report_is_the_same_twice(troubled, tmp_path):
-    once = [p.read_bytes() for p in write_report(troubled, tmp_path / "1")]
-    assert once == [p.read_bytes() for p in write_report(troubled, tmp_path / "2")]
+def test_a_report_is_the_same_twice(troubled, told_of_trouble, tmp_path):
+    again = write_report(troubled, tmp_path, remarks=REMARKS, missing=3)
+    assert [p.read_bytes() for p in again] == [(told_of_trouble / p.name).read_bytes() for p in again]
 
 
 @pytest.mark.parametrize(
