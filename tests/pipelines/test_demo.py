@@ -1,10 +1,20 @@
 """The demo's sounds are fair, and the whole chain runs on a handful of them."""
 
+import functools
+
 import numpy as np
 import pytest
+from helpers.runs import tiny_config
 
+from ajepa.config import PRESETS
 from pipelines.jobs import demo
 from pipelines.synthesis import CLASSES, make_clip, write_clips
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """make_clip, once for each class and seed."""
+    return functools.cache(make_clip)
 
 
 def test_clips_are_pure_functions_of_class_and_seed():
@@ -18,14 +28,14 @@ def test_clips_are_finite_and_within_range(name):
     assert clip.dtype == np.float32 and np.isfinite(clip).all() and 0.01 < np.abs(clip).max() <= 1.0
 
 
-def test_level_says_nothing_about_the_class():
-    levels = {n: [20 * np.log10(np.std(make_clip(n, s))) for s in range(20)] for n in CLASSES}
+def test_level_says_nothing_about_the_class(clip):
+    levels = {n: [20 * np.log10(np.std(clip(n, s))) for s in range(20)] for n in CLASSES}
     means = [np.mean(v) for v in levels.values()]
     assert max(means) - min(means) < 6  # of a 12 dB range that every class shares
     assert all(np.ptp(v) > 6 for v in levels.values())
 
 
-def test_time_reversed_twins_share_their_long_term_spectrum():
+def test_time_reversed_twins_share_their_long_term_spectrum(clip):
     twins = [
         ("rising", "falling"), ("decaying", "swelling"), ("accelerating", "decelerating"),
         ("tone-then-noise", "noise-then-tone"),
@@ -33,7 +43,7 @@ def test_time_reversed_twins_share_their_long_term_spectrum():
     for forward, backward in twins:
         # The same long-term spectrum in distribution: means over clips agree, bin by bin, within their spread.
         spectra = [
-            np.log(np.stack([np.abs(np.fft.rfft(make_clip(n, s)))[:8000:200] for s in range(30)]) + 1e-3)
+            np.log(np.stack([np.abs(np.fft.rfft(clip(n, s)))[:8000:200] for s in range(30)]) + 1e-3)
             for n in (forward, backward)
         ]
         gap = np.abs(spectra[0].mean(axis=0) - spectra[1].mean(axis=0))
@@ -49,6 +59,7 @@ def test_the_manifest_lists_every_clip_in_five_folds(tmp_path):
 @pytest.mark.ray
 def test_the_demo_runs_end_to_end(ray_session, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ray_session, "shutdown", lambda: None)  # other tests still need it
+    monkeypatch.setitem(PRESETS, "nano", tiny_config())
     demo.main(demo.DemoArgs(output=str(tmp_path / "demo"), clips_per_class=5, max_steps=4, num_workers=1))
     out = capsys.readouterr().out
     assert "60 clips ok, 0 bad" in out and "| pretrained |" in out and "ui --backend-store-uri" in out

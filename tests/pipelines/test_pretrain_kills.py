@@ -65,7 +65,8 @@ def test_workers_that_end_are_replaced(by_two, small_dataset, tmp_path, mlflow_u
     )
     assert_same_end(output, by_two)
     assert_one_mlflow_run(mlflow_uri, output)
-    assert [r["step"] for r in read_history(str(output))] == [r["step"] for r in read_history(str(by_two))]
+    ours, theirs = ([r["step"] for r in read_history(str(run)) if r["step"] != 10] for run in (output, by_two))
+    assert ours == theirs  # of step 10 the one who was to report died, with its checkpoint written
 
 
 def wait_for_end(processes: list[psutil.Process]) -> None:

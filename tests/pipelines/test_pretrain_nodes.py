@@ -2,12 +2,13 @@
 before."""
 
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 from helpers.faults import (
     PATIENCE,
+    WIDE,
+    Holds,
     assert_close_end,
     assert_one_mlflow_run,
     assert_same_end,
@@ -15,19 +16,14 @@ from helpers.faults import (
     command,
     names,
     options,
-    run,
 )
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from ajepa.checkpoints import latest_checkpoint, read_info
-from pipelines.history import read_history
 
-pytestmark = pytest.mark.ray
-
-LONG = {"steps": 80, "every": 20}  # long enough to be met in the middle
-RARE = {"steps": 80, "every": 1000}
+pytestmark = [pytest.mark.ray, pytest.mark.process]
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +48,6 @@ def nodes(cluster):
         cluster.remove_node(node, allow_graceful=False)
 
 
-@pytest.fixture(scope="module")
-def by_two(small_dataset, tmp_path_factory, mlflow_uri, cluster):
-    """The undisturbed run by two workers on two nodes."""
-    folder = tmp_path_factory.mktemp("by-two")
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    arguments = options(small_dataset.path, folder / "run", mlflow_uri, "--num-workers", "2", **LONG)
-    run(arguments, folder / "log", RAY_ADDRESS=cluster.address)
-    return folder / "run"
-
-
 def workers_on(node) -> int:
     """Processes of training workers on a simulated node."""
     return sum(
@@ -80,64 +65,57 @@ def drain(cluster, node, seconds: float) -> None:
     assert client.drain_node(node.node_id, reason, "a spot machine is taken back", deadline) == (True, "")
 
 
-def reached(output: Path) -> int:
-    """The last reported step."""
-    return read_history(str(output))[-1]["step"] if (output / "history.jsonl").exists() else 0
-
-
-def test_a_lost_node_is_replaced(by_two, cluster, nodes, small_dataset, tmp_path, mlflow_uri):
-    output = tmp_path / "run"
-    arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", "2", **LONG)
-    with command(arguments, tmp_path / "log", RAY_ADDRESS=cluster.address) as started:
-        started.wait_for(lambda: checkpoints(output) != [], "its first checkpoint")
-        assert [workers_on(node) for node in nodes] == [1, 1]
-        lost = time.monotonic()
-        cluster.remove_node(nodes[0], allow_graceful=False)
-        cluster.add_node(num_cpus=1)
-        assert started.wait() == 0, started.text
-        print(f"at the end {time.monotonic() - lost:.1f} s after the node was lost")
-    assert_same_end(output, by_two)
-    assert_one_mlflow_run(mlflow_uri, output)
-
-
-def test_a_drained_node_has_a_checkpoint_written_before_it_goes(
+def test_a_drained_node_has_a_checkpoint_written_before_it_goes_and_a_lost_one_is_replaced(
     by_two, cluster, nodes, small_dataset, tmp_path, mlflow_uri
 ):
-    """And it is no failure: none is allowed here. No checkpoint but this one and the last is due."""
-    output = tmp_path / "run"
-    arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", "2", "--max-failures", "0", **RARE)
+    """The loss is the one failure that is allowed: a drained node is none. No checkpoint but that of the drain and the
+    last is due: the run that lost a node has gone on from the first."""
+    output, holds = tmp_path / "run", Holds(tmp_path / "holds", 6, 9)
+    more = ("--num-workers", "2", "--max-failures", "1")
+    arguments = options(small_dataset.path, output, mlflow_uri, *more, every=1000, width=WIDE)
     environment = {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}
-    with command(arguments, tmp_path / "log", **environment) as started:
-        started.wait_for(lambda: reached(output) >= 10, "step 10")
+    with command(arguments, tmp_path / "log", holds, **environment) as started:
+        started.wait_for(lambda: holds.reached(6), "step 6")
         asked = time.monotonic()
         drain(cluster, nodes[0], PATIENCE)  # and no sooner than the checkpoint is there, however slow the machine
         started.wait_for(lambda: checkpoints(output) != [], "its checkpoint")
         print(f"drain: checkpoint of step {checkpoints(output)[0]} {time.monotonic() - asked:.1f} s after the notice")
-        assert checkpoints(output)[0] < 80
+        assert checkpoints(output)[0] < 9
+        started.wait_for(lambda: holds.reached(9), "step 9")
         drain(cluster, nodes[0], 1)
         cluster.add_node(num_cpus=1)
         started.wait_for(lambda: not workers_on(nodes[0]), "the workers to leave at the deadline")
         cluster.remove_node(nodes[0], allow_graceful=False)
+        started.wait_for(lambda: holds.reached(9), "step 9 again")
+        print(f"at step 9 again {time.monotonic() - asked:.1f} s after the notice")
+
+        assert [workers_on(node) for node in cluster.worker_nodes] == [1, 1]
+        lost = time.monotonic()
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        cluster.add_node(num_cpus=1)
+        holds.release(9)
         assert started.wait() == 0, started.text
-        print(f"at the end {time.monotonic() - asked:.1f} s after the notice")
+        print(f"at the end {time.monotonic() - lost:.1f} s after the node was lost")
     assert_same_end(output, by_two)
     assert_one_mlflow_run(mlflow_uri, output)
 
 
 def test_two_workers_go_on_as_one(by_two, cluster, nodes, small_dataset, tmp_path, mlflow_uri):
-    output = tmp_path / "run"
-    arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", "1:2", **LONG)
+    output, holds = tmp_path / "run", Holds(tmp_path / "holds", 7, 11)
+    arguments = options(small_dataset.path, output, mlflow_uri, "--num-workers", "1:2", width=WIDE)
     environment = {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
-    with command(arguments, tmp_path / "log", **environment) as started:
-        started.wait_for(lambda: checkpoints(output) != [], "its first checkpoint")
+    with command(arguments, tmp_path / "log", holds, **environment) as started:
+        started.wait_for(lambda: checkpoints(output) == [5] and holds.reached(7), "its first checkpoint")
         assert [workers_on(node) for node in nodes] == [1, 1]
         lost = time.monotonic()
         cluster.remove_node(nodes[0], allow_graceful=False)
-        started.wait_for(lambda: 40 in checkpoints(output), "a checkpoint after the loss")
+        holds.release(7)
+        started.wait_for(lambda: 10 in checkpoints(output) and holds.reached(11), "a checkpoint after the loss")
         assert workers_on(nodes[1]) == 1
+        holds.release(11)
         assert started.wait() == 0, started.text
         print(f"at the end {time.monotonic() - lost:.1f} s after the node was lost")
     infos = [read_info(latest_checkpoint(str(path))) for path in (output, by_two)]
-    assert infos[0].step == infos[1].step == 80
+    assert infos[0].step == infos[1].step == 12
     assert_close_end(output, by_two)
     assert_one_mlflow_run(mlflow_uri, output)

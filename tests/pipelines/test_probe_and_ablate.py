@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -14,18 +15,15 @@ from ajepa.config import PRESETS
 from ajepa.errors import UserError
 from ajepa.pretrained import export_encoder, load_encoder
 from pipelines import feature_cache
-from pipelines.jobs import ablate, pretrain, probe
+from pipelines.jobs import ablate, probe
 
 
-@pytest.fixture(scope="module")
-def run(small_dataset, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("probed")
-    args = pretrain.PretrainArgs(
-        data=small_dataset.path, output=str(folder / "run"), num_workers=0, threads=1,
-        mlflow_uri=f"sqlite:///{folder / 'mlflow.db'}", config=tiny_config(),
-    )  # fmt: skip
-    pretrain.main(args)
-    return args
+@pytest.fixture
+def run(finished_run, tmp_path, new_mlflow):
+    """The arguments of a copy of the finished run, which a probe may write into, and a database of its own."""
+    (tmp_path / "mlflow").mkdir()
+    output = shutil.copytree(finished_run.output, tmp_path / "run")
+    return dataclasses.replace(finished_run, output=str(output), mlflow_uri=new_mlflow(tmp_path / "mlflow"))
 
 
 def arguments(run, small_dataset, tmp_path, **changes) -> probe.ProbeArgs:
@@ -97,9 +95,23 @@ def test_features_are_computed_once_and_again_when_damaged(run, small_dataset, t
     assert "are damaged" in capsys.readouterr().err and files[0].read_bytes() == content
 
 
+@pytest.fixture
+def split_dataset(small_dataset, build_dataset, tmp_path):
+    """The first 20 clips of the small dataset, with one test split in place of five folds."""
+    clips = [
+        {"clip_id": f"clip{i:02d}", "uri": str(Path(small_dataset.path).parent / f"clip{i:02d}.wav"), "labels": [i % 4],
+         "split": "test" if i < 4 else "train"}
+        for i in range(20)
+    ]  # fmt: skip
+    return build_dataset(
+        tmp_path / "split", clips, shard_size=20, front_end=small_dataset.front_end,
+        label_names=small_dataset.label_names,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("changes", [{"combine": "weighted", "layers": "2,4"}, {"pooling": ("attentive",)}])
-def test_layers_are_weighted_and_patches_attended_to(run, small_dataset, tmp_path, changes):
-    rows = probe.main(arguments(run, small_dataset, tmp_path, protocol="linear", seeds=1, **changes))
+def test_layers_are_weighted_and_patches_attended_to(run, split_dataset, tmp_path, changes):
+    rows = probe.main(arguments(run, split_dataset, tmp_path, protocol="linear", seeds=1, **changes))
     assert all(0 <= row.mean <= 1 for row in rows)
     assert {row.features for row in rows} >= {"pretrained", "random init"}
 
@@ -122,31 +134,64 @@ def test_mistakes_are_named(run, small_dataset, tmp_path, changes, match):
         probe.main(arguments(run, small_dataset, tmp_path, **changes))
 
 
+def trial_with_pictures_of(drawn):
+    """A run_trial whose processes draw but one trial: pictures take longer than the rest."""
+
+    def run_trial(params):
+        from pipelines import probe_report
+        from pipelines.jobs import ablate, pretrain
+
+        if (params["value"], params["seed"]) != drawn:
+            pretrain.draw = probe_report.draw_map = probe_report.draw_confusion = lambda *args: None
+        ablate.run_trial(params)
+
+    return run_trial
+
+
 @pytest.mark.ray
 def test_an_ablation_runs_resumes_and_prints_its_table(
     ray_session, small_dataset, tmp_path, mlflow_uri, monkeypatch, capsys
 ):
+    """One setting with two seeds, then two settings with one: three trials in all."""
     monkeypatch.setitem(PRESETS, "nano", tiny_config(max_steps=3))
+    monkeypatch.setattr(ablate, "run_trial", trial_with_pictures_of(("0.5", 0)))
     args = ablate.AblateArgs(
-        ablation="masking_ratio", values=("0.5", "0.7"), data=small_dataset.path, output=str(tmp_path / "ablation"),
+        ablation="masking_ratio", values=("0.5",), data=small_dataset.path, output=str(tmp_path / "ablation"),
         mlflow_uri=mlflow_uri, seeds=2,
     )  # fmt: skip
+    client = mlflow.MlflowClient(mlflow_uri)
+
+    def trials(parent):
+        return client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'")
+
+    def figures(children, ratio):
+        own = [c for c in children if c.data.params["mask.mask_ratio"] == ratio]
+        return {c.data.params["train.seed"]: c.data.metrics for c in own}
+
     table = ablate.main(args)
-    assert table["setting"].tolist() == ["0.5", "0.7"] and table["seeds"].tolist() == [2, 2]
+    assert table["setting"].tolist() == ["0.5"] and table["seeds"].tolist() == [2]
     for name in ("table.md", "table.csv", "figure.png"):
         assert (tmp_path / "ablation" / name).stat().st_size > 0
-    client = mlflow.MlflowClient(mlflow_uri)
     parent = json.loads((tmp_path / "ablation" / "ablation.json").read_text())["mlflow_run"]
-    children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'")
-    assert {(c.data.params["mask.mask_ratio"], c.data.params["train.seed"]) for c in children} == {
-        (ratio, seed) for ratio in ("0.5", "0.7") for seed in ("0", "1")
-    }
+    children = trials(parent)
+    half = figures(children, "0.5")
+    assert half.keys() == {"0", "1"} and len(children) == 2
+    means = [half[seed]["accuracy_pretrained_mean"] for seed in ("0", "1")]
+    assert table["pretrained, mean"].item() == pytest.approx(sum(means) / 2)
     assert all(c.info.status == "FINISHED" and "accuracy_pretrained_mean" in c.data.metrics for c in children)
     assert {a.path for a in client.list_artifacts(parent)} == {"table.md", "table.csv", "figure.png"}
 
-    again = ablate.main(args)  # every trial is found finished
-    assert again.equals(table)
-    assert len(client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'")) == 4
+    monkeypatch.setattr(ablate, "run_trial", trial_with_pictures_of(None))
+    again = ablate.main(dataclasses.replace(args, values=("0.5", "0.7"), seeds=1))  # the first is found finished
+    assert again["setting"].tolist() == ["0.5", "0.7"] and again["seeds"].tolist() == [1, 1]
+    resumed = trials(parent)
+    assert {(c.data.params["mask.mask_ratio"], c.data.params["train.seed"]) for c in resumed} == {
+        ("0.5", "0"), ("0.5", "1"), ("0.7", "0"),
+    }  # fmt: skip
+    assert len(resumed) == 3 and all(c.info.status == "FINISHED" for c in resumed)
+    assert figures(resumed, "0.5") == half
+    for name, metric in (("pretrained, mean", "accuracy_pretrained_mean"), ("effective rank", "effective_rank")):
+        assert again[name].tolist() == [figures(resumed, ratio)["0"][metric] for ratio in ("0.5", "0.7")]
 
     with pytest.raises(UserError, match="another ablation"):
         ablate.main(dataclasses.replace(args, ablation="loss", values=("l1",)))
