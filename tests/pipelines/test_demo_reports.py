@@ -24,7 +24,7 @@ while not os.path.exists(leave):
 
 
 def test_it_says_how_long_it_will_take(monkeypatch, capsys):
-    monkeypatch.setattr(demo, "demo_config", lambda steps: tiny_config(max_steps=steps, precision="fp32"))
+    monkeypatch.setattr(demo, "demo_config", lambda args: tiny_config(max_steps=args.max_steps, precision="fp32"))
     demo.announce_time(DemoArgs(max_steps=10_000, num_workers=1))
     said = re.search(
         r"about (\d+) min on this machine: a training step takes (\d+\.\d+) s .*\(float32\)", capsys.readouterr().out
