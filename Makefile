@@ -4,6 +4,8 @@ VENV := .venv
 EVAL := .venv-eval
 BIN := $(VENV)/bin
 comma := ,
+# Two processes; the tests with Ray, the longest group, begin at once in the first.
+PAIR := -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Workers share the cores: more threads than cores make everything several times slower.
 export OMP_NUM_THREADS ?= 1
@@ -41,19 +43,19 @@ demo: setup  ## synthesise sounds, preprocess, pretrain, probe
 	$(BIN)/python pipelines/demo.py
 
 test: dev  ## the whole test suite, with a real Ray and a real MLflow, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=20
+	$(BIN)/python -m pytest $(PAIR) --durations=20
 
 test-fast: dev  ## without Ray and without processes of their own
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not ray and not process'
+	$(BIN)/python -m pytest $(PAIR) -m 'not ray and not process'
 
 test-nightly: dev  ## the whole suite with five times as many examples of each property
-	AJEPA_NIGHTLY=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	AJEPA_NIGHTLY=1 $(BIN)/python -m pytest $(PAIR)
 
 test-eval: $(EVAL)/.eval  ## HEAR's and X-ARES's own checkers, in an environment of their own (TensorFlow is 1.5 GB)
 	$(EVAL)/bin/python -m pytest -m evaluation tests/test_hear.py tests/test_xares.py
 
 coverage: dev  ## the whole test suite; lines of ajepa/ and pipelines/ that it runs
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov=ajepa --cov=pipelines --cov-report=term
+	$(BIN)/python -m pytest $(PAIR) --cov=ajepa --cov=pipelines --cov-report=term
 
 lint: dev  ## style, types, and the rule of which package may import which
 	$(BIN)/ruff check .

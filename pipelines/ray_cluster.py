@@ -35,6 +35,8 @@ def start_ray(num_cpus: int | None = None) -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level="WARNING")
         return
+    # Ray's workers are niced by 15: beside anything else that wants the CPUs they would get a thirtieth of them.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     for attempt in range(START_ATTEMPTS):
         try:
             ray.init(num_cpus=num_cpus, include_dashboard=True, dashboard_host="127.0.0.1", logging_level="WARNING")
