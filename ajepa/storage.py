@@ -46,7 +46,7 @@ def absolute(path: str) -> str:
 
 
 def resolve(path: str) -> tuple[pafs.FileSystem, str]:
-    """(filesystem, path within it). The key of an object is taken as it stands, without escapes.
+    """(filesystem, path within it). The key of an object is used unchanged, without escapes.
 
     Raises:
         UserError: a scheme pyarrow cannot read, or a URI with options.

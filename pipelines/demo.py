@@ -16,7 +16,7 @@ class DemoArgs:
     clips_per_class: int = 50
     """Clips of each of the 12 classes."""
     max_steps: int = 400
-    """Pretraining steps. The nano recipe takes 12,000; the demo's sounds are told apart after fewer."""
+    """Pretraining steps. The nano recipe takes 12,000; the demo's classes are separable after fewer."""
     seed: int = 0
     """Of the initial weights, the order of clips, crops and masks."""
     num_workers: int = 1

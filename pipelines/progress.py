@@ -33,7 +33,7 @@ class Progress:
             self._bar.close()
 
     def update(self, count: int, failed: int = 0) -> None:
-        """`count` more are done, `failed` of them in vain."""
+        """`count` more are done, of which `failed` have failed."""
         self.done += count
         self.failed += failed
         now = time.monotonic()

@@ -79,7 +79,7 @@ def _mix(channels: Tensor) -> Tensor:
     global _mixed
     if channels.shape[1] > 1 and not _mixed:
         _mixed = True
-        warnings.warn(f"{channels.shape[1]} channels are averaged (said once)", stacklevel=6)
+        warnings.warn(f"{channels.shape[1]} channels are averaged (warned once)", stacklevel=6)
     return channels.mean(dim=1)
 
 

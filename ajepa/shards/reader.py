@@ -164,7 +164,7 @@ class ShardReader:
             thread.join()
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor and what the stream behind it hangs on; plain integers and strings, for any number of ranks."""
+        """The cursor and what the stream behind it depends on; plain integers and strings, for any number of ranks."""
         return {"format": STATE_FORMAT, "step": self.step, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -233,7 +233,7 @@ class ShardReader:
         return self._groups.get(group) if self._keep_all else self._source.read(group)
 
     def _identity(self) -> dict[str, Any]:
-        """What the clips and crops of a step hang on. The content hash knows nothing of shards, the order does."""
+        """What the clips and crops of a step depend on. The content hash does not depend on the shards, the order does."""
         shards = ",".join(str(shard.rows) for shard in self.dataset.shards)
         return {
             "seed": self.seed,

@@ -41,7 +41,7 @@ def verify(path: str) -> None:
 
 
 def merge(args: MergeArgs) -> ShardDataset:
-    """Join finished datasets with live progress and say what came of it."""
+    """Join finished datasets with live progress and print the result."""
     output = storage.absolute(args.output)
     with Progress("merge", sum(open_dataset(path).num_clips for path in args.merge)) as progress:
         for rows in merge_datasets(args.merge, output):
