@@ -51,7 +51,7 @@ test-fast: dev  ## without Ray and without processes of their own
 test-nightly: dev  ## the whole suite with five times as many examples of each property
 	AJEPA_NIGHTLY=1 $(BIN)/python -m pytest $(PAIR)
 
-test-eval: $(EVAL)/.eval  ## HEAR's and X-ARES's own checkers, in an environment of their own (TensorFlow is 1.5 GB)
+test-eval: $(EVAL)/.eval  ## HEAR's and X-ARES's own checkers, in an environment of their own: HEAR needs TensorFlow
 	$(EVAL)/bin/python -m pytest -m evaluation tests/test_hear.py tests/test_xares.py
 
 coverage: dev  ## the whole test suite; lines of ajepa/ and pipelines/ that it runs

@@ -233,7 +233,7 @@ class ShardReader:
         return self._groups.get(group) if self._keep_all else self._source.read(group)
 
     def _identity(self) -> dict[str, Any]:
-        """What the clips and crops of a step depend on. The content hash does not depend on the shards, the order does."""
+        """What the clips and crops of a step depend on. The order depends on the shards, the content hash does not."""
         shards = ",".join(str(shard.rows) for shard in self.dataset.shards)
         return {
             "seed": self.seed,

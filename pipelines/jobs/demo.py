@@ -91,8 +91,8 @@ def seconds_per_step(config: Config, threads: int, device: torch.device) -> floa
         samples = np.arange(step * size, (step + 1) * size)
         inputs = prepare(config, Batch(noise.astype(np.float16), samples, samples), TIMED_STEPS + 1)
         start = time.perf_counter()
-        for on_it in on_device([inputs], device):
-            train_step(state, on_it).loss.item()
+        for moved in on_device([inputs], device):
+            train_step(state, moved).loss.item()
         times.append(time.perf_counter() - start)
     return float(np.median(times[1:]))
 

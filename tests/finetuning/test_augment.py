@@ -1,4 +1,4 @@
-"""Mixup, SpecAugment and barred keys: what they do, and that what is drawn hangs on seed and sample alone."""
+"""Mixup, SpecAugment and barred keys: what they do, and that what is drawn depends on seed and sample alone."""
 
 import numpy as np
 import pytest

@@ -9,9 +9,7 @@ SHORT_MODEL = ModelConfig(
 )
 TINY_MODEL = dataclasses.replace(SHORT_MODEL, depth=4)  # as deep as nano, whose recipe averages 4 layers
 LOOP_CONFIG = Config(
-    model=ModelConfig(
-        crop_frames=64, depth=1, width=32, heads=2, predictor_depth=1, predictor_width=16, predictor_heads=2
-    ),
+    model=dataclasses.replace(SHORT_MODEL, depth=1),
     mask=MaskConfig(mask_ratio=0.6),
     train=TrainConfig(batch_size=8, max_steps=10, log_every=2, eval_every=5, checkpoint_every=4, precision="fp32"),
 )

@@ -53,7 +53,7 @@ def test_any_row_groups_give_a_permutation_dealt_in_rounds(sizes, window, seed, 
 
 
 def test_the_order_is_what_it_was():
-    """Saved cursors hang on it: it may only change together with the format of the reader's state."""
+    """Saved cursors depend on it: it may only change together with the format of the reader's state."""
     rows = epoch_order(7, 3, np.arange(40), np.arange(40) // 8, 3).rows
     assert rows[:12].tolist() == [23, 35, 2, 16, 7, 32, 17, 4, 34, 1, 27, 19]
 

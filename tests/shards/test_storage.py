@@ -43,7 +43,7 @@ def test_a_store_has_one_client_and_keys_have_no_escapes(monkeypatch):
 
 
 def fail(times, error, path, monkeypatch):
-    """How often work that fails `times` was done, and what came of it."""
+    """How often work that fails `times` was done, and its result."""
     monkeypatch.setattr(storage, "WAITS", (0.0, 0.0))
     done = []
 
