@@ -29,7 +29,7 @@ from ajepa.training.context import WorkerContext
 from ajepa.training.watch import NonFiniteLoss
 from pipelines.ray_cluster import cluster_cpus, cluster_resource, start_ray
 from pipelines.stopping import StopRequests, graceful, in_thread, watch_sigterm
-from pipelines.workers import Callback, choose_threads
+from pipelines.workers import Callback, Workers, choose_threads
 
 # Seconds between the controller's looks at its workers, 2 if it were for Ray. A worker's report waits for the next
 # look, and so does SIGTERM: its handler runs when the main thread next does something.
@@ -103,38 +103,31 @@ class Reports(UserCallback):
 
 
 def fit_with_ray(
-    job: Callable[[WorkerContext], None],
-    output: str,
-    *,
-    num_workers: int | tuple[int, int],
-    threads: int | None,
-    device: str,
-    max_failures: int,
-    callbacks: Sequence[Callback],
+    job: Callable[[WorkerContext], None], output: str, workers: Workers, callbacks: Sequence[Callback]
 ) -> None:
     """Do a job on every worker; see `pipelines.workers.fit`."""
     start_ray()
     gpus = cluster_resource("GPU")
-    use_gpu = device == "cuda" or (device == "auto" and gpus > 0)
+    use_gpu = workers.device == "cuda" or (workers.device == "auto" and gpus > 0)
     resource, have = ("GPU", gpus) if use_gpu else ("CPU", cluster_cpus())
-    least = num_workers if isinstance(num_workers, int) else num_workers[0]
+    least = workers.number if isinstance(workers.number, int) else workers.number[0]
     if least > have:
         raise UserError(f"--num-workers {least} needs as many {resource}s; the cluster has {have}")
-    if not isinstance(num_workers, int):
+    if not isinstance(workers.number, int):
         # After a loss Ray first tries as many workers again, on what it still takes for the cluster, for 60 s if it
         # were for Ray; only then fewer.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    settings = {"job": job, "output": output, "threads": threads, "said": said}
+    settings = {"job": job, "output": output, "threads": workers.threads, "said": said}
     trainer = TorchTrainer(
         functools.partial(train_worker, settings),  # as train_loop_config the controller would unpickle the job as well
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(num_workers=workers.number, use_gpu=use_gpu),
         # Checkpoints are the run folder's own, written by rank 0 and found again by every attempt. Ray only hears of
         # figures; its state gets a fresh name each time, for a name that finished once would silently do nothing.
         run_config=RunConfig(
             storage_path=storage.join(output, "ray"),
             name=uuid.uuid4().hex[:12],
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
             callbacks=[Reports(callbacks), SigtermWatcher(), Unmendable()],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

@@ -3,6 +3,7 @@ is ready. Ray is imported only where it is asked for."""
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ajepa import storage
@@ -15,6 +16,16 @@ class Callback(Protocol):
     """Hears every report of all workers, as Ray's own UserCallback does."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many train, with what, and how often they are replaced."""
+
+    number: int | tuple[int, int]  # as from parse_workers; 0 trains inside this process
+    threads: int | None  # of each, None: this machine's CPUs shared out
+    device: str  # "auto", "cpu" or "cuda"
+    max_failures: int
 
 
 def parse_workers(value: int | str) -> int | tuple[int, int]:
@@ -39,16 +50,7 @@ def choose_threads(threads: int | None, workers_here: int) -> int:
     return threads or max(1, len(os.sched_getaffinity(0)) // max(1, workers_here))
 
 
-def fit(
-    job: Callable[[WorkerContext], None],
-    output: str,
-    *,
-    num_workers: int | tuple[int, int],
-    threads: int | None,
-    device: str,
-    max_failures: int,
-    callbacks: Sequence[Callback],
-) -> None:
+def fit(job: Callable[[WorkerContext], None], output: str, workers: Workers, callbacks: Sequence[Callback]) -> None:
     """Do a job on every worker, until its end or until asked to stop.
 
     Args:
@@ -61,33 +63,26 @@ def fit(
         KeyboardInterrupt: Ctrl-C; Terminated: SIGTERM. A checkpoint is written, unless they came twice.
     """
     storage.delete(storage.join(output, STOP_FILE))  # left by a command that was killed
-    if num_workers == 0:
-        _fit_here(job, output, threads, device, callbacks)
+    if workers.number == 0:
+        _fit_here(job, output, workers, callbacks)
         return
     from pipelines.ray_training import fit_with_ray
 
-    fit_with_ray(
-        job, output, num_workers=num_workers, threads=threads, device=device, max_failures=max_failures,
-        callbacks=callbacks,
-    )  # fmt: skip
+    fit_with_ray(job, output, workers, callbacks)
 
 
 def _fit_here(
-    job: Callable[[WorkerContext], None],
-    output: str,
-    threads: int | None,
-    device: str,
-    callbacks: Sequence[Callback],
+    job: Callable[[WorkerContext], None], output: str, workers: Workers, callbacks: Sequence[Callback]
 ) -> None:
     import torch
 
-    torch.set_num_threads(choose_threads(threads, 1))
+    torch.set_num_threads(choose_threads(workers.threads, 1))
 
     def report(metrics: dict[str, Any]) -> None:
         for callback in callbacks:
             callback.after_report(None, [metrics], None)
 
-    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    chosen = torch.device("cuda" if workers.device != "cpu" and torch.cuda.is_available() else "cpu")
     worker = WorkerContext(0, 1, chosen, report, StopRequests(output, 0, in_ray=False))
     with graceful(output):
         job(worker)

@@ -25,7 +25,7 @@ from pipelines.history import RUN_JSON
 from pipelines.lineage import exported_runs, pretraining, recorded_uri
 from pipelines.ray_cluster import warn_relative_output
 from pipelines.reporter import Reporter
-from pipelines.workers import fit, parse_workers
+from pipelines.workers import Workers, fit, parse_workers
 
 FINETUNE_JSON = "finetune.json"  # what the output is; "finished" once everything is written
 
@@ -92,11 +92,8 @@ def main(args: FinetuneArgs) -> list[Row]:
     )  # fmt: skip
     began = time.perf_counter()
     with tracker.recording():
-        fit(
-            partial(finetune, job), output,
-            num_workers=workers, threads=args.threads, device=args.device, max_failures=args.max_failures,
-            callbacks=[Reporter(tracker, output)],
-        )  # fmt: skip
+        on = Workers(number=workers, threads=args.threads, device=args.device, max_failures=args.max_failures)
+        fit(partial(finetune, job), output, on, [Reporter(tracker, output)])
         results = [result for f in fits if (result := read_result(output, f.name)) is not None]
         if len(results) < len(fits):  # a STOP file was put there
             print(f"stopped after {len(results)} of {len(fits)} models")

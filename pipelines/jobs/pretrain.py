@@ -22,7 +22,7 @@ from pipelines.pretrain import PretrainArgs
 from pipelines.pretrain_job import pretrain
 from pipelines.ray_cluster import warn_relative_output
 from pipelines.reporter import Reporter
-from pipelines.workers import fit, parse_workers
+from pipelines.workers import Workers, fit, parse_workers
 
 
 def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] | None:
@@ -122,11 +122,11 @@ def main(
         job = partial(
             pretrain, config=args.config, data=args.data, output=args.output, resume_anyway=args.resume_anyway
         )
-        fit(
-            job, args.output,
-            num_workers=parse_workers(args.num_workers), threads=args.threads, device=args.device,
-            max_failures=args.max_failures, callbacks=[Reporter(tracker, args.output, quiet), *callbacks],
+        workers = Workers(
+            number=parse_workers(args.num_workers), threads=args.threads, device=args.device,
+            max_failures=args.max_failures,
         )  # fmt: skip
+        fit(job, args.output, workers, [Reporter(tracker, args.output, quiet), *callbacks])
         info = read_info(latest_checkpoint(args.output))
         if info.step < info.total_steps:  # a STOP file was put there
             print(f"stopped at step {info.step} of {info.total_steps}")

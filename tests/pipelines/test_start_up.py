@@ -10,7 +10,7 @@ import pytest
 from helpers.faults import PATH, PATIENCE, ROOT
 from helpers.training_state import save_run
 
-from pipelines.workers import fit
+from pipelines.workers import Workers, fit
 
 COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "embed", "ablate", "export", "demo"]
 SLOW = ["torch", "ray", "mlflow", "pandas", "matplotlib", "numpy", "pyarrow", "scipy", "sklearn", "tqdm", "psutil"]
@@ -102,9 +102,7 @@ def test_the_train_controller_imports_no_model_code(ray_session, tmp_path):
 
             Path(written).write_text(json.dumps([sorted(sys.modules), metrics[0]["modules"]]))
 
-    fit(
-        job, str(tmp_path), num_workers=1, threads=1, device="cpu", max_failures=0, callbacks=[Recorder()]
-    )  # fmt: skip
+    fit(job, str(tmp_path), Workers(number=1, threads=1, device="cpu", max_failures=0), [Recorder()])
     controller, worker = json.loads(Path(written).read_text())
     assert "pipelines.ray_training" in controller and "ajepa.training.step" in worker
     assert (
