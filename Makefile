@@ -11,7 +11,7 @@ PAIR := -n 2 --dist loadgroup --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup dev demo test test-fast test-nightly test-eval coverage lint bench bench-gpu clean
+.PHONY: setup dev demo test test-fast test-nightly test-gpu test-eval coverage lint bench bench-gpu clean
 
 # install(folder, extras): uv takes half a minute where pip takes many; where uv cannot (a mirror that pip alone knows),
 # pip does it.
@@ -50,6 +50,9 @@ test-fast: dev  ## without Ray and without processes of their own
 
 test-nightly: dev  ## the whole suite with five times as many examples of each property
 	AJEPA_NIGHTLY=1 $(BIN)/python -m pytest $(PAIR)
+
+test-gpu:  ## tests that need a CUDA device; torch, numpy, pyarrow, safetensors, pytest and pytest-timeout are enough
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest --noconftest tests/gpu
 
 test-eval: $(EVAL)/.eval  ## HEAR's and X-ARES's own checkers, in an environment of their own: HEAR needs TensorFlow
 	$(EVAL)/bin/python -m pytest -m evaluation tests/test_hear.py tests/test_xares.py

@@ -16,7 +16,7 @@ from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.model import Classifier, classification_loss, parameter_groups
 from ajepa.finetuning.schedule import Schedule
 from ajepa.model.precision import CPU_PATCHES, has_bf16
-from ajepa.training.watch import GPU_LAG, Pending, settle, watch
+from ajepa.training.watch import GPU_LAG, Pending, settle, watch, weighted
 
 
 @dataclass
@@ -128,7 +128,7 @@ def _accumulate(state: FinetuneState, inputs: Inputs) -> Tensor:
         loss = classification_loss(logits, targets[part], state.multi_label, config.label_smoothing)
         clips = len(logits)
         # DDP averages over workers with equal weight; this makes it the mean over the batch's clips.
-        (loss * (clips * state.world_size / config.batch_size)).backward()
+        weighted(loss, clips * state.world_size / config.batch_size).backward()
         total = total + loss.detach() * (clips / share)
     return total
 

@@ -14,7 +14,7 @@ from ajepa.model.ajepa import AJEPA, build_model
 from ajepa.model.precision import CPU_PATCHES, autocast_dtype
 from ajepa.model.schedules import ema_momentum, learning_rate
 from ajepa.training.inputs import Inputs
-from ajepa.training.watch import GPU_LAG, Pending, settle, watch
+from ajepa.training.watch import GPU_LAG, Pending, settle, watch, weighted
 
 
 @dataclass
@@ -132,7 +132,7 @@ def _accumulate(state: TrainState, inputs: Inputs, figures: bool) -> tuple[Tenso
             loss, prediction, target = state.model(state.normalise(part.log_mel), part.context, part.targets)
         # DDP averages over workers with equal weight; this makes it the mean over the batch's clips.
         weight = clips * state.world_size / config.batch_size
-        state.scaler.scale(loss if weight == 1 else loss * weight).backward()
+        state.scaler.scale(weighted(loss, weight)).backward()
         total = total + loss.detach().float() * (clips / share)
         if figures and last:
             with torch.no_grad():

@@ -57,6 +57,15 @@ class Watched(Protocol):
     stop_request: int
 
 
+def weighted(loss: Tensor, weight: float) -> Tensor:
+    """`loss * weight`, with a gradient that is NaN in every parameter if the loss is not finite.
+
+    A compiled backward pass can lose a NaN (the sign of NaN is 0 in Inductor's code): the gradient norm would be finite
+    and the device would apply the step. The factor carries it to all parameters, and DDP to all workers.
+    """
+    return loss * (weight + 0 * loss.detach())
+
+
 def watch(state: Watched, inputs: Clips, loss: Tensor, grad_norm: Tensor, stop: int) -> None:
     """Note loss, gradient norm and the workers' stop requests; on a GPU they travel to the host by themselves."""
     request = torch.full((), float(stop), device=state.device)

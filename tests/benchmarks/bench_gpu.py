@@ -159,6 +159,27 @@ def profile_parts(state: TrainState, inputs: Inputs) -> dict[str, float]:
     return parts
 
 
+def bench_row(preset: str, batch: int, variant: str, steps: int, device: torch.device, dtype: torch.dtype) -> str:
+    masks = 4 if variant == "4 masks" else 1
+    compiled = variant not in ("no compile", "naive") and device.type == "cuda"
+    config = make_config(preset, batch, compile="on" if compiled else "off", masks_per_clip=masks)
+    inputs = make_inputs(config, 4, device)
+    if variant == "naive":
+        state = make_naive_state(config, device)
+        timing = time_steps(lambda i: naive_step(state, inputs[i % 4]), steps, device)
+    else:
+        state = make_state(config, device)
+        timing = time_steps(lambda i: train_step(state, inputs[i % 4]), steps, device)
+        settle(state)
+    rate = gemm_rate(device, dtype)  # right after, so that the clock is that of the step
+    share = batch / timing.seconds * step_flops(config).total / rate
+    median, low, high = (batch / s for s in (timing.seconds, timing.high, timing.low))
+    return (
+        f"| {batch} | {variant} | {median:.0f} ({low:.0f}-{high:.0f}) | "
+        f"{share:.2f} of {rate / 1e12:.3g} TFLOP/s | {timing.peak_bytes / 1e9:.1f} |"
+    )
+
+
 def bench(preset: str, batches: list[int], steps: int, device: torch.device, variants: list[str]) -> str:
     """A table: a row a batch size and variant."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
@@ -170,26 +191,11 @@ def bench(preset: str, batches: list[int], steps: int, device: torch.device, var
     ]
     for batch in batches:
         for variant in variants:
-            masks = 4 if variant == "4 masks" else 1
-            compiled = variant not in ("no compile", "naive") and device.type == "cuda"
-            config = make_config(preset, batch, compile="on" if compiled else "off", masks_per_clip=masks)
-            inputs = make_inputs(config, 4, device)
-            if variant == "naive":
-                naive = make_naive_state(config, device)
-                timing = time_steps(lambda i, s=naive, x=inputs: naive_step(s, x[i % 4]), steps, device)
-            else:
-                state = make_state(config, device)
-                timing = time_steps(lambda i, s=state, x=inputs: train_step(s, x[i % 4]), steps, device)
-                settle(state)
-            rate = gemm_rate(device, dtype)  # right after, so that the clock is that of the step
-            share = batch / timing.seconds * step_flops(config).total / rate
-            median, low, high = (batch / s for s in (timing.seconds, timing.high, timing.low))
-            lines.append(
-                f"| {batch} | {variant} | {median:.0f} ({low:.0f}-{high:.0f}) | "
-                f"{share:.2f} of {rate / 1e12:.3g} TFLOP/s | {timing.peak_bytes / 1e9:.1f} |"
-            )
+            try:
+                lines.append(bench_row(preset, batch, variant, steps, device, dtype))
+            except torch.OutOfMemoryError:
+                lines.append(f"| {batch} | {variant} | out of memory | | |")
             print(lines[-1], flush=True)
-            naive = state = None
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()

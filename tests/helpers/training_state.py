@@ -22,9 +22,9 @@ STATISTICS = Statistics(np.full(128, -4.0), np.full(128, 2.0), 1000)
 TOTAL = 50
 
 
-def make_state(**train) -> TrainState:
+def make_state(device: str = "cpu", **train) -> TrainState:
     config = Config(model=MODEL, train=TrainConfig(**{"batch_size": 8, "precision": "fp32", "lr": 1e-3} | train))
-    return build_state(config, STATISTICS, TOTAL, torch.device("cpu"))
+    return build_state(config, STATISTICS, TOTAL, torch.device(device))
 
 
 def make_batch(step: int = 0, size: int = 8) -> Batch:

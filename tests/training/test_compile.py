@@ -4,9 +4,11 @@ import shutil
 
 import pytest
 import torch
-from helpers.training_state import make_inputs, make_state
+from helpers.training_state import MODEL, make_inputs, make_state
 
+from ajepa.config import PATCH
 from ajepa.training.step import train_step
+from ajepa.training.watch import NonFiniteLoss
 
 
 @pytest.mark.process
@@ -19,6 +21,11 @@ def test_a_compiled_step_is_one_graph_and_equals_the_eager_one():
         state = make_state(compile=compiled)
         losses.append([train_step(state, make_inputs(state, step)).loss.item() for step in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    inputs = make_inputs(state, 3)
+    frequency, time = divmod(int(inputs.targets[5, 0]), MODEL.crop_frames // PATCH)
+    inputs.log_mel[5, frequency * PATCH, time * PATCH] = torch.nan  # of a target alone: only the loss depends on it
+    with pytest.raises(NonFiniteLoss, match="loss nan, gradient norm nan"):
+        train_step(state, inputs)
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"] and not counters["recompiles"]
 
