@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ajepa.evaluation.linear import divisor
 from ajepa.evaluation.metrics import primary, settled
+from ajepa.model.optimizer import AdamW
 from ajepa.model.pooling import WeightedLayers
 
 DECAYS = (0.3, 0.01)  # AdamW weight decays tried
@@ -157,7 +158,7 @@ def _train(
         head = Head(*_moments(features, train), targets.shape[1], features.valid is not None).to(device)
     weights, others = [head.linear.weight], [p for n, p in head.named_parameters() if n != "linear.weight"]
     groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+    optimiser = AdamW(groups, lr=LEARNING_RATE)
     wanted = torch.from_numpy(targets.astype(np.float32))
     every = steps or max(CHECK_STEPS, -(-len(train) // BATCH))
     order = np.empty(0, np.int64)

@@ -15,6 +15,7 @@ from ajepa.finetuning.clips import Inputs
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.model import Classifier, classification_loss, parameter_groups
 from ajepa.finetuning.schedule import Schedule
+from ajepa.model.optimizer import AdamW
 from ajepa.model.precision import CPU_PATCHES, has_bf16
 from ajepa.training.watch import GPU_LAG, Pending, settle, watch, weighted
 
@@ -56,7 +57,7 @@ def build_state(
     core = model.to(device)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16(device))
     core.audio.precision = "bf16" if bf16 else "fp32"
-    optimizer = torch.optim.AdamW(parameter_groups(core, config), betas=config.betas, fused=True)
+    optimizer = AdamW(parameter_groups(core, config), betas=config.betas, fused=True)
     wrapped: nn.Module = core
     if world_size > 1:
         ids = [device.index] if device.type == "cuda" else None

@@ -11,6 +11,7 @@ from ajepa.audio.normalise import Normaliser
 from ajepa.audio.statistics import Statistics
 from ajepa.config import Config, TrainConfig
 from ajepa.model.ajepa import AJEPA, build_model
+from ajepa.model.optimizer import AdamW
 from ajepa.model.precision import CPU_PATCHES, autocast_dtype
 from ajepa.model.schedules import ema_momentum, learning_rate
 from ajepa.training.inputs import Inputs
@@ -47,7 +48,7 @@ class StepResult:
     ema: float
 
 
-def build_optimizer(model: AJEPA, config: TrainConfig) -> torch.optim.AdamW:
+def build_optimizer(model: AJEPA, config: TrainConfig) -> AdamW:
     """AdamW; weight decay only where it means something: matrices of linear layers."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -58,7 +59,7 @@ def build_optimizer(model: AJEPA, config: TrainConfig) -> torch.optim.AdamW:
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    return AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def build_state(
