@@ -40,7 +40,7 @@ def run_blocks(what: str, todo: Sequence[int], clips: int, function: Any, **opti
         import ray.data
         from ray.data import DataContext
 
-        start_ray()
+        start_ray(dashboard=False)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False

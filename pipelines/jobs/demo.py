@@ -30,8 +30,7 @@ from pipelines.synthesis import CLASSES, SECONDS, write_clips
 from pipelines.workers import choose_threads
 
 TIMED_STEPS = 3
-OTHER_SECONDS = 120.0  # all but pretraining, on 2 AVX2 cores where a step of the demo takes OTHER_STEP seconds
-OTHER_STEP = 0.35
+OTHER_SECONDS = 13.0  # of all but the training steps, for each CPU second that the imports of this process took
 
 
 def demo_config(args: DemoArgs) -> Config:
@@ -97,10 +96,11 @@ def seconds_per_step(config: Config, threads: int, device: torch.device) -> floa
     return float(np.median(times[1:]))
 
 
-def expected_minutes(steps: int, step: float) -> float:
-    """Minutes of the whole demo where a training step takes `step` seconds. The other stages are import, decode and
-    draw; a machine that trains faster does them faster too, but not as much."""
-    return (steps * step + OTHER_SECONDS * (step / OTHER_STEP) ** 0.5) / 60
+def expected_minutes(steps: int, step: float, imports: float) -> float:
+    """Minutes of the whole demo where a training step takes `step` seconds and the imports of this process took
+    `imports` seconds of CPU. The other stages mostly start processes, decode and draw: as imports, they depend on how
+    fast one core runs Python, and hardly on its vector units."""
+    return (steps * step + OTHER_SECONDS * imports) / 60
 
 
 @contextmanager
@@ -128,12 +128,13 @@ def main(args: DemoArgs) -> None:
 
 def announce_time(args: DemoArgs) -> None:
     """Print how long the demo will take, from a few timed steps."""
+    imports = time.process_time()
     config, threads = demo_config(args), choose_threads(None, max(1, args.num_workers))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step = seconds_per_step(config, threads, device)
     where = "the GPU" if device.type == "cuda" else f"{threads} CPU threads"
     dtype = str(autocast_dtype(config.train, device) or torch.float32).removeprefix("torch.")
-    minutes = expected_minutes(args.max_steps, step)
+    minutes = expected_minutes(args.max_steps, step, imports)
     print(
         f"about {minutes:.0f} min on this machine: a training step takes {step:.2f} s on {where} ({dtype})", flush=True
     )

@@ -153,7 +153,7 @@ def embed_all(clips: Clips, settings: ActorSettings, num_workers: int | None) ->
         return run_blocks("embed", todo, missing, EmbedActor)
     from ray.data import ActorPoolStrategy
 
-    start_ray()
+    start_ray(dashboard=False)
     gpus, cpus = cluster_resource("GPU"), cluster_cpus()
     have, resource = (gpus, "GPU") if gpus else (cpus, "CPU")
     if (num_workers or 1) > have:

@@ -32,10 +32,11 @@ def test_it_says_how_long_it_will_take(monkeypatch, capsys):
     assert said and int(said[1]) >= round(10_000 * (float(said[2]) - 0.005) / 60)
 
 
-def test_the_time_grows_with_the_steps_and_their_length():
-    base = demo.expected_minutes(100, demo.OTHER_STEP)
-    assert demo.expected_minutes(200, demo.OTHER_STEP) - base == pytest.approx(100 * demo.OTHER_STEP / 60)
-    assert demo.expected_minutes(0, demo.OTHER_STEP / 4) == pytest.approx(demo.OTHER_SECONDS / 2 / 60)
+def test_the_time_grows_with_the_steps_their_length_and_slow_imports():
+    base = demo.expected_minutes(100, 0.3, 10.0)
+    assert demo.expected_minutes(200, 0.3, 10.0) - base == pytest.approx(100 * 0.3 / 60)
+    assert demo.expected_minutes(100, 0.4, 10.0) - base == pytest.approx(100 * 0.1 / 60)
+    assert demo.expected_minutes(100, 0.3, 20.0) - base == pytest.approx(10 * demo.OTHER_SECONDS / 60)
 
 
 @pytest.mark.process

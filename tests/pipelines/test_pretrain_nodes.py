@@ -73,7 +73,11 @@ def test_a_drained_node_has_a_checkpoint_written_before_it_goes_and_a_lost_one_i
     output, holds = tmp_path / "run", Holds(tmp_path / "holds", 6, 9)
     more = ("--num-workers", "2", "--max-failures", "1")
     arguments = options(small_dataset.path, output, mlflow_uri, *more, every=1000, width=WIDE)
-    environment = {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}
+    environment = {
+        "RAY_ADDRESS": cluster.address,
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",  # this process may have started a Ray without it
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2",
+    }
     with command(arguments, tmp_path / "log", holds, **environment) as started:
         started.wait_for(lambda: holds.reached(6), "step 6")
         asked = time.monotonic()
