@@ -46,12 +46,12 @@ def demo_config(args: DemoArgs) -> Config:
 
 
 class MemoryWatch:
-    """The most memory that this process and all it started had at one time inside the block, over what this process
-    had before. Pages that processes share, as libraries and Ray's object store, are left out."""
+    """The most memory that this process and all it started had at one time inside the block, over what they had
+    before. Pages that processes share, as libraries and Ray's object store, are left out."""
 
     def __enter__(self) -> Self:
         self.process = psutil.Process()
-        self.start, self.peak = private_bytes(self.process), 0
+        self.start = self.peak = self._held()
         self._ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="memory-watch").start()
         return self
@@ -65,8 +65,10 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while not self._ended.wait(1.0):
-            tree = [self.process, *self.process.children(recursive=True)]
-            self.peak = max(self.peak, sum(private_bytes(process) for process in tree))
+            self.peak = max(self.peak, self._held())
+
+    def _held(self) -> int:
+        return sum(private_bytes(process) for process in [self.process, *self.process.children(recursive=True)])
 
 
 def private_bytes(process: psutil.Process) -> int:
