@@ -164,8 +164,8 @@ class Predictor(nn.Module):
         """[B, K, D], [B, K], [B, M] -> predictions [B, M, D]."""
         tokens = torch.cat(
             [
-                self.embed(context) + self.positions[context_indices],
-                (self.mask_token + self.positions)[target_indices],
+                self.embed(context) + F.embedding(context_indices, self.positions),
+                F.embedding(target_indices, self.mask_token + self.positions),
             ],
             dim=1,
         )

@@ -58,6 +58,16 @@ def assert_same(ours, theirs, bound):
         assert (ours[name] - gradient).abs().max() <= bound * scale, name
 
 
+def test_runs_of_two_threads_are_bit_identical(small_dataset):
+    torch.set_num_threads(2)
+    try:
+        runs = [run_steps(small_dataset.path, pooling="bands mean+std").core.state_dict() for _ in range(3)]
+    finally:
+        torch.set_num_threads(1)
+    for other in runs[1:]:
+        assert [name for name in other if not torch.equal(other[name], runs[0][name])] == []
+
+
 @cache
 def undivided(path) -> dict[str, torch.Tensor]:
     return gradients(run_steps(path, dtype=torch.float64, micro_batch=100))

@@ -14,14 +14,32 @@ from ajepa.training.step import train_step
 from ajepa.training.watch import NonFiniteLoss
 
 
-def test_two_runs_from_one_seed_are_bit_identical():
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def assert_bit_identical(runs: int, clips: int, **train) -> None:
     weights = []
-    for _ in range(2):
-        state = make_state()
+    for _ in range(runs):
+        state = make_state(batch_size=clips, **train)
         for step in range(3):
-            train_step(state, make_inputs(state, step))
+            train_step(state, make_inputs(state, step, clips))
         weights.append(state.core.state_dict())
-    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    for other in weights[1:]:
+        assert [name for name in other if not torch.equal(other[name], weights[0][name])] == []
+
+
+def test_two_runs_from_one_seed_are_bit_identical():
+    assert_bit_identical(2, clips=8)
+
+
+@pytest.mark.parametrize("train", [{}, {"precision": "bf16"}, {"masks_per_clip": 2}], ids=str)
+def test_runs_of_two_threads_are_bit_identical(two_threads, train):
+    """Enough clips that both threads have work in every operation, and runs enough for their order to vary."""
+    assert_bit_identical(4, clips=64, **train)
 
 
 def test_the_loss_falls():
