@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -165,11 +166,11 @@ class AudioEncoder(nn.Module):
             tokens = tokens.mean(dim=-3) if bands == "mean" else tokens.transpose(-3, -2).flatten(-2)
             parts.append(F.pad(tokens, (0, 0, 0, columns - tokens.shape[-2])))
         embeddings = torch.stack(parts, dim=-2).flatten(-3, -2)  # passes interleaved: [B, (L,) T', D']
-        start = torch.arange(embeddings.shape[-2], device=embeddings.device) * step  # first frame of each
+        start = torch.arange(embeddings.shape[-2]) * step  # first frame of each
         valid = (start + PATCH // 2 <= num_frames[:, None]) | (start == 0)
         keep = int(valid.any(dim=0).sum())
         timestamps = start[:keep] * (1000 / self.front_end.frame_rate) + self.first_ms
-        return Frames(embeddings[..., :keep, :], timestamps, valid[:, :keep])
+        return Frames(embeddings[..., :keep, :], timestamps.to(self.device), valid[:, :keep].to(self.device))
 
     def patch_embeddings(
         self,
@@ -194,11 +195,11 @@ class AudioEncoder(nn.Module):
         sizes = {len(clip) for clip in clips}
         if len(sizes) == 1:
             log_mel = self._log_mel(torch.stack(clips).to(self.device))
-            return log_mel, torch.full((len(clips),), log_mel.shape[-1], device=self.device)
+            return log_mel, torch.full((len(clips),), log_mel.shape[-1])
         apart = [self._log_mel(clip[None].to(self.device))[0] for clip in clips]  # its ends are mirrored: no padding
         longest = max(part.shape[-1] for part in apart)
         padded = torch.stack([F.pad(part, (0, longest - part.shape[-1])) for part in apart])
-        return padded, torch.tensor([part.shape[-1] for part in apart], device=self.device)
+        return padded, torch.tensor([part.shape[-1] for part in apart])
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
         """[B, samples] -> [B, n_mels, T], hours of it in pieces that overlap by what a frame needs."""
@@ -232,7 +233,7 @@ class AudioEncoder(nn.Module):
     def tokens(
         self,
         log_mel: Tensor,
-        num_frames: Tensor,
+        num_frames: Tensor | np.ndarray,
         *,
         layers: Sequence[int] | None = None,
         combine: Combine = "concat",
@@ -242,7 +243,7 @@ class AudioEncoder(nn.Module):
 
         Args:
             log_mel: [B, n_mels, T] raw log-mels (any float type), padded to a common T.
-            num_frames: [B] valid frames, at least 1.
+            num_frames: [B] valid frames, at least 1; on a GPU best on the host.
             layers: numbers from 1 to depth; None is the last one after the final norm. Others are layer-normalised.
             combine: several layers as one long vector ("concat") or along a new axis ("stack": [B, L, R, C, D]).
             key_mask: (windows, patches) to a boolean [windows, patches], false where a patch is barred as a key and
@@ -255,21 +256,22 @@ class AudioEncoder(nn.Module):
             ValueError: a layer that is not there.
         """
         wanted = self._layers(layers)
-        num_frames = num_frames.to(self.device)
-        own = valid_columns(num_frames)  # [B]
+        # What depends on lengths is worked out on the host: a GPU that told it would have to be waited for.
+        frames = torch.as_tensor(num_frames, device="cpu")
+        own = valid_columns(frames)  # [B]
         columns = int(own.max())
-        patches = self._prepare(log_mel, num_frames, columns)
+        patches = self._prepare(log_mel, self._sent(frames), columns)
         window = min(columns, self.encoder.config.grid[1])
         clip, start = cover(own, window)
-        inside = torch.arange(window, device=self.device)
-        place = start[:, None] + inside  # [W, window] column of its clip
+        place = start[:, None] + torch.arange(window)  # [W, window] column of its clip
         visible = place < own[clip, None]  # [W, window]
-        mask = None if bool(visible.all()) else visible[:, None].expand(-1, self.rows, -1).flatten(1)
+        mask = None if bool(visible.all()) else self._sent(visible[:, None].expand(-1, self.rows, -1).flatten(1))
         if key_mask is not None:
-            barred = key_mask(len(clip), self.rows * window).to(self.device)
+            barred = self._sent(key_mask(len(clip), self.rows * window))
             mask = barred if mask is None else barred & mask
         batch = len(log_mel)
         at_once = self.windows_at_once(window)
+        clip, start, place, own = (self._sent(indices) for indices in (clip, start, place, own))
         outputs = [
             self._encode(
                 patches[clip[i : i + at_once], :, start[i : i + at_once]],
@@ -286,6 +288,10 @@ class AudioEncoder(nn.Module):
         if combine == "concat":
             return tokens.permute(0, 2, 3, 1, 4).flatten(3), valid
         return tokens, valid
+
+    def _sent(self, host: Tensor) -> Tensor:
+        """A small tensor of the host on the device, without a wait for it."""
+        return host.to(self.device, non_blocking=True)
 
     def _prepare(self, log_mel: Tensor, num_frames: Tensor, columns: int) -> Tensor:
         """Every normalised window, in steps of a column: a view [B, n_mels, C - window + 1, window * 16]."""

@@ -55,7 +55,14 @@ def _spans(draws: np.ndarray, size: np.ndarray, longest: int) -> Tensor:
     return torch.from_numpy(np.stack([first, first + length], axis=-1).astype(np.int64))
 
 
-def mix(log_mel: Tensor, num_frames: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def mixed_frames(num_frames: np.ndarray, weight: Tensor) -> np.ndarray:
+    """[B] valid frames after `mix` with the weights [B, 1]: a mixture is as long as the longer of its clips."""
+    own = np.arange(len(num_frames))
+    partner = np.where(own ^ 1 < len(own), own ^ 1, own)
+    return np.where(weight[:, 0].numpy() < 1, np.maximum(num_frames, num_frames[partner]), num_frames)
+
+
+def mix(log_mel: Tensor, num_frames: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Mixup of each pair of neighbours (0, 1), (2, 3), ... with the weights [B, 1] and 1 - weight.
 
     Log-mels are mixed, not powers: of two sounds added as they are, the louder one would drown the other whatever
@@ -74,9 +81,8 @@ def mix(log_mel: Tensor, num_frames: Tensor, targets: Tensor, weight: Tensor) ->
     mine = torch.where(there & there[partner], weight, there.float())  # of the clip itself, by frame
     mine = torch.where(there | there[partner], mine, 1.0)[:, None]  # both are over: padding
     mine = torch.where(weight[:, None] < 1, mine, 1.0)
-    frames = torch.where(weight[:, 0] < 1, torch.maximum(num_frames, num_frames[partner]), num_frames)
     mixed = mine * log_mel.float() + (1 - mine) * log_mel[partner].float()
-    return mixed, frames, weight * targets + (1 - weight) * targets[partner]
+    return mixed, weight * targets + (1 - weight) * targets[partner]
 
 
 def mask_spans(log_mel: Tensor, mean: Tensor, time: Tensor, frequency: Tensor) -> Tensor:
@@ -92,7 +98,7 @@ def _inside(spans: Tensor, size: int) -> Tensor:
 
 
 def key_mask(
-    config: FinetuneConfig, samples: np.ndarray, num_frames: Tensor, rows: int
+    config: FinetuneConfig, samples: np.ndarray, num_frames: np.ndarray, rows: int
 ) -> Callable[[int, int], Tensor] | None:
     """`AudioEncoder.tokens`' key_mask for samples [B]: false for a share `masked_keys` of the patches of each window.
     One patch of every column stays, so that no query is left without a key."""
@@ -101,7 +107,7 @@ def key_mask(
 
     def draw_keys(windows: int, patches: int) -> Tensor:
         columns = patches // rows
-        clip = cover(valid_columns(num_frames.cpu()), columns)[0].numpy()
+        clip = cover(valid_columns(torch.from_numpy(num_frames)), columns)[0].numpy()
         number = np.arange(windows) - np.searchsorted(clip, clip)
         uniform = np.empty((windows, patches))
         for w in range(int(number.max()) + 1):

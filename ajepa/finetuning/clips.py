@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ajepa import rng
 from ajepa.errors import UserError
-from ajepa.finetuning.augment import Draws, draw
+from ajepa.finetuning.augment import Draws, draw, mixed_frames
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import Batch, ShardReader
@@ -72,6 +72,7 @@ class Inputs:
 
     log_mel: Tensor  # [b, n_mels, T] float16, raw
     num_frames: Tensor  # [b] int64
+    mixed_frames: np.ndarray  # [b] int64 after mixup, on the host: what depends on lengths is worked out there
     targets: Tensor  # [b, C] float32
     draws: Draws
     rows: np.ndarray  # [b] rows of the dataset
@@ -82,17 +83,20 @@ class Inputs:
 
     def with_tensors(self, *tensors: Tensor) -> "Inputs":
         log_mel, num_frames, targets, weight, time, frequency = tensors
-        return Inputs(log_mel, num_frames, targets, Draws(weight, time, frequency), self.rows, self.samples)
+        draws = Draws(weight, time, frequency)
+        return Inputs(log_mel, num_frames, self.mixed_frames, targets, draws, self.rows, self.samples)
 
 
 def prepare(config: FinetuneConfig, labels: Labels, batch: Batch, pin: bool = False) -> Inputs:
     """Look up the labels of a batch and draw for it; with `pin`, in memory a GPU copies from by itself."""
     assert batch.num_frames is not None
+    draws = draw(config, batch.samples, batch.num_frames, batch.log_mel.shape[1])
     inputs = Inputs(
         torch.from_numpy(batch.log_mel),
         torch.from_numpy(batch.num_frames),
+        mixed_frames(batch.num_frames, draws.weight),
         torch.from_numpy(labels.targets(batch.rows)),
-        draw(config, batch.samples, batch.num_frames, batch.log_mel.shape[1]),
+        draws,
         batch.rows,
         batch.samples,
     )

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,13 +34,16 @@ class Classifier(nn.Module):
         self.register_buffer("scale", torch.ones(self.head.in_features), persistent=False)
 
     def forward(
-        self, log_mel: Tensor, num_frames: Tensor, key_mask: Callable[[int, int], Tensor] | None = None
+        self, log_mel: Tensor, num_frames: np.ndarray, key_mask: Callable[[int, int], Tensor] | None = None
     ) -> Tensor:
-        """[B, n_mels, T] raw log-mels of [B] valid frames -> logits [B, C] float32."""
+        """[B, n_mels, T] raw log-mels of [B] valid frames -> logits [B, C] float32.
+
+        The frames are an array: DDP would move a tensor to the device.
+        """
         return self.head((self.features(log_mel, num_frames, key_mask) - self.shift) / self.scale)
 
     def features(
-        self, log_mel: Tensor, num_frames: Tensor, key_mask: Callable[[int, int], Tensor] | None = None
+        self, log_mel: Tensor, num_frames: np.ndarray, key_mask: Callable[[int, int], Tensor] | None = None
     ) -> Tensor:
         """The pooled patches, [B, D']."""
         tokens, valid = self.audio.tokens(log_mel, num_frames, key_mask=key_mask)

@@ -16,18 +16,18 @@ CLIPS_AT_ONCE = 32
 
 @torch.no_grad()
 def outputs(
-    function: Callable[[Tensor, Tensor], Tensor],
+    function: Callable[[Tensor, np.ndarray], Tensor],
     reader: ShardReader,
     rows: np.ndarray,
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
 ) -> Tensor:
-    """What a function of ([B, n_mels, T], [B]) says of the clips of ascending rows: [n, ...] float32 on the host, the
+    """What a function of ([B, n_mels, T], [B] frames) says of the clips of ascending rows: [n, ...] float32 on the host, the
     same on every worker. Each of them computes its part of the rows."""
     parts = np.array_split(rows, world_size)
     computed = [
-        function(torch.from_numpy(log_mel).to(device), torch.from_numpy(frames).to(device))
+        function(torch.from_numpy(log_mel).to(device), frames)
         for log_mel, frames in reader.clips_of(parts[rank], CLIPS_AT_ONCE)
     ]
     if world_size == 1:

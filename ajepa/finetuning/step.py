@@ -112,9 +112,9 @@ def train_step(state: FinetuneState, inputs: Inputs, *, stop: int = 0) -> StepRe
 def _accumulate(state: FinetuneState, inputs: Inputs) -> Tensor:
     """Gradients of this worker's share, in micro-batches; its mean loss."""
     config, share, audio = state.config, len(inputs.log_mel), state.core.audio
-    log_mel, num_frames, targets = inputs.log_mel, inputs.num_frames, inputs.targets
+    log_mel, num_frames, targets = inputs.log_mel, inputs.mixed_frames, inputs.targets
     if config.mixup:
-        log_mel, num_frames, targets = mix(log_mel, num_frames, targets, inputs.draws.weight)
+        log_mel, targets = mix(log_mel, inputs.num_frames, targets, inputs.draws.weight)
     if config.time_masks or config.frequency_masks:
         log_mel = mask_spans(log_mel, audio.normalise.mean, inputs.draws.time, inputs.draws.frequency)
     size = config.micro_batch or (share if state.device.type == "cuda" else fitting_clips(audio, log_mel.shape[-1]))
