@@ -38,14 +38,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+PRETRAINING = "test_pretrain"  # the modules of this name share a run by two workers, `by_two`
+
+
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`, all tests that use the session's Ray run in one process, in their order and first;
-    the others share the second process, a module at a time."""
+    """With `-n 2 --dist loadgroup`, a process takes a module at a time; all of pretraining is one. The modules with Ray
+    take longest and come first; each process starts one Ray for them."""
+    groups = {}
     for item in items:
-        ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+        module = item.nodeid.partition("::")[0]
+        groups[item] = PRETRAINING if Path(module).name.startswith(PRETRAINING) else module
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    with_ray = {group for item, group in groups.items() if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: (groups[item] != PRETRAINING, groups[item] not in with_ray))
 
 
 DATA = Path(__file__).parents[1].parent / "shared/data"

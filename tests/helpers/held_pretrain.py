@@ -10,21 +10,19 @@ import runpy
 import sys
 
 
-def hold_steps(folder: str, output: str, in_ray: bool) -> None:
-    """Let training in this process wait after the steps that `folder` names."""
+def step_that_holds(folder: str, output: str, in_ray: bool):
+    """A train_step that waits after the steps that `folder` names."""
     import time
     from pathlib import Path
 
-    from ajepa.training import loop
     from ajepa.training.context import GO_ON
+    from ajepa.training.step import train_step
     from pipelines import stopping
 
-    stopping.POLL_SECONDS = 0.0  # the step after a hold sees what ended the hold
-    take_step = loop.train_step
     asked = stopping.StopRequests(output, 0, in_ray)
 
     def step_then_hold(state, *args, **kwargs):
-        result = take_step(state, *args, **kwargs)
+        result = train_step(state, *args, **kwargs)
         hold = Path(folder, f"hold-{state.step}")
         if hold.exists():
             Path(folder, f"held-{state.step}").touch()
@@ -32,7 +30,16 @@ def hold_steps(folder: str, output: str, in_ray: bool) -> None:
             time.sleep(0.01)
         return result
 
-    loop.train_step = step_then_hold
+    return step_then_hold
+
+
+def hold_steps(folder: str, output: str, in_ray: bool) -> None:
+    """Let training in this process do so."""
+    from ajepa.training import loop
+    from pipelines import stopping
+
+    stopping.POLL_SECONDS = 0.0  # the step after a hold sees what ended the hold
+    loop.train_step = step_that_holds(folder, output, in_ray)
 
 
 def holding_worker(folder: str):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.faults import WIDE, options
+from helpers.imported import listing
 from helpers.runs import tiny_config
 
 
@@ -42,13 +43,16 @@ def finished_run(small_dataset, tmp_path_factory, new_mlflow):
 
 @pytest.fixture(scope="session")
 def by_two(small_dataset, tmp_path_factory, new_mlflow, ray_session):
-    """The folder of a finished run of 12 steps by two workers, with checkpoints every 5 steps. Read only."""
+    """The folder of a finished run of 12 steps by two workers, with checkpoints every 5 steps; beside it, what its
+    processes had imported. Read only."""
     from pipelines.jobs import pretrain
     from pipelines.pretrain import parse_args
 
     folder = tmp_path_factory.mktemp("by-two")
     more = ("--num-workers", "2")
-    pretrain.main(parse_args(options(small_dataset.path, folder / "run", new_mlflow(folder), *more, width=WIDE)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "fit", listing(pretrain.fit, folder))
+        pretrain.main(parse_args(options(small_dataset.path, folder / "run", new_mlflow(folder), *more, width=WIDE)))
     return folder / "run"
 
 

@@ -9,6 +9,7 @@ import mlflow
 import pytest
 import torch
 from helpers.faults import WIDE, assert_close_end, options
+from helpers.imported import among, imported
 from helpers.runs import tiny_config
 
 from ajepa.checkpoints import latest_checkpoint, read_weights
@@ -127,3 +128,11 @@ def test_two_workers_do_what_one_does(by_two, small_dataset, tmp_path, mlflow_ur
     assert_close_end(by_two, output)
     losses = [[r["loss"] for r in read_history(str(run)) if "loss" in r] for run in (output, by_two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.ray
+def test_the_controller_imports_no_model_code_and_workers_no_mlflow(by_two):
+    controller, worker = (imported(by_two.parent, name) for name in ("controller", "worker"))
+    assert "pipelines.ray_training" in controller and "ajepa.training.step" in worker
+    assert among(controller, ["ajepa.model", "ajepa.training.step", "ajepa.training.loop", "matplotlib"]) == []
+    assert among(worker, ["mlflow", "matplotlib"]) == []

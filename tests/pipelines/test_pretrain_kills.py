@@ -4,10 +4,13 @@ one, bit for bit, and is recorded once."""
 import contextlib
 import os
 import signal
+import threading
 import time
 
 import psutil
 import pytest
+import ray
+from helpers import held_pretrain
 from helpers.faults import (
     PATIENCE,
     WIDE,
@@ -19,11 +22,15 @@ from helpers.faults import (
     command,
     failing_worker,
     names,
+    of_one_ray,
     options,
     wait_for,
 )
+from helpers.held_pretrain import holding_worker, step_that_holds
 
-from pipelines import ray_training
+from ajepa.training import loop
+from pipelines import ray_training, stopping
+from pipelines.common import run_command
 from pipelines.history import read_history
 from pipelines.jobs.pretrain import main
 from pipelines.pretrain import parse_args
@@ -82,23 +89,17 @@ def wait_for_end(processes: list[psutil.Process]) -> None:
 @pytest.mark.process
 @pytest.mark.parametrize("num_workers", ["0", pytest.param("1", marks=pytest.mark.ray)])
 def test_a_command_stopped_again_and_again_goes_on(
-    num_workers, alone, small_dataset, tmp_path, mlflow_uri, request, capfd
+    num_workers, alone, small_dataset, tmp_path, mlflow_uri, request, monkeypatch, capfd
 ):
-    """kill -9, then Ctrl-C, then SIGTERM, each in the middle, then to the end by this process. With a Ray of its own
-    where Ray's processes might outlive it or hear of the signal; with the session's where not."""
+    """kill -9, then Ctrl-C, each to a command of its own with a Ray of its own, which might outlive it or hear of the
+    signal; then SIGTERM to this process, with the session's Ray; then to the end."""
     output = tmp_path / "run"
-    shared = {}
-    if num_workers != "0":
-        shared = {"RAY_ADDRESS": request.getfixturevalue("ray_session").get_runtime_context().gcs_address}
-    arguments = options(small_dataset.path, output, mlflow_uri, **LONG)
+    arguments = [*options(small_dataset.path, output, mlflow_uri, **LONG), "--num-workers", num_workers]
     reached = 0
-    for number, code, environment in (
-        (signal.SIGKILL, -9, {}), (signal.SIGINT, 130, {}), (signal.SIGTERM, 143, shared),
-    ):  # fmt: skip
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
         wanted = reached - reached % 10 + 10
         holds = Holds(tmp_path / f"holds-{number.name}", wanted + 3)
-        log = tmp_path / number.name
-        with command([*arguments, "--num-workers", num_workers], log, holds, **environment) as started:
+        with command(arguments, tmp_path / number.name, holds) as started:
             started.wait_for(lambda wanted=wanted: checkpoints(output)[-1:] >= [wanted], f"checkpoint {wanted}")
             started.wait_for(lambda holds=holds, at=wanted + 3: holds.reached(at), f"step {wanted + 3}")
             processes, sent = started.children(), time.monotonic()
@@ -108,17 +109,52 @@ def test_a_command_stopped_again_and_again_goes_on(
                 started.process.send_signal(number)
             assert started.wait() == code, started.text
             wait_for_end(processes)
-            assert f"resuming at step {reached}" in started.text if reached else "resuming" not in started.text
-            reached = checkpoints(output)[-1]
-            print(f"{number.name}: all gone after {time.monotonic() - sent:.1f} s, checkpoint of step {reached}")
-            assert wanted <= reached < LONG["steps"]
-            if number != signal.SIGKILL:
-                assert reached > wanted  # the step it was in
-                assert "Traceback" not in started.text, started.text
-                assert started.text.count("run the same command again") == 1
-                assert not (output / "STOP").exists()
-    capfd.readouterr()
-    main(parse_args([*arguments, "--num-workers", "0"]))
+        last = reached
+        reached = checkpoints(output)[-1]
+        print(f"{number.name}: all gone after {time.monotonic() - sent:.1f} s, checkpoint of step {reached}")
+        assert_stopped_well(number, started.text, output, last, wanted)
+
+    if num_workers != "0":
+        request.getfixturevalue("ray_session")
+    wanted = reached - reached % 10 + 10
+    holds = Holds(tmp_path / "holds-SIGTERM", wanted + 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "POLL_SECONDS", 0.0)
+        if num_workers == "0":
+            patch.setattr(loop, "train_step", step_that_holds(str(holds.folder), str(output), in_ray=False))
+        else:
+            ray.cloudpickle.register_pickle_by_value(held_pretrain)  # a worker cannot import it
+            patch.setattr(ray_training, "train_worker", holding_worker(str(holds.folder)))
+        killer = threading.Thread(target=terminate_at, args=(holds, wanted + 3), daemon=True)
+        killer.start()
+        with pytest.raises(SystemExit) as exit_:
+            run_command(lambda: main(parse_args(arguments)))
+        killer.join()
+    assert exit_.value.code == 143
+    printed = capfd.readouterr()
+    last = reached
+    reached = checkpoints(output)[-1]
+    assert_stopped_well(signal.SIGTERM, of_one_ray(printed.out + printed.err), output, last, wanted)
+
+    main(parse_args([*arguments[:-1], "0"]))
     assert f"resuming at step {reached}" in capfd.readouterr().out
     assert_same_end(output, alone)
     assert_one_mlflow_run(mlflow_uri, output)
+
+
+def terminate_at(holds: Holds, step: int) -> None:
+    """Send this process SIGTERM when training holds after a step."""
+    wait_for(lambda: holds.reached(step), f"step {step}")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def assert_stopped_well(number: signal.Signals, text: str, output, last: int, wanted: int) -> None:
+    """A command that began after the checkpoint of step `last` and was stopped after that of step `wanted`."""
+    assert f"resuming at step {last}" in text if last else "resuming" not in text
+    reached = checkpoints(output)[-1]
+    assert wanted <= reached < LONG["steps"]
+    if number != signal.SIGKILL:
+        assert reached > wanted  # the step it was in
+        assert "Traceback" not in text, text
+        assert text.count("run the same command again") == 1
+        assert not (output / "STOP").exists()

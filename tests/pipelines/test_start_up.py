@@ -4,13 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from helpers.faults import PATH, PATIENCE, ROOT
+from helpers.imported import among
 from helpers.training_state import save_run
-
-from pipelines.workers import Workers, fit
 
 COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "embed", "ablate", "export", "demo"]
 SLOW = ["torch", "ray", "mlflow", "pandas", "matplotlib", "numpy", "pyarrow", "scipy", "sklearn", "tqdm", "psutil"]
@@ -62,11 +60,6 @@ def run(code: str, *arguments: str) -> dict:
     return json.loads(done.stdout)
 
 
-def among(modules: list[str], names: list[str]) -> list[str]:
-    """Which of the names, or packages of such names, were imported."""
-    return sorted({name for name in names for module in modules if module == name or module.startswith(f"{name}.")})
-
-
 @pytest.mark.process
 def test_options_are_parsed_before_anything_slow_is_imported():
     for name, (codes, modules, printed) in run(OPTIONS, *COMMANDS).items():
@@ -94,33 +87,3 @@ def test_workers_import_what_they_use(tmp_path, small_dataset):
             "sympy",
         ]
         assert among(modules, unused) == [], name
-
-
-@pytest.mark.ray
-def test_the_train_controller_imports_no_model_code(ray_session, tmp_path):
-    def job(worker):
-        import sys
-
-        import ajepa.training.loop  # noqa: F401  what a worker needs
-
-        worker.report({"modules": sorted(sys.modules)})
-
-    written = str(tmp_path / "modules.json")
-
-    class Recorder:
-        """Writes down what the controller has imported when it hears of a report; nested, to be pickled by value."""
-
-        def after_report(self, run_context, metrics, checkpoint):
-            import json
-            import sys
-            from pathlib import Path
-
-            Path(written).write_text(json.dumps([sorted(sys.modules), metrics[0]["modules"]]))
-
-    fit(job, str(tmp_path), Workers(number=1, threads=1, device="cpu", max_failures=0), [Recorder()])
-    controller, worker = json.loads(Path(written).read_text())
-    assert "pipelines.ray_training" in controller and "ajepa.training.step" in worker
-    assert (
-        among(controller, ["ajepa.model", "ajepa.training.step", "ajepa.training.loop", "mlflow", "matplotlib"]) == []
-    )
-    assert among(worker, ["mlflow", "matplotlib"]) == []

@@ -1,9 +1,11 @@
 """torch.compile: one graph, the same steps."""
 
+import dataclasses
 import shutil
 
 import pytest
 import torch
+from helpers import training_state
 from helpers.training_state import MODEL, make_inputs, make_state
 
 from ajepa.config import PATCH
@@ -13,7 +15,8 @@ from ajepa.training.watch import NonFiniteLoss
 
 @pytest.mark.process
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
-def test_a_compiled_step_is_one_graph_and_equals_the_eager_one():
+def test_a_compiled_step_is_one_graph_and_equals_the_eager_one(monkeypatch):
+    monkeypatch.setattr(training_state, "MODEL", dataclasses.replace(MODEL, depth=1))  # the C++ compiler takes a minute
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     losses = []
