@@ -16,7 +16,7 @@ from ajepa.shards.reader import ShardReader
 from ajepa.training.context import GO_ON, WorkerContext
 from ajepa.training.inputs import on_device
 from ajepa.training.loop import Stopwatch, leaves, name_clips
-from ajepa.training.watch import NonFiniteLoss, require_agreement, settle
+from ajepa.training.watch import NonFiniteLoss, out_of_memory, require_agreement, settle
 from ajepa.training.writer import CheckpointWriter
 
 
@@ -45,7 +45,8 @@ def train(
     """Train a state to the stage's end; returns its validation curve. A stage that is over costs nothing.
 
     Raises:
-        UserError: checkpoints and none is intact, or the workers see different ones; a damaged shard.
+        UserError: checkpoints and none is intact, or the workers see different ones; a damaged shard; too little GPU
+            memory.
         NonFiniteLoss: a batch that cannot be trained on.
         Stopped, Preempted: `worker.stop` said so; the checkpoint is written.
     """
@@ -108,6 +109,8 @@ def train(
             state.stop_request = GO_ON
     except NonFiniteLoss as error:
         raise name_clips(error, reader) from error
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(state, config.batch_size, config.micro_batch) from error
     finally:
         batches.close()
         writer.close()

@@ -23,8 +23,8 @@ def outputs(
     rank: int = 0,
     world_size: int = 1,
 ) -> Tensor:
-    """What a function of ([B, n_mels, T], [B] frames) says of the clips of ascending rows: [n, ...] float32 on the host, the
-    same on every worker. Each of them computes its part of the rows."""
+    """What a function of ([B, n_mels, T], [B] frames) says of the clips of ascending rows: [n, ...] float32 on the
+    host, the same on every worker. Each of them computes its part of the rows."""
     parts = np.array_split(rows, world_size)
     computed = [
         function(torch.from_numpy(log_mel).to(device), frames)

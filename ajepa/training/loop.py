@@ -19,7 +19,7 @@ from ajepa.training.context import GO_ON, RESTART, STOP, WorkerContext
 from ajepa.training.inputs import on_device, prepare
 from ajepa.training.monitor import Monitor
 from ajepa.training.step import StepResult, TrainState, build_state, train_step
-from ajepa.training.watch import NonFiniteLoss, Watched, require_agreement, settle
+from ajepa.training.watch import NonFiniteLoss, Watched, out_of_memory, require_agreement, settle
 from ajepa.training.writer import CheckpointWriter
 
 T = TypeVar("T")
@@ -63,7 +63,8 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
     Returns early, with a checkpoint written, when `worker.stop` says STOP.
 
     Raises:
-        UserError: `output` has checkpoints and none is intact, or the workers see different ones; a damaged shard.
+        UserError: `output` has checkpoints and none is intact, or the workers see different ones; a damaged shard; too
+            little GPU memory.
         NonFiniteLoss: a batch that cannot be trained on.
         Collapsed: the verdict, with stop_on_collapse.
         Preempted: `worker.stop` said RESTART; the checkpoint is written.
@@ -130,6 +131,8 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
             state.stop_request = GO_ON
     except NonFiniteLoss as error:
         raise name_clips(error, reader) from error
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(state, every.batch_size, every.micro_batch) from error
     finally:
         batches.close()
         writer.close()

@@ -113,6 +113,23 @@ def _blame(seen: Pending, loss: float, grad_norm: float) -> NonFiniteLoss:
     )
 
 
+def out_of_memory(state: Watched, batch_size: int, micro_batch: int) -> UserError:
+    """What is said where a GPU has too little memory for a worker's share of a step: a restart would meet it again.
+
+    Args:
+        batch_size: clips a step of all workers.
+        micro_batch: clips computed at a time; 0 is the whole share.
+    """
+    share = -(-batch_size // state.world_size)
+    at_once = min(micro_batch or share, share)
+    advice = (
+        f"--micro-batch {at_once // 2} computes the same gradient in smaller parts"
+        if at_once > 1
+        else "it needs a smaller model, shorter clips or a GPU with more memory"
+    )
+    return UserError(f"step {state.step}: out of GPU memory with {at_once} clips at a time: {advice}")
+
+
 def require_agreement(state: Watched) -> None:
     """Check that all workers start at the same step.
 

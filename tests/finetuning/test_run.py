@@ -262,3 +262,12 @@ def test_the_parts_of_a_fold_are_the_probes(small_dataset):
         following = fit.fold % 5 + 1
         assert set(fold[fit.test]) == {fit.fold} and set(fold[fit.validation]) == {following}
         assert sorted({*fold[fit.train]}) == sorted({1, 2, 3, 4, 5} - {fit.fold, following}) and fit.refit
+
+
+def test_out_of_gpu_memory_is_one_line_that_says_what_helps(job, monkeypatch):
+    def raise_it(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("ajepa.finetuning.loop.train_step", raise_it)
+    with pytest.raises(UserError, match="step 0: out of GPU memory with 8 clips at a time: --micro-batch 4 "):
+        run(job)

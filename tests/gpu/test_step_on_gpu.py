@@ -6,11 +6,13 @@ Needs torch, numpy, pyarrow and pytest alone: `make test-gpu` runs it with the p
 import numpy as np
 import pytest
 import torch
-from helpers.training_state import make_batch, make_inputs, make_state
+from helpers.training_state import STATISTICS, make_batch, make_inputs, make_state
 
+from ajepa.config import Config, ModelConfig, TrainConfig
+from ajepa.shards.reader import Batch
 from ajepa.training.checkpoint import host_copy, optimizer_moments
 from ajepa.training.inputs import Inputs, on_device, prepare
-from ajepa.training.step import TrainState, train_step
+from ajepa.training.step import TrainState, build_state, train_step
 from ajepa.training.watch import GPU_LAG, NonFiniteLoss, settle
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -131,3 +133,28 @@ def test_a_resumed_run_equals_an_undisturbed_one():
 def test_micro_batches_give_the_gradient_of_the_whole():
     whole, parts = make_state("cuda", compile="off"), make_state("cuda", compile="off", micro_batch=3)
     assert train(parts, 0, 3) == pytest.approx(train(whole, 0, 3), rel=1e-4)
+
+
+def test_a_step_without_room_says_so_and_micro_batches_fit():
+    """The type of error that training turns into one line, and the advice that the line gives."""
+    config = ModelConfig(crop_frames=1024, width=192, depth=12, heads=3)
+    train = {"batch_size": 64, "precision": "bf16", "compile": "off"}
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 3e9) / total)
+    try:
+        whole = build_state(Config(model=config, train=TrainConfig(**train)), STATISTICS, 50, torch.device("cuda"))
+        batch = Batch(np.zeros((64, 128, 1024), np.float16), np.arange(64), np.arange(64))
+        (inputs,) = on_device([prepare(whole.config, batch, 50, pin=True)], whole.device)
+        with pytest.raises(torch.OutOfMemoryError):
+            train_step(whole, inputs)
+        del whole
+        torch.cuda.empty_cache()
+        parts = build_state(
+            Config(model=config, train=TrainConfig(**train, micro_batch=4)), STATISTICS, 50, torch.device("cuda")
+        )
+        train_step(parts, inputs)
+        settle(parts)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert parts.step == 1

@@ -82,3 +82,14 @@ def test_the_seed_changes_the_run(undisturbed, tmp_path, small_dataset):
     train(other, small_dataset, str(tmp_path), WorkerContext(0, 1, torch.device("cpu"), lambda _: None))
     a, b = (read_weights(latest_checkpoint(str(folder))) for folder in (undisturbed[0], tmp_path))
     assert not torch.equal(a["predictor.embed.weight"], b["predictor.embed.weight"])
+
+
+@pytest.mark.parametrize(("micro_batch", "advice"), [(0, "--micro-batch 4 "), (3, "--micro-batch 1 "), (1, "smaller")])
+def test_out_of_gpu_memory_is_one_line_that_says_what_helps(tmp_path, small_dataset, monkeypatch, micro_batch, advice):
+    def raise_it(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("ajepa.training.loop.train_step", raise_it)
+    config = dataclasses.replace(LOOP_CONFIG, train=dataclasses.replace(LOOP_CONFIG.train, micro_batch=micro_batch))
+    with pytest.raises(UserError, match=f"step 0: out of GPU memory with {micro_batch or 8} clips .*{advice}"):
+        train(config, small_dataset, str(tmp_path), WorkerContext(0, 1, torch.device("cpu"), lambda metrics: None))
