@@ -1,8 +1,13 @@
 """The fine-tuning step on a CUDA device: the CPU's arithmetic, and no wait for the device."""
+# ruff: noqa: E402  (skipped before it imports what a bare box lacks)
 
 import numpy as np
 import pytest
 import torch
+
+for needed in ("scipy", "torchaudio", "soundfile", "soxr", "safetensors"):  # more than the other tests here need
+    pytest.importorskip(needed)
+
 from helpers.runs import SHORT_MODEL
 from helpers.training_state import STATISTICS
 
