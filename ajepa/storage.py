@@ -3,13 +3,17 @@
 import contextlib
 import functools
 import io
+import mmap
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -20,6 +24,7 @@ T = TypeVar("T")
 
 OBJECT_STORES = ("s3", "gs")
 READ_AHEAD = 1 << 20  # bytes asked of an object store at a time
+TEMPORARY = re.compile(r"\.[0-9a-f]+\.tmp$")  # of a file that is being written; a process that was killed leaves it
 WAITS = (1.0, 5.0)  # seconds before another try; each try already holds the client's own retries
 # What the store answered about the object itself; anything else is the connection's or the server's fault.
 ANSWERED = re.compile(r"ACCESS_DENIED|HTTP status (?!408|429)4\d\d")
@@ -132,6 +137,20 @@ def list_files(path: str) -> list[tuple[str, int]]:
     return sorted((i.path.removeprefix(root), i.size) for i in infos if i.type == pafs.FileType.File)
 
 
+def contents(path: str) -> set[str]:
+    """Names of the files below a folder, without the temporary ones of processes that were killed; none where there is
+    no folder."""
+    names = [name for name, _ in list_files(path)] if kind(path) == "folder" else []
+    return {name for name in names if not TEMPORARY.search(name)}
+
+
+def sweep(path: str) -> None:
+    """Delete the temporary files below a folder; for when nobody writes there any more."""
+    for name, _ in list_files(path):
+        if TEMPORARY.search(name):
+            delete(join(path, name))
+
+
 def _walk_local(root: str) -> Iterator[tuple[str, int]]:
     seen: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -228,30 +247,39 @@ def delete(path: str) -> None:
 def atomic_output(path: str) -> Iterator[Any]:
     """An output stream whose file appears under `path` only when the block ends without an error.
 
-    Locally a temporary file in the same folder is synced and renamed; an object store shows an
-    object only once its upload is complete, and the upload is aborted on an error.
+    Locally a temporary file in the same folder is synced and renamed. For an object store the bytes are kept in a
+    temporary file of this machine ($TMPDIR) and uploaded once they are complete: a pyarrow stream cannot be aborted,
+    it publishes what it was given as soon as it is garbage-collected.
+
+    Raises:
+        UnreachableError: the store did not take the object, after several tries.
     """
     filesystem, inner = resolve(path)
-    if not isinstance(filesystem, pafs.LocalFileSystem):
-        stream = filesystem.open_output_stream(inner)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        temporary = Path(f"{inner}.{uuid4().hex[:12]}.tmp")
         try:
-            yield stream
-        except BaseException:
-            abort = getattr(stream, "abort", None)
-            if abort is not None:
-                abort()
-            raise
-        stream.close()
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(inner)
+        finally:
+            temporary.unlink(missing_ok=True)
         return
-    temporary = Path(f"{inner}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(inner)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tempfile.TemporaryFile() as spool:
+        yield spool
+        spool.flush()
+        # A mapping, so that nothing is held in memory; closed by its last reader.
+        content = mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ) if spool.tell() else b""
+        with ThreadPoolExecutor(1) as thread:  # Ctrl-C comes to the main thread: it cannot part `open` from `write`
+            thread.submit(with_retries, path, lambda: _upload(filesystem, inner, content)).result()
+
+
+def _upload(filesystem: pafs.FileSystem, inner: str, content: bytes | mmap.mmap) -> None:
+    """Write an object with one call: a stream has had all of it before anything closes it. Where the store refused a
+    part, closing does not make the object appear."""
+    with filesystem.open_output_stream(inner) as stream:
+        stream.write(pa.py_buffer(content))
 
 
 def write_text(path: str, text: str) -> None:

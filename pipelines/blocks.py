@@ -1,26 +1,53 @@
 """A Ray Data job over blocks of clips, each written to storage by the task or actor that made it; the driver's side."""
 
+import itertools
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from ajepa import storage
 from ajepa.errors import UserError
+from ajepa.shards.dataset import find_incomplete
 from ajepa.shards.schema import OK
 from pipelines.progress import Progress
 from pipelines.ray_cluster import start_ray
 
 
-def unfinished(output: str, paths: Sequence[str], noun: str) -> list[int]:
-    """Numbers of the blocks whose ok file is not there yet."""
-    done = {name for name, _ in storage.list_files(storage.join(output, OK))}
-    todo = [i for i, path in enumerate(paths) if path.rpartition("/")[2] not in done]
-    if len(todo) < len(paths):
-        print(f"resuming: {len(paths) - len(todo)} of {len(paths)} {noun} are finished")
-    return todo
+def unfinished(
+    output: str, paths: Sequence[str], sizes: Sequence[int], clip_ids: Callable[[], pa.ChunkedArray], noun: str
+) -> list[int]:
+    """Numbers of the blocks that are to be made: those whose ok file is not there yet, and those whose files do not
+    hold the clips of the plan.
+
+    Args:
+        paths: the ok file of each block.
+        sizes: clips of each.
+        clip_ids: reads those of all blocks, one after the other; called where a file is found.
+
+    Raises:
+        UserError: the store does not answer.
+    """
+    names = [path.rpartition("/")[2] for path in paths]
+    there = storage.contents(storage.join(output, OK))
+    found = [i for i, name in enumerate(names) if name in there]
+    if not found:
+        return list(range(len(paths)))
+    ids, starts = clip_ids(), [0, *itertools.accumulate(sizes)]
+    try:
+        wrong = find_incomplete(output, [(names[i], ids.slice(starts[i], sizes[i]).to_pylist()) for i in found])
+    except OSError as error:
+        raise UserError(f"cannot look at what is finished: {error}") from error
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        print(f"note: made again, as they do not hold the clips of the plan: {', '.join(wrong[:3])}{more}")
+    done = [i for i in found if names[i] not in wrong]
+    print(f"resuming: {len(done)} of {len(paths)} {noun} are finished")
+    return sorted(set(range(len(paths))) - set(done))
 
 
 def run_blocks(what: str, todo: Sequence[int], clips: int, function: Any, **options: Any) -> dict[str, Any]:

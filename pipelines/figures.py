@@ -16,6 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from ajepa import storage
 from ajepa.audio.normalise import Normaliser
 from ajepa.config import Config, MaskConfig, MaskStrategy
 from ajepa.model.ajepa import AJEPA
@@ -284,5 +285,6 @@ def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a script the font lacks is drawn as boxes
-        figure.savefig(path, dpi=120)
+        with storage.atomic_output(str(path)) as stream:
+            figure.savefig(stream, dpi=120, format="png")
     plt.close(figure)

@@ -90,9 +90,10 @@ def prepare_output(
     Raises:
         UserError: the output holds something else.
     """
-    names = [n for n, _ in storage.list_files(output)] if storage.kind(output) == "folder" else []
+    names = storage.contents(output)
     ours = kind.marker in names or kind.plan in names
-    if storage.kind(output) == "file" or (names and not ours and not _only_begun(names)):
+    # A job that was killed, or whose disk filled, before its plan stood there left nothing to lose: it starts anew.
+    if storage.kind(output) == "file" or not (ours or names <= {MISSING, MANIFEST}):
         raise UserError(f"--output {output!r} exists and is no {kind.name}: choose another")
     if ours and overwrite:
         storage.delete(output)
@@ -119,11 +120,6 @@ def read_block(output: str, index: int) -> pa.Table:
     """The clips of one block of an unfinished job."""
     with storage.open_input(storage.join(output, MANIFEST)) as stream:
         return pq.ParquetFile(stream).read_row_group(index)
-
-
-def _only_begun(names: list[str]) -> bool:
-    """Whether a job was killed, or its disk filled, before its plan stood there: nothing to lose, it starts anew."""
-    return all(n in (MISSING, MANIFEST) or (n.startswith(f"{PLAN}/") and n.endswith(".tmp")) for n in names)
 
 
 def _refuse_other_job(output: str, old: dict[str, Any], new: dict[str, Any], what: str) -> None:

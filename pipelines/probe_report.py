@@ -42,19 +42,20 @@ def write_outputs(
     folder.mkdir(parents=True, exist_ok=True)
     for name in OUTPUTS:  # nothing of an earlier probe stays beside this one's
         (folder / name).unlink(missing_ok=True)
-    (folder / "table.md").write_text(markdown_table(rows) + "\n")
+    storage.write_text(str(folder / "table.md"), markdown_table(rows) + "\n")
     flat = [row.as_dict() for row in rows]
-    pd.DataFrame(
+    table = pd.DataFrame(
         [
             {k: v for k, v in row.items() if k not in ("metrics", "runs", "interval95", "fold_scores")}
             | {"low95": row["interval95"][0], "high95": row["interval95"][1]}
             | row["metrics"]
             for row in flat
         ]
-    ).to_csv(folder / "table.csv", index=False)
+    )
+    storage.write_text(str(folder / "table.csv"), table.to_csv(index=False))
     classes = per_class(result, targets.names)
-    classes.to_csv(folder / "per_class.csv", index=False)
-    (folder / "per_class.md").write_text(markdown(classes) + "\n")
+    storage.write_text(str(folder / "per_class.csv"), classes.to_csv(index=False))
+    storage.write_text(str(folder / "per_class.md"), markdown(classes) + "\n")
     results = {"about": about, "rows": flat, "shown": {"pooling": best.pooling, "label": best.runs[0].label},
                "per_class": classes.to_dict("records")}  # fmt: skip
     storage.write_text(str(folder / "results.json"), json.dumps(_plain(results), indent=1))

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from ajepa import storage
 from ajepa.choices import Level
 from ajepa.errors import UserError
-from ajepa.shards.dataset import Shard, check_complete, read_shards, sweep
+from ajepa.shards.dataset import Shard, check_complete, read_shards
 from ajepa.shards.schema import OK
 
 EMBEDDINGS_JSON = "embeddings.json"
@@ -92,7 +92,7 @@ def finish_embeddings(output: str, expected: int, about: dict[str, Any]) -> Embe
         RuntimeError: the parts do not hold the expected clips.
         UserError: not one clip could be read.
     """
-    sweep(output)
+    storage.sweep(output)
     parts, ids, seconds = [], [], 0.0
     for name, table in read_shards(output, OK, ["clip_id", "duration_s"]):
         parts.append({"name": f"{OK}/{name}", "rows": table.num_rows})

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -168,7 +168,7 @@ def finish_dataset(
         RuntimeError: the shards do not hold the expected clips.
         UserError: not one clip could be read.
     """
-    sweep(output)
+    storage.sweep(output)
     reduction, shards = Reduction(front_end, label_names), []
     for name, table in read_shards(output, OK, SMALL_COLUMNS):
         reduction.add(table)
@@ -195,15 +195,6 @@ def finish_dataset(
     return open_dataset(output)
 
 
-def sweep(output: str) -> None:
-    """Delete what killed workers left half-written; for when nobody writes any more."""
-    for status in (OK, BAD):
-        folder = storage.join(output, status)
-        for name in _files(folder):
-            if name.endswith(".tmp"):
-                storage.delete(storage.join(folder, name))
-
-
 def check_complete(output: str, ok_ids: pa.ChunkedArray, expected: int) -> Counter[str]:
     """Check that every clip is there exactly once, ok or bad; the number of bad ones by stage.
 
@@ -226,14 +217,49 @@ def check_complete(output: str, ok_ids: pa.ChunkedArray, expected: int) -> Count
     return reasons
 
 
-def _files(folder: str) -> list[str]:
-    return [name for name, _ in storage.list_files(folder)] if storage.kind(folder) == "folder" else []
+def block_ids(output: str, name: str) -> list[str]:
+    """The clip ids of a shard or another block of clips, ok ones first; `name` is that of its files.
+
+    Raises:
+        OSError, pa.ArrowException: one of its files cannot be read.
+    """
+    ids: list[str] = []
+    for status in (OK, BAD):
+        path = storage.join(output, status, name)
+        if status == OK or storage.kind(path) == "file":
+            with storage.open_input(path) as stream:
+                ids += pq.read_table(stream, columns=["clip_id"], use_threads=False)["clip_id"].to_pylist()
+    return ids
+
+
+def find_incomplete(output: str, blocks: Sequence[tuple[str, Collection[str]]]) -> list[str]:
+    """Which of these blocks, by the name of their files, cannot be read or do not hold the clips they should, each
+    once. A file under its final name was written whole, but by what and for what its name does not say.
+
+    Args:
+        blocks: name and clip ids of each.
+
+    Raises:
+        UnreachableError: the store does not answer.
+    """
+
+    def is_complete(block: tuple[str, Collection[str]]) -> bool:
+        name, ids = block
+        try:
+            return sorted(storage.with_retries(output, lambda: block_ids(output, name))) == sorted(ids)
+        except storage.UnreachableError:
+            raise
+        except (OSError, pa.ArrowException):
+            return False
+
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        return [name for (name, _), complete in zip(blocks, pool.map(is_complete, blocks), strict=True) if not complete]
 
 
 def read_shards(output: str, status: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
     """(file name, columns) of every shard in order, read ahead by threads: a store answers many at a time."""
     folder = storage.join(output, status)
-    names = [name for name in _files(folder) if name.endswith(".parquet")]
+    names = sorted(name for name in storage.contents(folder) if name.endswith(".parquet"))
 
     def read(name: str) -> tuple[str, pa.Table]:
         with storage.open_input(storage.join(folder, name)) as stream:

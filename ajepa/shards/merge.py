@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,12 +13,20 @@ import pyarrow.parquet as pq
 from ajepa import storage
 from ajepa.config import differences
 from ajepa.errors import UserError
-from ajepa.shards.dataset import DATASET_JSON, PLAN, Shard, ShardDataset, finish_dataset, open_dataset
+from ajepa.shards.dataset import (
+    DATASET_JSON,
+    PLAN,
+    Shard,
+    ShardDataset,
+    block_ids,
+    find_incomplete,
+    finish_dataset,
+    open_dataset,
+)
 from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, ok_schema
 from ajepa.shards.writer import shard_path
 
 MERGE_JSON = f"{PLAN}/merge.json"
-TEMPORARY = re.compile(rf"({MERGE_JSON}|{DATASET_JSON}|({OK}|{BAD})/shard-\d+\.parquet)\.\d+\.tmp")
 AGAIN = "make that dataset again, then run the same merge again"
 
 
@@ -45,9 +52,7 @@ def merge_datasets(paths: Sequence[str], output: str) -> Iterator[int]:
         for d in datasets
     ]  # fmt: skip
     plan = {"merge": inputs}
-    found = {name for name, _ in storage.list_files(output)} if storage.kind(output) == "folder" else set()
-    left_over = {name for name in found if TEMPORARY.fullmatch(name)}  # by a process that was killed
-    found -= left_over
+    found = storage.contents(output)
     _refuse_other_output(output, found, plan)
     if DATASET_JSON not in found:
         _check_clip_ids(datasets)
@@ -55,12 +60,11 @@ def merge_datasets(paths: Sequence[str], output: str) -> Iterator[int]:
             storage.make_folder(storage.join(output, folder))
         if MERGE_JSON not in found:
             storage.write_text(storage.join(output, MERGE_JSON), json.dumps(plan))
-        for name in left_over:
-            storage.delete(storage.join(output, name))
         label_names = list(dict.fromkeys(name for d in datasets for name in d.label_names))
         shards = [(dataset, shard) for dataset in datasets for shard in dataset.shards]
         for index, (dataset, shard) in enumerate(shards):
-            if shard_path(output, OK, index).removeprefix(f"{output}/") in found:
+            path = shard_path(output, OK, index).removeprefix(f"{output}/")
+            if path in found and _is_copied(dataset, shard, output, path.rpartition("/")[2]):
                 yield shard.rows
             else:
                 yield from _copy_shard(dataset, shard, output, index, label_names)
@@ -144,6 +148,11 @@ def _copy_shard(dataset: ShardDataset, shard: Shard, output: str, index: int, la
         for table in _read_groups(where):
             parquet.write_table(_relabel(table, schema, numbers, where))
             yield table.num_rows
+
+
+def _is_copied(dataset: ShardDataset, shard: Shard, output: str, name: str) -> bool:
+    """Whether a shard that was found at the output holds the clips of its input."""
+    return not find_incomplete(output, [(name, block_ids(dataset.path, shard.name.rpartition("/")[2]))])
 
 
 def _read_bad(dataset: ShardDataset, shard: Shard) -> pa.Table:

@@ -244,8 +244,8 @@ def write_report(
     from pipelines import figures
 
     folder = Path(args.output)
-    (folder / "table.md").write_text(markdown(table) + "\n")
-    table.to_csv(folder / "table.csv", index=False)
+    storage.write_text(str(folder / "table.md"), markdown(table) + "\n")
+    storage.write_text(str(folder / "table.csv"), table.to_csv(index=False))
     accuracies = [[score(t, PRETRAINED, "mean") for t in trials if t["value"] == v] for v in table["setting"]]
     baselines = {
         RANDOM: float(np.mean([score(t, RANDOM, "mean") for t in trials])),

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 import ajepa
 from ajepa import storage
 from ajepa.audio.decode import AudioError
@@ -42,6 +44,10 @@ class Clips:
     dataset: ShardDataset | None
     part_size: int  # 0: a part a shard
     sizes: list[int]  # clips of each part
+
+    def ids(self) -> pa.ChunkedArray:
+        """Their ids, part after part."""
+        return (self.manifest.clips if self.dataset is None else self.dataset.read_columns(["clip_id"]))["clip_id"]
 
     @property
     def hash(self) -> str:
@@ -147,7 +153,7 @@ def embed_all(clips: Clips, settings: ActorSettings, num_workers: int | None) ->
         UserError: more workers than the cluster has GPUs or CPUs, or what stopped the job.
     """
     paths = [part_path(settings.output, OK, i) for i in range(len(clips.sizes))]
-    todo = unfinished(settings.output, paths, "parts")
+    todo = unfinished(settings.output, paths, clips.sizes, clips.ids, "parts")
     missing = sum(clips.sizes[i] for i in todo)
     if not todo:
         return run_blocks("embed", todo, missing, EmbedActor)

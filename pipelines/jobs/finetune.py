@@ -36,7 +36,7 @@ def prepare_output(output: str, settings: dict[str, Any], overwrite: bool) -> di
     Raises:
         UserError: something else is there, or a fine-tuning with other settings.
     """
-    names = [n for n, _ in storage.list_files(output)] if storage.kind(output) == "folder" else []
+    names = storage.contents(output)
     if storage.kind(output) == "file" or (names and FINETUNE_JSON not in names):
         raise UserError(f"--output {output!r} exists and holds no fine-tuning: choose another")
     if names and overwrite:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 import ajepa
 from ajepa import storage
 from ajepa.audio.manifest import Manifest
@@ -63,18 +65,22 @@ def list_clips(args: PreprocessArgs) -> Manifest:
     return manifest if args.segment is None else segment(manifest, args.segment, args.segment_last, args.front_end)
 
 
-def write_all(output: str, plan: dict[str, Any], front_end: FrontEndConfig, num_workers: int | None) -> dict[str, Any]:
+def write_all(
+    output: str, plan: dict[str, Any], clip_ids: pa.ChunkedArray, front_end: FrontEndConfig, num_workers: int | None
+) -> dict[str, Any]:
     """Write the shards that are missing, with live progress; figures of this part of the job."""
     from ray.data import TaskPoolStrategy
 
     from pipelines.block_tasks import write_shards
 
-    shards = -(-plan["clips"] // plan["shard_size"])
-    todo = unfinished(output, [shard_path(output, OK, i) for i in range(shards)], "shards")
+    total, size = plan["clips"], plan["shard_size"]
+    sizes = [min(size, total - start) for start in range(0, total, size)]
+    paths = [shard_path(output, OK, i) for i in range(len(sizes))]
+    todo = unfinished(output, paths, sizes, lambda: clip_ids, "shards")
     return run_blocks(
         "preprocess",
         todo,
-        sum(min(plan["shard_size"], plan["clips"] - i * plan["shard_size"]) for i in todo),
+        sum(sizes[i] for i in todo),
         write_shards,
         fn_kwargs={"output": output, "front_end": front_end},
         compute=TaskPoolStrategy(size=num_workers and min(num_workers, max(1, len(todo)))),
@@ -114,7 +120,7 @@ def main(args: PreprocessArgs) -> ShardDataset:
     params = tracking.flatten({k: v for k, v in plan.items() if k != "label_names"}) | {"output": output}
     tracker = tracking.start_run(uri, f"preprocess {args.source}", params=params, tags={"ajepa.job": "preprocess"})
     with tracker.recording():
-        figures = write_all(output, plan, args.front_end, args.num_workers)
+        figures = write_all(output, plan, manifest.clips["clip_id"], args.front_end, args.num_workers)
         about = {
             "plan": plan,
             "remarks": manifest.remarks,

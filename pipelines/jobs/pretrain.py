@@ -31,7 +31,7 @@ def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] 
     Raises:
         UserError: something else is there, or a run of another config or dataset.
     """
-    names = [n for n, _ in storage.list_files(args.output)] if storage.kind(args.output) == "folder" else []
+    names = storage.contents(args.output)
     if storage.kind(args.output) == "file" or (names and RUN_JSON not in names):
         raise UserError(f"--output {args.output!r} exists and is no run folder: choose another")
     if names and args.overwrite:

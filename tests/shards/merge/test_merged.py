@@ -153,3 +153,16 @@ def test_a_plan_left_by_a_finished_merge_is_deleted(parts, output):
     (output / "_plan/merge.json").write_text(json.dumps(open_dataset(str(output)).info["plan"]))
     assert list(merge_datasets(parts, str(output))) == []
     assert not (output / "_plan").exists()
+
+
+def test_a_shorter_shard_at_the_output_is_copied_again(parts, whole, output):
+    """As a write to a store that failed once left it."""
+    job = merge_datasets(parts, str(output))
+    [next(job) for _ in range(3)]
+    job.close()
+    shard = output / OK / "shard-00000.parquet"
+    table = pq.read_table(shard)
+    pq.write_table(table.slice(0, table.num_rows - 1), shard)
+    merge(parts, output)
+    assert_is(output, whole)
+    assert sum(verify_dataset(str(output))) == whole.num_clips
