@@ -5,5 +5,11 @@ class UserError(ValueError):
     """A mistake in the input or the options. The message says what is wrong and what to do about it."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, taken like Ctrl-C but with its own exit code."""
+
+    exit_code = 143
+
+
 class Preempted(Exception):
     """A training worker's machine is being taken away; a checkpoint of the step it reached is written."""

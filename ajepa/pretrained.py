@@ -93,7 +93,7 @@ def write_export(
         about: "branch", "step" and "dataset_hash" of the pretraining.
     """
     output = storage.absolute(str(output))
-    if storage.kind(output) == "file" or (storage.kind(output) == "folder" and storage.list_files(output)):
+    if storage.kind(output) == "file" or storage.contents(output):
         raise UserError(f"the output {output!r} exists: choose another, or delete it first")
     data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
     described = {

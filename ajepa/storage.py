@@ -25,6 +25,7 @@ T = TypeVar("T")
 OBJECT_STORES = ("s3", "gs")
 READ_AHEAD = 1 << 20  # bytes asked of an object store at a time
 TEMPORARY = re.compile(r"\.[0-9a-f]+\.tmp$")  # of a file that is being written; a process that was killed leaves it
+LOCK = ".lock-"  # begins the name of a lock file, which says who writes to a folder
 WAITS = (1.0, 5.0)  # seconds before another try; each try already holds the client's own retries
 # What the store answered about the object itself; anything else is the connection's or the server's fault.
 ANSWERED = re.compile(r"ACCESS_DENIED|HTTP status (?!408|429)4\d\d")
@@ -137,11 +138,26 @@ def list_files(path: str) -> list[tuple[str, int]]:
     return sorted((i.path.removeprefix(root), i.size) for i in infos if i.type == pafs.FileType.File)
 
 
+def list_folder(path: str) -> list[tuple[str, float]]:
+    """(name, time of modification in seconds since the epoch) of the files in a folder, not of those below."""
+    filesystem, inner = resolve(path)
+    infos = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    return sorted((i.base_name, i.mtime_ns / 1e9) for i in infos if i.type == pafs.FileType.File)
+
+
 def contents(path: str) -> set[str]:
-    """Names of the files below a folder, without the temporary ones of processes that were killed; none where there is
-    no folder."""
+    """Names of the files below a folder, without its locks and the temporary ones of processes that were killed; none
+    where there is no folder."""
     names = [name for name, _ in list_files(path)] if kind(path) == "folder" else []
-    return {name for name in names if not TEMPORARY.search(name)}
+    return {name for name in names if not TEMPORARY.search(name) and not name.startswith(LOCK)}
+
+
+def clear(path: str) -> None:
+    """Delete what is in a folder, but for its locks."""
+    filesystem, inner = resolve(path)
+    for info in filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
+        if not info.base_name.startswith(LOCK):
+            delete(join(path, info.base_name))
 
 
 def sweep(path: str) -> None:

@@ -1,13 +1,14 @@
 """What every command shares: options from a dataclass, one-line errors with exit code 2. A command imports nothing that
 takes long before its options are read: its work lies in pipelines/jobs."""
 
+import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar, cast
 
 import tyro
 
-from ajepa.errors import UserError
+from ajepa.errors import Terminated, UserError
 
 Args = TypeVar("Args")
 
@@ -36,8 +37,14 @@ def announce(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
 def run_command(main: Callable[[], object]) -> None:
-    """Run a command: a UserError becomes one line and exit code 2, Ctrl-C one line and exit code 130."""
+    """Run a command: a UserError becomes one line and exit code 2, Ctrl-C one line and exit code 130, SIGTERM the same
+    with 143."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except UserError as error:
@@ -46,3 +53,5 @@ def run_command(main: Callable[[], object]) -> None:
     except KeyboardInterrupt as stop:
         print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)
         sys.exit(getattr(stop, "exit_code", 130))
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -96,7 +96,7 @@ def prepare_output(
     if storage.kind(output) == "file" or not (ours or names <= {MISSING, MANIFEST}):
         raise UserError(f"--output {output!r} exists and is no {kind.name}: choose another")
     if ours and overwrite:
-        storage.delete(output)
+        storage.clear(output)
     elif kind.marker in names:
         finished = kind.open(output)
         _refuse_other_job(output, finished.info.get("plan", {}), plan, f"a finished {kind.result}")

@@ -1,8 +1,11 @@
 """The Ray that a command finds or starts. Ray itself is imported when one is needed."""
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 from ajepa import storage
 
@@ -32,6 +35,15 @@ def start_ray(num_cpus: int | None = None, dashboard: bool = True) -> None:
 
     if ray.is_initialized():
         return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _start_ray(ray, num_cpus, dashboard)
+    finally:  # Ray takes SIGTERM for itself; commands end by it in their own way
+        if threading.current_thread() is threading.main_thread() and callable(before):
+            signal.signal(signal.SIGTERM, before)
+
+
+def _start_ray(ray: Any, num_cpus: int | None, dashboard: bool) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; spares a warning
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level="WARNING")

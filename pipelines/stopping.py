@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ajepa import storage
-from ajepa.errors import UserError
+from ajepa.errors import Terminated, UserError
 from ajepa.training.context import GO_ON, RESTART, SAVE, STOP
 
 STOP_FILE = "STOP"
@@ -19,12 +19,6 @@ POLL_SECONDS = 0.2  # between looks for the STOP file
 STORE_POLL_SECONDS = 2.0  # the same in an object store, where a look takes as long as a small step
 
 _terminated = threading.Event()  # SIGTERM came to this process
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, taken like Ctrl-C but with its own exit code."""
-
-    exit_code = 143
 
 
 def watch_sigterm() -> None:

@@ -24,6 +24,7 @@ from pipelines.ablate import AblateArgs
 from pipelines.history import read_history
 from pipelines.jobs import pretrain, probe
 from pipelines.lineage import pretraining
+from pipelines.lock import claimed
 from pipelines.pretrain import PretrainArgs
 from pipelines.probe import ProbeArgs
 from pipelines.ray_cluster import cluster_cpus, start_ray, warn_relative_output
@@ -159,7 +160,7 @@ def prepare_output(args: AblateArgs, base: Config, dataset_hash: str, uri: str) 
         if {k: old[k] for k in settings} != settings:
             raise UserError(f"--output {args.output!r} holds another ablation or other data: choose another folder")
         return old["mlflow_run"]
-    if folder.exists() and any(folder.iterdir()):
+    if storage.contents(args.output):
         raise UserError(f"--output {args.output!r} exists and is no ablation folder: choose another")
     params = {k: v for k, v in settings.items() if k != "config"} | {"max_steps": base.train.max_steps}
     tracker = tracking.start_run(uri, f"ablate {args.ablation}", params=params, tags={"ajepa.job": "ablate"})
@@ -176,39 +177,42 @@ def main(args: AblateArgs) -> pd.DataFrame:
     dataset = open_dataset(args.data)
     uri = tracking.tracking_uri(args.mlflow_uri, args.output)
     args = dataclasses.replace(args, mlflow_uri=uri)
-    parent = prepare_output(args, base, dataset.content_hash, uri)
-    tracker = tracking.Tracker(uri, parent)
-    start_ray()
-    per_trial = args.threads if args.num_workers == 0 else args.num_workers
-    limit = cluster_cpus() // per_trial
-    if not limit:
-        raise UserError(f"a trial needs {per_trial} CPUs, the cluster has {cluster_cpus()}")
-    own_cpus = args.threads if args.num_workers == 0 else 0  # Ray Train's workers bring their own
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    tuner = tune.Tuner(
-        tune.with_resources(run_trial, {"cpu": own_cpus}),
-        param_space={
-            "value": tune.grid_search(list(values)),
-            "seed": tune.grid_search(list(range(args.seeds))),
-            "args": args, "base": base, "parent": parent,
-        },
-        tune_config=tune.TuneConfig(max_concurrent_trials=limit),
-        run_config=tune.RunConfig(storage_path=storage.join(args.output, "ray"), name="tune", verbose=0),
-    )  # fmt: skip
-    with tracker.recording():
-        results = tuner.fit()
-        trials = [
-            r.metrics | {"value": r.metrics["config"]["value"]}
-            for r in results
-            if r.metrics and r.metrics.get("finished")
-        ]
-        table = summarise(trials, values)
-        write_report(args, table, trials, tracker)
-        if results.num_errors:
-            last = str(results.errors[0]).strip().splitlines()[-1]
-            raise UserError(f"{results.num_errors} of {len(results)} trials failed ({last}); run it again to resume")
-    print(f"\n{len(trials)} trials; table, CSV and figure in {args.output}; look: {tracking.ui_command(uri)}")
-    return table
+    with claimed(args.output):
+        parent = prepare_output(args, base, dataset.content_hash, uri)
+        tracker = tracking.Tracker(uri, parent)
+        start_ray()
+        per_trial = args.threads if args.num_workers == 0 else args.num_workers
+        limit = cluster_cpus() // per_trial
+        if not limit:
+            raise UserError(f"a trial needs {per_trial} CPUs, the cluster has {cluster_cpus()}")
+        own_cpus = args.threads if args.num_workers == 0 else 0  # Ray Train's workers bring their own
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        tuner = tune.Tuner(
+            tune.with_resources(run_trial, {"cpu": own_cpus}),
+            param_space={
+                "value": tune.grid_search(list(values)),
+                "seed": tune.grid_search(list(range(args.seeds))),
+                "args": args, "base": base, "parent": parent,
+            },
+            tune_config=tune.TuneConfig(max_concurrent_trials=limit),
+            run_config=tune.RunConfig(storage_path=storage.join(args.output, "ray"), name="tune", verbose=0),
+        )  # fmt: skip
+        with tracker.recording():
+            results = tuner.fit()
+            trials = [
+                r.metrics | {"value": r.metrics["config"]["value"]}
+                for r in results
+                if r.metrics and r.metrics.get("finished")
+            ]
+            table = summarise(trials, values)
+            write_report(args, table, trials, tracker)
+            if results.num_errors:
+                last = str(results.errors[0]).strip().splitlines()[-1]
+                raise UserError(
+                    f"{results.num_errors} of {len(results)} trials failed ({last}); run it again to resume"
+                )
+        print(f"\n{len(trials)} trials; table, CSV and figure in {args.output}; look: {tracking.ui_command(uri)}")
+        return table
 
 
 def score(trial: dict[str, Any], features: str, pooling: str) -> float:

@@ -22,6 +22,7 @@ from ajepa.training.step import build_state, train_step
 from pipelines import tracking
 from pipelines.demo import DemoArgs
 from pipelines.jobs import preprocess, pretrain, probe
+from pipelines.lock import claimed
 from pipelines.preprocess import PreprocessArgs
 from pipelines.pretrain import PretrainArgs
 from pipelines.probe import ProbeArgs
@@ -116,10 +117,9 @@ def stage(name: str, times: dict[str, float]) -> Iterator[None]:
 def main(args: DemoArgs) -> None:
     folder = Path(args.output).absolute()
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    folder.mkdir(parents=True, exist_ok=True)
-    announce_time(args)
     times: dict[str, float] = {}
-    with MemoryWatch() as memory:
+    with claimed(str(folder)), MemoryWatch() as memory:
+        announce_time(args)
         run_stages(args, folder, uri, times)
     for path in sorted((folder / "run/figures").iterdir()):
         print(path)

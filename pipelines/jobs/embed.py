@@ -29,6 +29,7 @@ from pipelines.blocks import run_blocks, unfinished
 from pipelines.embed import EmbedArgs, NeighboursArgs
 from pipelines.embed_actors import ActorSettings, EmbedActor
 from pipelines.lineage import pretraining, recorded_uri
+from pipelines.lock import claimed
 from pipelines.plan import Kind, block_size, manifest_hash, prepare_output
 from pipelines.ray_cluster import cluster_cpus, cluster_resource, start_ray, warn_relative_output
 
@@ -98,52 +99,53 @@ def main(args: EmbedArgs) -> Embeddings:
         "input_hash": clips.hash, "part_size": clips.part_size, "label_names": clips.manifest.label_names,
         "encoder_digest": encoder.about["digest"], "precision": args.precision, **dataclasses.asdict(chosen),
     }  # fmt: skip
-    finished = prepare_output(output, EMBEDDINGS, plan, clips.manifest, clips.part_size, args.overwrite)
-    if finished is not None:
-        print(f"nothing to do: {output} is finished ({finished.num_clips} clips x {finished.dimension})")
-        return finished
-    origin = pretraining(path)
-    uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
-    tracker = tracking.start_run(
-        uri,
-        f"embed {args.level}",
-        params={**{k: v for k, v in plan.items() if k != "label_names"}, "encoder": path, "output": output,
-                "step": encoder.about["step"], "dataset_hash": encoder.about["dataset_hash"]},
-        tags={"ajepa.job": "embed", "ajepa.pretrain_run": origin.get("mlflow_run", "")},
-    )  # fmt: skip
-    with tracker.recording():
-        settings = ActorSettings(
-            encoder=checkpoint, branch=args.branch, digest=plan["encoder_digest"], precision=args.precision,
-            device="cpu", threads=1, batch_size=args.batch_size, embed=chosen, output=output,
-            shards=None if clips.dataset is None else clips.dataset.path,
+    with claimed(output):
+        finished = prepare_output(output, EMBEDDINGS, plan, clips.manifest, clips.part_size, args.overwrite)
+        if finished is not None:
+            print(f"nothing to do: {output} is finished ({finished.num_clips} clips x {finished.dimension})")
+            return finished
+        origin = pretraining(path)
+        uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
+        tracker = tracking.start_run(
+            uri,
+            f"embed {args.level}",
+            params={**{k: v for k, v in plan.items() if k != "label_names"}, "encoder": path, "output": output,
+                    "step": encoder.about["step"], "dataset_hash": encoder.about["dataset_hash"]},
+            tags={"ajepa.job": "embed", "ajepa.pretrain_run": origin.get("mlflow_run", "")},
         )  # fmt: skip
-        figures = embed_all(clips, settings, args.num_workers)
-        about = {
-            "level": args.level,
-            "pooling": args.pooling if args.level == "clip" else None,
-            "layers": args.layers,
-            "dimension": embedder.dimension,
-            "hop_ms": embedder.hop_ms if args.level != "clip" else None,
-            "rows": encoder.rows if args.level == "patch" else None,
-            "encoder": encoder.about | {"source": path, "checkpoint": checkpoint, "precision": args.precision},
-            "input": {"source": clips.source, "path": plan["input"], "hash": clips.hash},
-            "label_names": clips.manifest.label_names,
-            "plan": plan,
-            "remarks": clips.manifest.remarks,
-            "mlflow_run": tracker.run_id,
-            "version": ajepa.__version__,
-        }
-        embeddings = finish_embeddings(output, plan["clips"], about)
-        storage.delete(storage.join(output, PLAN))
-        rate = figures["clips"] / max(figures["seconds"], 1e-9)
-        tracker.log_metrics(0, {
-            "clips_ok": embeddings.num_clips, "clips_bad": embeddings.num_failed,
-            "hours": embeddings.info["counts"]["hours"], "seconds": figures["seconds"], "clips_per_second": rate,
-        })  # fmt: skip
-        tracker.log_text(json.dumps(embeddings.info, indent=1), EMBEDDINGS_JSON)
-        model = log_model(tracker, checkpoint, args.branch) if args.log_model else None
-    _print_summary(embeddings, figures, rate, model)
-    return embeddings
+        with tracker.recording():
+            settings = ActorSettings(
+                encoder=checkpoint, branch=args.branch, digest=plan["encoder_digest"], precision=args.precision,
+                device="cpu", threads=1, batch_size=args.batch_size, embed=chosen, output=output,
+                shards=None if clips.dataset is None else clips.dataset.path,
+            )  # fmt: skip
+            figures = embed_all(clips, settings, args.num_workers)
+            about = {
+                "level": args.level,
+                "pooling": args.pooling if args.level == "clip" else None,
+                "layers": args.layers,
+                "dimension": embedder.dimension,
+                "hop_ms": embedder.hop_ms if args.level != "clip" else None,
+                "rows": encoder.rows if args.level == "patch" else None,
+                "encoder": encoder.about | {"source": path, "checkpoint": checkpoint, "precision": args.precision},
+                "input": {"source": clips.source, "path": plan["input"], "hash": clips.hash},
+                "label_names": clips.manifest.label_names,
+                "plan": plan,
+                "remarks": clips.manifest.remarks,
+                "mlflow_run": tracker.run_id,
+                "version": ajepa.__version__,
+            }
+            embeddings = finish_embeddings(output, plan["clips"], about)
+            storage.delete(storage.join(output, PLAN))
+            rate = figures["clips"] / max(figures["seconds"], 1e-9)
+            tracker.log_metrics(0, {
+                "clips_ok": embeddings.num_clips, "clips_bad": embeddings.num_failed,
+                "hours": embeddings.info["counts"]["hours"], "seconds": figures["seconds"], "clips_per_second": rate,
+            })  # fmt: skip
+            tracker.log_text(json.dumps(embeddings.info, indent=1), EMBEDDINGS_JSON)
+            model = log_model(tracker, checkpoint, args.branch) if args.log_model else None
+        _print_summary(embeddings, figures, rate, model)
+        return embeddings
 
 
 def embed_all(clips: Clips, settings: ActorSettings, num_workers: int | None) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from ajepa.pretrained import EXPORT_WEIGHTS, export_encoder, load_encoder
 from pipelines import tracking
 from pipelines.export import ExportArgs
 from pipelines.lineage import exported_runs, pretraining, recorded_uri
+from pipelines.lock import claimed
 
 
 def main(args: ExportArgs) -> None:
     """Export, and say how to load it."""
-    if args.format == "safetensors":
-        export_folder(args)
-    else:
-        export_file(args, args.format)
+    with claimed(args.output):
+        if args.format == "safetensors":
+            export_folder(args)
+        else:
+            export_file(args, args.format)
 
 
 def export_file(args: ExportArgs, format: GraphFormat) -> None:

@@ -23,6 +23,7 @@ from pipelines import tracking
 from pipelines.finetune import FinetuneArgs
 from pipelines.history import RUN_JSON
 from pipelines.lineage import exported_runs, pretraining, recorded_uri
+from pipelines.lock import claimed
 from pipelines.ray_cluster import warn_relative_output
 from pipelines.reporter import Reporter
 from pipelines.workers import Workers, fit, parse_workers
@@ -40,7 +41,7 @@ def prepare_output(output: str, settings: dict[str, Any], overwrite: bool) -> di
     if storage.kind(output) == "file" or (names and FINETUNE_JSON not in names):
         raise UserError(f"--output {output!r} exists and holds no fine-tuning: choose another")
     if names and overwrite:
-        storage.delete(output)
+        storage.clear(output)
     if not names or overwrite:
         return None
     found = json.loads(storage.read_text(storage.join(output, FINETUNE_JSON)))
@@ -77,36 +78,36 @@ def main(args: FinetuneArgs) -> list[Row]:
         "fold": args.fold, "probe": args.probe, "dataset_hash": dataset.content_hash,
         "label_names": list(dataset.label_names),
     }  # fmt: skip
-    found = prepare_output(output, settings, args.overwrite)
-    if found and found["finished"]:
-        rows = [Row(r["model"], {(s, f): v for s, f, v in r["scores"]}) for r in found["rows"]]
-        print(
-            f"nothing to do: {output} is finished (--overwrite starts again)\n\n{markdown_table(rows, found['metric'])}"
-        )
+    with claimed(output):
+        found = prepare_output(output, settings, args.overwrite)
+        if found and found["finished"]:
+            rows = [Row(r["model"], {(s, f): v for s, f, v in r["scores"]}) for r in found["rows"]]
+            table = markdown_table(rows, found["metric"])
+            print(f"nothing to do: {output} is finished (--overwrite starts again)\n\n{table}")
+            return rows
+        origin = pretraining(encoder)
+        found, tracker = start_or_resume(args, output, settings, found, encoder, origin, dataset)
+        job = Job(
+            encoder=encoder, branch=args.branch, data=data, output=output, config=args.config, seeds=args.seeds,
+            fold=args.fold, probe=args.probe, runs=exported_runs(origin) | {"finetune_run": tracker.run_id},
+        )  # fmt: skip
+        began = time.perf_counter()
+        with tracker.recording():
+            on = Workers(number=workers, threads=args.threads, device=args.device, max_failures=args.max_failures)
+            fit(partial(finetune, job), output, on, [Reporter(tracker, output)])
+            results = [result for f in fits if (result := read_result(output, f.name)) is not None]
+            if len(results) < len(fits):  # a STOP file was put there
+                print(f"stopped after {len(results)} of {len(fits)} models")
+                raise KeyboardInterrupt
+            rows = rows_of(results)
+            table = write_results(output, dataset, labels, results, rows, tracker)
+            scores = [{"model": r.model, "scores": [[*key, value] for key, value in r.scores.items()]} for r in rows]
+            done = found | {"finished": True, "metric": metric_name(labels), "rows": scores}
+            storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(done, indent=1))
+        minutes = (time.perf_counter() - began) / 60
+        print(f"\n{table}\n\n{len(fits)} models in {minutes:.1f} min; {metric_name(labels)} {rows[0].mean:.3f}")
+        print(f'load one with ajepa.load_encoder("{storage.join(output, fits[0].name, MODEL_FOLDER)}")')
         return rows
-    origin = pretraining(encoder)
-    found, tracker = start_or_resume(args, output, settings, found, encoder, origin, dataset)
-    job = Job(
-        encoder=encoder, branch=args.branch, data=data, output=output, config=args.config, seeds=args.seeds,
-        fold=args.fold, probe=args.probe, runs=exported_runs(origin) | {"finetune_run": tracker.run_id},
-    )  # fmt: skip
-    began = time.perf_counter()
-    with tracker.recording():
-        on = Workers(number=workers, threads=args.threads, device=args.device, max_failures=args.max_failures)
-        fit(partial(finetune, job), output, on, [Reporter(tracker, output)])
-        results = [result for f in fits if (result := read_result(output, f.name)) is not None]
-        if len(results) < len(fits):  # a STOP file was put there
-            print(f"stopped after {len(results)} of {len(fits)} models")
-            raise KeyboardInterrupt
-        rows = rows_of(results)
-        table = write_results(output, dataset, labels, results, rows, tracker)
-        scores = [{"model": r.model, "scores": [[*key, value] for key, value in r.scores.items()]} for r in rows]
-        done = found | {"finished": True, "metric": metric_name(labels), "rows": scores}
-        storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(done, indent=1))
-    minutes = (time.perf_counter() - began) / 60
-    print(f"\n{table}\n\n{len(fits)} models in {minutes:.1f} min; {metric_name(labels)} {rows[0].mean:.3f}")
-    print(f'load one with ajepa.load_encoder("{storage.join(output, fits[0].name, MODEL_FOLDER)}")')
-    return rows
 
 
 def output_of(args: FinetuneArgs, encoder: str, dataset: ShardDataset) -> str:

@@ -24,6 +24,7 @@ from ajepa.shards.writer import shard_path
 from pipelines import tracking
 from pipelines.blocks import run_blocks, unfinished
 from pipelines.estimate import estimate
+from pipelines.lock import claimed
 from pipelines.plan import MISSING, SHARDS, make_plan, prepare_output
 from pipelines.preprocess import MergeArgs, PreprocessArgs, VerifyArgs
 from pipelines.progress import Progress
@@ -45,11 +46,12 @@ def verify(path: str) -> None:
 def merge(args: MergeArgs) -> ShardDataset:
     """Join finished datasets with live progress and print the result."""
     output = storage.absolute(args.output)
-    with Progress("merge", sum(open_dataset(path).num_clips for path in args.merge)) as progress:
+    clips = sum(open_dataset(path).num_clips for path in args.merge)
+    with claimed(output), Progress("merge", clips) as progress:
         for rows in merge_datasets(args.merge, output):
             progress.update(rows)
-    dataset = open_dataset(output)
-    save_report(dataset, [], 0)
+        dataset = open_dataset(output)
+        save_report(dataset, [], 0)
     print(
         f"{dataset.num_clips} clips ok, {dataset.num_failed} bad, {dataset.hours:.2f} h in {len(dataset.shards)} "
         f"shards at {output}, hash {dataset.content_hash}"
@@ -110,35 +112,36 @@ def main(args: PreprocessArgs) -> ShardDataset:
     if args.num_workers is not None and args.num_workers < 1:
         raise UserError(f"--num-workers must be positive, got {args.num_workers}")
     plan = make_plan(args.source, args.input, manifest, args.clips_per_shard, args.front_end)
-    finished = prepare_output(output, SHARDS, plan, manifest, plan["shard_size"], args.overwrite)
-    if finished is not None:
-        if storage.kind(storage.join(output, REPORT, "report.md")) == "missing":  # killed between the two
-            save_report(finished, manifest.remarks, len(manifest.missing))
-        print(f"nothing to do: {output} is finished ({finished.num_clips} clips, hash {finished.content_hash})")
-        return finished
-    uri = tracking.tracking_uri(args.mlflow_uri, output)
-    params = tracking.flatten({k: v for k, v in plan.items() if k != "label_names"}) | {"output": output}
-    tracker = tracking.start_run(uri, f"preprocess {args.source}", params=params, tags={"ajepa.job": "preprocess"})
-    with tracker.recording():
-        figures = write_all(output, plan, manifest.clips["clip_id"], args.front_end, args.num_workers)
-        about = {
-            "plan": plan,
-            "remarks": manifest.remarks,
-            "missing": len(manifest.missing),
-            "mlflow_run": tracker.run_id,
-            "version": ajepa.__version__,
-        }
-        dataset = finish_dataset(output, args.front_end, manifest.label_names, plan["clips"], about)
-        storage.delete(storage.join(output, PLAN))
-        save_report(dataset, manifest.remarks, len(manifest.missing), tracker)
-        rate = figures["clips"] / max(figures["seconds"], 1e-9)
-        tracker.log_metrics(0, {
-            "clips_ok": dataset.num_clips, "clips_bad": dataset.num_failed, "hours": dataset.hours,
-            "seconds": figures["seconds"], "clips_per_second": rate,
-        })  # fmt: skip
-        tracker.log_text(json.dumps(dataset.info, indent=1), DATASET_JSON)
-    _print_summary(dataset, figures, rate, manifest)
-    return dataset
+    with claimed(output):
+        finished = prepare_output(output, SHARDS, plan, manifest, plan["shard_size"], args.overwrite)
+        if finished is not None:
+            if storage.kind(storage.join(output, REPORT, "report.md")) == "missing":  # killed between the two
+                save_report(finished, manifest.remarks, len(manifest.missing))
+            print(f"nothing to do: {output} is finished ({finished.num_clips} clips, hash {finished.content_hash})")
+            return finished
+        uri = tracking.tracking_uri(args.mlflow_uri, output)
+        params = tracking.flatten({k: v for k, v in plan.items() if k != "label_names"}) | {"output": output}
+        tracker = tracking.start_run(uri, f"preprocess {args.source}", params=params, tags={"ajepa.job": "preprocess"})
+        with tracker.recording():
+            figures = write_all(output, plan, manifest.clips["clip_id"], args.front_end, args.num_workers)
+            about = {
+                "plan": plan,
+                "remarks": manifest.remarks,
+                "missing": len(manifest.missing),
+                "mlflow_run": tracker.run_id,
+                "version": ajepa.__version__,
+            }
+            dataset = finish_dataset(output, args.front_end, manifest.label_names, plan["clips"], about)
+            storage.delete(storage.join(output, PLAN))
+            save_report(dataset, manifest.remarks, len(manifest.missing), tracker)
+            rate = figures["clips"] / max(figures["seconds"], 1e-9)
+            tracker.log_metrics(0, {
+                "clips_ok": dataset.num_clips, "clips_bad": dataset.num_failed, "hours": dataset.hours,
+                "seconds": figures["seconds"], "clips_per_second": rate,
+            })  # fmt: skip
+            tracker.log_text(json.dumps(dataset.info, indent=1), DATASET_JSON)
+        _print_summary(dataset, figures, rate, manifest)
+        return dataset
 
 
 def run(args: PreprocessArgs | VerifyArgs | MergeArgs) -> None:

@@ -18,6 +18,7 @@ from ajepa.model.ajepa import build_model
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from pipelines import tracking
 from pipelines.history import RUN_JSON, read_history
+from pipelines.lock import claimed
 from pipelines.pretrain import PretrainArgs
 from pipelines.pretrain_job import pretrain
 from pipelines.ray_cluster import warn_relative_output
@@ -35,7 +36,7 @@ def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] 
     if storage.kind(args.output) == "file" or (names and RUN_JSON not in names):
         raise UserError(f"--output {args.output!r} exists and is no run folder: choose another")
     if names and args.overwrite:
-        storage.delete(args.output)
+        storage.clear(args.output)
         return None
     if not names:
         return None
@@ -111,36 +112,38 @@ def main(
     args = dataclasses.replace(args, data=storage.absolute(args.data), output=storage.absolute(args.output))
     dataset = open_dataset(args.data)
     check(args, dataset)
-    run = prepare_output(args, dataset)
-    if run and run["finished"]:
-        info = read_info(latest_checkpoint(args.output))
-        print(f"nothing to do: {args.output} finished its {info.step} steps (--overwrite starts again)")
-        return info
-    run, tracker = start_or_resume(args, dataset, run, name=name or f"pretrain {args.preset}", parent=parent)
-    start = time.perf_counter()
-    with tracker.recording():
-        job = partial(
-            pretrain, config=args.config, data=args.data, output=args.output, resume_anyway=args.resume_anyway
+    with claimed(args.output):
+        run = prepare_output(args, dataset)
+        if run and run["finished"]:
+            info = read_info(latest_checkpoint(args.output))
+            print(f"nothing to do: {args.output} finished its {info.step} steps (--overwrite starts again)")
+            return info
+        run, tracker = start_or_resume(args, dataset, run, name=name or f"pretrain {args.preset}", parent=parent)
+        start = time.perf_counter()
+        with tracker.recording():
+            job = partial(
+                pretrain, config=args.config, data=args.data, output=args.output, resume_anyway=args.resume_anyway
+            )
+            workers = Workers(
+                number=parse_workers(args.num_workers), threads=args.threads, device=args.device,
+                max_failures=args.max_failures,
+            )  # fmt: skip
+            fit(job, args.output, workers, [Reporter(tracker, args.output, quiet), *callbacks])
+            info = read_info(latest_checkpoint(args.output))
+            if info.step < info.total_steps:  # a STOP file was put there
+                print(f"stopped at step {info.step} of {info.total_steps}")
+                raise KeyboardInterrupt
+            storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run | {"finished": True}, indent=1))
+            tracker.log_text(args.config.to_json(), "config.json")
+            if args.figures:
+                draw(args, dataset, tracker)
+        last = read_history(args.output)[-1]
+        minutes = (time.perf_counter() - start) / 60
+        print(
+            f"{info.step} steps in {minutes:.1f} min, loss {last['loss']:.4f}; {last['verdict']}; "
+            f"encoder at {args.output}"
         )
-        workers = Workers(
-            number=parse_workers(args.num_workers), threads=args.threads, device=args.device,
-            max_failures=args.max_failures,
-        )  # fmt: skip
-        fit(job, args.output, workers, [Reporter(tracker, args.output, quiet), *callbacks])
-        info = read_info(latest_checkpoint(args.output))
-        if info.step < info.total_steps:  # a STOP file was put there
-            print(f"stopped at step {info.step} of {info.total_steps}")
-            raise KeyboardInterrupt
-        storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run | {"finished": True}, indent=1))
-        tracker.log_text(args.config.to_json(), "config.json")
-        if args.figures:
-            draw(args, dataset, tracker)
-    last = read_history(args.output)[-1]
-    minutes = (time.perf_counter() - start) / 60
-    print(
-        f"{info.step} steps in {minutes:.1f} min, loss {last['loss']:.4f}; {last['verdict']}; encoder at {args.output}"
-    )
-    return info
+        return info
 
 
 def draw(args: PretrainArgs, dataset: ShardDataset, tracker: tracking.Tracker) -> None:

@@ -22,6 +22,7 @@ from ajepa.shards.dataset import ShardDataset, open_dataset
 from pipelines import tracking
 from pipelines.feature_cache import FeatureCache, default_cache
 from pipelines.lineage import pretraining, recorded_uri
+from pipelines.lock import claimed
 from pipelines.probe import ProbeArgs
 from pipelines.probe_report import OUTPUTS, write_outputs
 from pipelines.workers import choose_threads
@@ -43,35 +44,38 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
     targets = read_targets(dataset)
     splits = {seed: make_splits(dataset, targets, seed, args.train_splits) for seed in range(args.seeds)}
     origins = [pretraining(path) for path in paths]
-    tracker = tracking.start_run(
-        tracking.tracking_uri(args.mlflow_uri or recorded_uri(origins[0]), str(folder)),
-        f"probe {args.protocol}",
-        params=parameters(args, encoders, dataset, splits[0]),
-        tags={
-            "ajepa.job": "probe",
-            "ajepa.pretrain_run": ",".join(o["mlflow_run"] for o in origins if "mlflow_run" in o),
-        },
-        parent=parent,
-    )
-    with tracker.recording():
-        tracker.log_dataset(dataset, "evaluation")
-        cache = FeatureCache(Path(args.cache or default_cache()).expanduser())
-        sources = make_sources(args, encoders, paths, dataset, layers, cache)
-        rows = []
-        for row in compare(sources, targets, splits, args.protocol, device):
-            rows.append(row)
-            print(f"{row.features}, {row.pooling}: {row.metric} {row.mean:.3f}", flush=True)
-        best = choose_row(rows)
-        picture = partial(_vectors, sources[0], best.pooling)
-        described = about(args, encoders, paths, dataset, splits[0])
-        write_outputs(folder, rows, best, picture, targets, described, args.figures)
-        tracker.log_metrics(max(e.about["step"] for e in encoders), metrics(rows))
-        for name in OUTPUTS:
-            if (folder / name).exists():
-                tracker.log_file(folder / name)
-    print(f"\n{args.protocol} probe on {dataset.num_clips} clips ({splits[0].what})\n\n{markdown_table(rows)}")
-    print(f"\n{best.metric} {best.mean:.3f} with {best.pooling} pooling, chosen on validation clips; all in {folder}")
-    return rows
+    with claimed(str(folder)):
+        tracker = tracking.start_run(
+            tracking.tracking_uri(args.mlflow_uri or recorded_uri(origins[0]), str(folder)),
+            f"probe {args.protocol}",
+            params=parameters(args, encoders, dataset, splits[0]),
+            tags={
+                "ajepa.job": "probe",
+                "ajepa.pretrain_run": ",".join(o["mlflow_run"] for o in origins if "mlflow_run" in o),
+            },
+            parent=parent,
+        )
+        with tracker.recording():
+            tracker.log_dataset(dataset, "evaluation")
+            cache = FeatureCache(Path(args.cache or default_cache()).expanduser())
+            sources = make_sources(args, encoders, paths, dataset, layers, cache)
+            rows = []
+            for row in compare(sources, targets, splits, args.protocol, device):
+                rows.append(row)
+                print(f"{row.features}, {row.pooling}: {row.metric} {row.mean:.3f}", flush=True)
+            best = choose_row(rows)
+            picture = partial(_vectors, sources[0], best.pooling)
+            described = about(args, encoders, paths, dataset, splits[0])
+            write_outputs(folder, rows, best, picture, targets, described, args.figures)
+            tracker.log_metrics(max(e.about["step"] for e in encoders), metrics(rows))
+            for name in OUTPUTS:
+                if (folder / name).exists():
+                    tracker.log_file(folder / name)
+        print(f"\n{args.protocol} probe on {dataset.num_clips} clips ({splits[0].what})\n\n{markdown_table(rows)}")
+        print(
+            f"\n{best.metric} {best.mean:.3f} with {best.pooling} pooling, chosen on validation clips; all in {folder}"
+        )
+        return rows
 
 
 def check(args: ProbeArgs) -> list[int] | None:

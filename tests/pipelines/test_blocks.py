@@ -6,9 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from ajepa import storage
 from ajepa.shards.schema import OK
 from ajepa.shards.writer import shard_path
 from pipelines.blocks import unfinished
+from pipelines.jobs import finetune, pretrain
+from pipelines.pretrain import PretrainArgs
 
 
 @pytest.fixture
@@ -61,3 +64,21 @@ def test_a_file_that_does_not_hold_its_clips_is_made_again(small_dataset, output
     out = capsys.readouterr().out
     assert "note: made again, as they do not hold the clips of the plan: shard-00001.parquet\n" in out
     assert "resuming: 1 of 3 shards" in out
+
+
+@pytest.mark.parametrize("name", ["run.json.77.tmp", "run.json.0a1b2c3d4e5f.tmp"])
+def test_a_run_killed_before_its_first_file_stood_starts_anew(small_dataset, tmp_path, name):
+    args = PretrainArgs(data=small_dataset.path, output=str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("{")
+    assert pretrain.prepare_output(args, small_dataset) is None
+    assert finetune.prepare_output(args.output, {}, overwrite=False) is None
+
+
+def test_temporary_files_of_two_processes_differ(tmp_path):
+    """In two containers on a shared volume both may have the same number."""
+    with storage.atomic_output(str(tmp_path / "a")) as one, storage.atomic_output(str(tmp_path / "a")) as other:
+        one.write(b"one")
+        other.write(b"other")
+        assert len(list(tmp_path.iterdir())) == 2
+    assert (tmp_path / "a").read_text() == "one"

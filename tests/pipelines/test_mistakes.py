@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.faults import PATIENCE, ROOT
 
-from pipelines import ablate, embed, export, finetune, preprocess, pretrain, probe
+from pipelines import ablate, demo, embed, export, finetune, lock, preprocess, pretrain, probe
 from pipelines.common import run_command
 
 
@@ -40,6 +40,8 @@ def places(small_dataset, finished_run, build_dataset, sounds, tmp_path_factory)
     build_dataset(folder / "bare", clips, shard_size=40, front_end=small_dataset.front_end, label_names=[])
     about = shutil.copytree(small_dataset.path, folder / "other-front-end") / "dataset.json"
     about.write_text(about.read_text().replace('"f_min": 0.0', '"f_min": 50.0'))
+    (folder / "taken").mkdir()
+    lock._OwnLock(str(folder / "taken")).acquire()  # by this process, which does not give it back
     return {p.name: str(p) for p in folder.iterdir()} | {
         "shards": small_dataset.path, "sounds": str(sounds), "new": str(folder / "new"), "gone": str(folder / "gone"),
         "run": finished_run.output,
@@ -181,6 +183,22 @@ MISTAKES = {
     "ablation value is no number": (
         ablate, ["masking_ratio", "--values", "most", "--data", "{shards}", "--output", "{new}"], "is no value",
     ),
+    **{
+        f"output in use, {command.__name__.rpartition('.')[2]} {argv[0]}": (command, argv, "is in use by process")
+        for command, argv in (
+            (preprocess, ["--source", "folder", "--input", "{sounds}", "--output", "{taken}"]),
+            (preprocess, ["--merge", "{shards}", "{unlabelled}", "--output", "{taken}"]),
+            (pretrain, ["--output", "{taken}", "--num-workers", "0", "--data", "{shards}"]),
+            (pretrain, ["--output", "{taken}", "--overwrite", "--data", "{shards}"]),
+            (finetune, ["--output", "{taken}", "--data", "{shards}", "--encoder", "{run}"]),
+            (probe, ["--output", "{taken}", "--data", "{shards}", "--encoder", "{run}"]),
+            (export, ["{run}", "{taken}"]),
+            (export, ["--format", "torch", "{run}", "{taken}"]),
+            (embed, ["--output", "{taken}", "--encoder", "{run}", "--input", "{sounds}"]),
+            (ablate, ["loss", "--data", "{shards}", "--output", "{taken}"]),
+            (demo, ["--output", "{taken}"]),
+        )
+    },
     "ablation folder taken": (ablate, ["loss", "--data", "{shards}", "--output", "{texts}"], "no ablation folder"),
 }  # fmt: skip
 
@@ -195,7 +213,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(name, places, capsys, tmp_path,
     assert stop.value.code == 2
     error = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in error and "Traceback" not in error
-    assert not Path(places["new"]).exists()
+    assert not Path(places["new"]).exists() and len(list(Path(places["taken"]).iterdir())) == 1
     assert not list(tmp_path.iterdir())
 
 
