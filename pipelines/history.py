@@ -1,5 +1,6 @@
 """history.jsonl of a run: a line a report, so that curves can be drawn without MLflow."""
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -27,14 +28,19 @@ def append_history(output: str, reports: Sequence[dict[str, Any]]) -> None:
         storage.write_text(where, old + lines)
 
 
+def read_lines(path: str) -> list[dict[str, Any]]:
+    """All reports of a history file as they were written, without lines torn by a crash."""
+    reports = []
+    for line in storage.read_text(path).splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            reports.append(json.loads(line))
+    return reports
+
+
 def read_history(output: str) -> list[dict[str, Any]]:
     """The reports of a run in order of steps; steps replayed after a crash count once, as replayed."""
     reports: list[dict[str, Any]] = []
-    for line in storage.read_text(storage.join(output, HISTORY)).splitlines():
-        try:
-            report = json.loads(line)
-        except json.JSONDecodeError:  # torn by a crash while it was written; the replay wrote it again
-            continue
+    for report in read_lines(storage.join(output, HISTORY)):
         while reports and reports[-1]["step"] >= report["step"]:
             reports.pop()
         reports.append(report)

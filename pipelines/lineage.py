@@ -1,12 +1,12 @@
 """Which pretraining run an encoder comes from, so that other jobs' MLflow runs can name it."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from ajepa import storage
 from ajepa.pretrained import EXPORT_JSON
 from pipelines.history import RUN_JSON
+from pipelines.mlflow_uri import sqlite_path, tracking_uri, with_password
 
 
 def pretraining(encoder: str) -> dict[str, str]:
@@ -30,7 +30,20 @@ def exported_runs(origin: dict[str, str]) -> dict[str, str]:
 
 
 def recorded_uri(origin: dict[str, str]) -> str | None:
-    """The pretraining run's tracking URI, unless it is a database that did not come along."""
+    """The pretraining run's tracking URI, with its password where it is known here, unless it is a database that did
+    not come along."""
     uri = origin.get("mlflow_uri")
-    lost = uri is not None and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
-    return None if lost else uri
+    if uri is None:
+        return None
+    database = sqlite_path(uri)
+    return with_password(uri, None) if database is None or database.exists() else None
+
+
+def resumed_uri(given: str | None, output: str, found: dict[str, Any] | None, other: str | None = None) -> str:
+    """Where a run that may have been begun already is recorded: where it is told, where it was, where `other` says, or
+    by default. The folder of a database may be gone; a database alone is made anew."""
+    recorded = found["mlflow_uri"] if found else None
+    if recorded is not None:
+        database = sqlite_path(recorded)
+        recorded = with_password(recorded, given) if database is None or database.parent.is_dir() else None
+    return tracking_uri(given or recorded or other, output)

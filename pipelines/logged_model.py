@@ -19,6 +19,7 @@ from ajepa import storage
 from ajepa.choices import Branch
 from ajepa.errors import UserError
 from ajepa.pretrained import EXPORT_JSON, EXPORT_WEIGHTS, export_encoder, load_encoder
+from pipelines.mlflow_uri import shown, without_password
 from pipelines.tracking import Tracker
 
 MODEL_NAME = "encoder"
@@ -35,6 +36,8 @@ def log_encoder(tracker: Tracker, encoder: str, branch: Branch | None = None) ->
     Raises:
         UserError: no encoder there, or MLflow does not take it.
     """
+    if not tracker.run_id:
+        raise UserError(f"cannot log the encoder to MLflow at {shown(tracker.uri)!r}: it does not answer")
     with tempfile.TemporaryDirectory() as scratch:
         folder = local_export(encoder, branch, f"{scratch}/encoder")
         model = load_encoder(folder)
@@ -56,9 +59,8 @@ def log_encoder(tracker: Tracker, encoder: str, branch: Branch | None = None) ->
                     pip_requirements=requirements(),
                 )
         except (MlflowException, OSError) as error:
-            raise UserError(
-                f"cannot log the encoder to MLflow at {tracker.uri!r}: {str(error).splitlines()[0]}"
-            ) from error
+            reason = without_password(str(error).splitlines()[0], tracker.uri)
+            raise UserError(f"cannot log the encoder to MLflow at {shown(tracker.uri)!r}: {reason}") from error
     return str(logged.model_uri)
 
 

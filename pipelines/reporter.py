@@ -1,17 +1,17 @@
-"""Reports of a training run: every one goes to MLflow, the history file and the terminal, once.
+"""Reports of a training run: every one goes to the history file, from which the driver sends it to MLflow, and to the
+terminal, once.
 
 A run of several trainings reports each under its own "part": a folder with a history, and a prefix in MLflow.
 """
 
 import errno
+import time
 from typing import Any
 
 from ajepa import storage
 from ajepa.errors import UserError
-from pipelines import tracking
 from pipelines.history import append_history
 
-NO_FIGURES = ("step", "total_steps", "verdict", "part")  # of a report, for MLflow
 MEASURED = ("effective_rank", "epoch")  # in reports that are written to an object store at once
 RANK_FIGURES = ("loss", "prediction_std", "target_std")  # measured by each worker on its own clips
 
@@ -19,17 +19,13 @@ RANK_FIGURES = ("loss", "prediction_std", "target_std")  # measured by each work
 class Reporter:
     """Controller side: hears every report of all workers."""
 
-    def __init__(self, tracker: tracking.Tracker, output: str, quiet: bool = False) -> None:
-        self.tracker, self.output, self.quiet = tracker, output, quiet
+    def __init__(self, output: str, quiet: bool = False) -> None:
+        self.output, self.quiet = output, quiet
         self.pending: dict[str, list[dict[str, Any]]] = {}  # by part, not yet in the history file
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        report = merge(metrics)
-        step, part = report["step"], report.get("part", "")
-        prefix = f"{part}/" if part else ""
-        self.tracker.log_metrics(step, {f"{prefix}{k}": v for k, v in report.items() if k not in NO_FIGURES})
-        if "verdict" in report:
-            self.tracker.client.set_tag(self.tracker.run_id, "ajepa.verdict", report["verdict"])
+        report = merge(metrics) | {"time": round(time.time(), 3)}
+        part = report.get("part", "")
         self.pending.setdefault(part, []).append(report)
         if not storage.is_uri(self.output) or any(name in report for name in MEASURED):
             self._write(part)

@@ -1,37 +1,43 @@
-"""MLflow: where runs are recorded, and a handle that any process can log through. MLflow takes seconds to import: a
-process that only carries the handle does not."""
+"""MLflow: a handle to record a run with. It is never in the way: records are handed to a thread (`mlflow_sender`), and
+a server that is down, slow or full costs a warning."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import sys
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Any
 
-from ajepa import storage
-from ajepa.errors import UserError
-from pipelines.ray_cluster import in_ray_job
+from pipelines.mlflow_sender import Run, Sender, read_unsent
+from pipelines.mlflow_uri import shown, tracking_uri, ui_command, with_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from ajepa.shards.dataset import ShardDataset
 
+__all__ = ["Tracker", "flatten", "resume_run", "send_unsent", "shown", "start_run", "tracking_uri", "ui_command",
+           "with_password"]  # fmt: skip
 EXPERIMENT = "ajepa"
 
 
-@dataclass(frozen=True)
 class Tracker:
-    """One MLflow run, by its id: pickles to workers and callbacks, so retries log into the same run."""
+    """Records one MLflow run; made by `start_run` or `resume_run`."""
 
-    uri: str
-    run_id: str
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+
+    @property
+    def uri(self) -> str:
+        """Of MLflow, with its password: not to be shown or stored."""
+        return self._sender.uri
+
+    @property
+    def run_id(self) -> str:
+        """ "" where MLflow has not answered yet."""
+        return self._sender.run.run_id
 
     @property
     def client(self) -> MlflowClient:
@@ -41,106 +47,117 @@ class Tracker:
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One batch of figures at a step."""
-        from mlflow.entities import Metric
-
-        now = round(time.time() * 1000)
-        self.client.log_batch(self.run_id, [Metric(k, float(v), now, step) for k, v in metrics.items()])
+        now = round(time() * 1000)
+        self._sender.put({"metrics": [(key, float(value), now, step) for key, value in metrics.items()]})
 
     def log_file(self, path: str | Path, folder: str | None = None) -> None:
-        self.client.log_artifact(self.run_id, str(path), folder)
+        self._sender.put_file(Path(path), folder)
 
     def log_text(self, text: str, name: str) -> None:
-        self.client.log_text(self.run_id, text, name)
+        self._sender.put({"text": text, "name": name})
 
     def log_dataset(self, dataset: ShardDataset, context: str) -> None:
         """The shards as an input of the run, by content hash; context is "training" or "evaluation"."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        found = Dataset(
-            name=dataset.path.rstrip("/").rpartition("/")[2],
-            digest=dataset.content_hash,
-            source_type="ajepa shards",
-            source=json.dumps({"path": dataset.path}),
-            profile=json.dumps({"clips": dataset.num_clips, "hours": round(dataset.hours, 3)}),
-        )
-        self.client.log_inputs(self.run_id, [DatasetInput(found, [InputTag("mlflow.data.context", context)])])
+        self._sender.put({
+            "dataset": {
+                "context": context,
+                "name": dataset.path.rstrip("/").rpartition("/")[2],
+                "digest": dataset.content_hash,
+                "source_type": "ajepa shards",
+                "source": json.dumps({"path": dataset.path}),
+                "profile": json.dumps({"clips": dataset.num_clips, "hours": round(dataset.hours, 3)}),
+            }
+        })  # fmt: skip
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """End the run FINISHED with the block, FAILED on an error and KILLED on Ctrl-C."""
-        self.client.update_run(self.run_id, "RUNNING")  # a resumed run has ended once already
+        status = "FINISHED"
         try:
             yield
         except BaseException as error:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            self.client.set_terminated(self.run_id, status)
             raise
-        self.client.set_terminated(self.run_id, "FINISHED")
-
-
-def tracking_uri(mlflow_uri: str | None, output: str) -> str:
-    """The tracking server or database: the option, MLFLOW_TRACKING_URI, or ./mlflow.db.
-
-    Always absolute: workers start in other directories. Inside a Ray job, whose directory is temporary, the
-    database lies beside the output.
-    """
-    chosen = mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not chosen:
-        folder = Path(storage.absolute(output)).parent if in_ray_job() and not storage.is_uri(output) else Path.cwd()
-        folder.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{folder / 'mlflow.db'}"
-    if not storage.is_uri(chosen):
-        raise UserError(f"--mlflow-uri {chosen!r} is no URI: use sqlite:///ABSOLUTE/PATH/mlflow.db or http://HOST:PORT")
-    return chosen
-
-
-def ui_command(uri: str) -> str:
-    """What to type to look at the runs."""
-    program = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).parent / "mlflow")  # .venv not active
-    return f"{program} ui --backend-store-uri {uri}" if uri.startswith("sqlite") else f"open {uri}"
+        finally:
+            self._sender.finish(status)
 
 
 def start_run(
     uri: str,
     name: str,
     *,
+    output: str,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     parent: str | None = None,
     experiment: str = EXPERIMENT,
+    histories: bool = False,
 ) -> Tracker:
-    """Create a run on the driver.
+    """Create a run on the driver; what earlier commands at the output could not send goes along.
+
+    Args:
+        uri: as from `tracking_uri`.
+        output: keeps what cannot be sent.
+        parent: MLflow run this one is nested under.
+        histories: record also the reports of training, as they are written to the output.
 
     Raises:
-        UserError: the tracking server cannot be reached.
+        UserError: MLflow will never record there. One that does not answer costs a warning.
     """
-    from mlflow import MlflowClient
-    from mlflow.entities import Param
-    from mlflow.exceptions import MlflowException
+    run = _describe(name, params, tags, parent, experiment)
+    sender = Sender(uri, run, output, histories, earlier=read_unsent(output, uri))
+    sender.start()
+    return Tracker(sender)
 
-    client = MlflowClient(uri)
-    try:
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            location = None
-            if uri.startswith("sqlite:///"):  # a database of files: artifacts lie beside it
-                location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-            try:
-                experiment_id = client.create_experiment(experiment, artifact_location=location)
-            except MlflowException:  # another process was faster
-                found = client.get_experiment_by_name(experiment)
-                if found is None:
-                    raise
-                experiment_id = found.experiment_id
+
+def resume_run(
+    uri: str,
+    run_id: str,
+    name: str,
+    *,
+    output: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    parent: str | None = None,
+    experiment: str = EXPERIMENT,
+    histories: bool = False,
+) -> Tracker:
+    """Go on with the run of an earlier command; where MLflow has none of that id, a new one is begun, with a warning.
+
+    Raises:
+        UserError: MLflow will never record there.
+    """
+    run = _describe(name, params, tags, parent, experiment)
+    run.run_id = run_id
+    sender = Sender(uri, run, output, histories)
+    for earlier in read_unsent(output, uri):
+        if earlier.run.run_id in ("", run_id):  # of this run: its end was not the end
+            sender.take_over(earlier)
         else:
-            experiment_id = found.experiment_id
-        all_tags = dict(tags) | ({"mlflow.parentRunId": parent} if parent else {})
-        run = client.create_run(experiment_id, run_name=name, tags=all_tags)
-        run_id = run.info.run_id
-        client.log_batch(run_id, params=[Param(k, str(v)[:500]) for k, v in params.items()])
-    except (MlflowException, OSError) as error:
-        raise UserError(f"cannot record to MLflow at {uri!r}: {str(error).splitlines()[0]}") from error
-    return Tracker(uri, run_id)
+            sender.earlier.append(earlier)
+    sender.start()
+    return Tracker(sender)
+
+
+def send_unsent(output: str, uri: str) -> None:
+    """Send what earlier commands at an output could not."""
+    senders = read_unsent(output, uri)
+    if senders:
+        first, *first.earlier = senders
+        with contextlib.suppress(ValueError):
+            first.start()
+        first.finish(first.run.status)
+
+
+def _describe(
+    name: str, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None, experiment: str
+) -> Run:
+    return Run(
+        name=name,
+        experiment=experiment,
+        params={key: str(value) for key, value in params.items()},
+        tags=dict(tags) | ({"mlflow.parentRunId": parent} if parent else {}),
+    )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -27,7 +28,7 @@ from pipelines.lineage import pretraining
 from pipelines.lock import claimed
 from pipelines.pretrain import PretrainArgs
 from pipelines.probe import ProbeArgs
-from pipelines.ray_cluster import cluster_cpus, start_ray, warn_relative_output
+from pipelines.ray_cluster import cluster_cpus, cluster_resource, start_ray, warn_relative_output
 from pipelines.tables import markdown
 
 
@@ -98,22 +99,23 @@ def trial_config(ablation: str, base: Config, value: str, seed: int) -> Config:
     return _train(config, seed=seed)
 
 
-def run_trial(params: dict[str, Any]) -> None:
-    """One trial: pretrain and probe; both figures go to Tune and to the trial's MLflow run."""
+def run_trial(params: dict[str, Any], uri: str) -> None:
+    """One trial: pretrain and probe; both figures go to Tune and to the trial's MLflow run, at `uri`."""
     args: AblateArgs = params["args"]
     value, seed = params["value"], params["seed"]
     folder = storage.join(args.output, "trials", f"{value}-seed{seed}")
     config = trial_config(args.ablation, params["base"], value, seed)
     pretrain_args = PretrainArgs(
         data=args.data, output=folder, preset=args.preset, num_workers=args.num_workers, threads=args.threads,
-        mlflow_uri=args.mlflow_uri, config=config,
+        mlflow_uri=uri, config=config,
     )  # fmt: skip
     name = f"{args.ablation}={value} seed {seed}"
     pretrain.main(pretrain_args, parent=params["parent"], name=name, callbacks=[TuneReportCallback()], quiet=True)
     run = pretraining(folder)
+    device: Literal["auto", "cpu"] = "auto" if ray.get_gpu_ids() else "cpu"  # other trials' GPUs are visible here
     rows = probe.main(
-        ProbeArgs(encoder=(folder,), data=args.data, seeds=1, mlflow_uri=args.mlflow_uri),
-        parent=run["mlflow_run"],
+        ProbeArgs(encoder=(folder,), data=args.data, seeds=1, mlflow_uri=uri, threads=args.threads, device=device),
+        parent=run.get("mlflow_run"),
     )
     last = read_history(folder)[-1]
     result = probe.metrics(rows) | {
@@ -122,7 +124,9 @@ def run_trial(params: dict[str, Any]) -> None:
         "step": last["step"],
         "metric": rows[0].metric,
     }
-    tracking.Tracker(run["mlflow_uri"], run["mlflow_run"]).log_metrics(last["step"], probe.metrics(rows))
+    tracker = tracking.resume_run(uri, run.get("mlflow_run", ""), name, output=folder, params={}, tags={})
+    with tracker.recording():
+        tracker.log_metrics(last["step"], probe.metrics(rows))
     tune.report(result | {"finished": True})
 
 
@@ -147,26 +151,49 @@ def check(args: AblateArgs) -> tuple[Config, tuple[str, ...]]:
     return base, values
 
 
-def prepare_output(args: AblateArgs, base: Config, dataset_hash: str, uri: str) -> str:
-    """The MLflow parent run: a new one, or that of the same ablation found at the output."""
-    folder = Path(args.output)
+def prepare_output(
+    args: AblateArgs, base: Config, dataset_hash: str, uri: str
+) -> tuple[dict[str, Any], tracking.Tracker]:
+    """What the ablation is, and its MLflow parent run: a new one, or that of the same ablation found at the output."""
     settings = {
         "ablation": args.ablation, "preset": args.preset, "config": json.loads(base.to_json()),
         "dataset_hash": dataset_hash,
     }  # fmt: skip
-    where = folder / "ablation.json"
+    params = {k: v for k, v in settings.items() if k != "config"} | {"max_steps": base.train.max_steps}
+    about: dict[str, Any] = {
+        "name": f"ablate {args.ablation}", "output": args.output, "params": params, "tags": {"ajepa.job": "ablate"},
+    }  # fmt: skip
+    where = Path(args.output, "ablation.json")
     if where.exists():
         old = json.loads(where.read_text())
         if {k: old[k] for k in settings} != settings:
             raise UserError(f"--output {args.output!r} holds another ablation or other data: choose another folder")
-        return old["mlflow_run"]
-    if storage.contents(args.output):
+        tracker = tracking.resume_run(uri, old["mlflow_run"], **about)
+    elif Path(args.output).is_file() or storage.contents(args.output):
         raise UserError(f"--output {args.output!r} exists and is no ablation folder: choose another")
-    params = {k: v for k, v in settings.items() if k != "config"} | {"max_steps": base.train.max_steps}
-    tracker = tracking.start_run(uri, f"ablate {args.ablation}", params=params, tags={"ajepa.job": "ablate"})
-    folder.mkdir(parents=True, exist_ok=True)
-    storage.write_text(str(where), json.dumps(settings | {"mlflow_run": tracker.run_id}))
-    return tracker.run_id
+    else:
+        tracker = tracking.start_run(uri, **about)
+    return settings, tracker
+
+
+def trial_resources(args: AblateArgs) -> tuple[dict[str, float], int]:
+    """What a trial holds itself, beside the workers that it starts, and how many trials run at a time: no more than the
+    cluster has CPUs and, if it has any, GPUs for.
+
+    Raises:
+        UserError: not even one.
+    """
+    cpus, gpus = cluster_cpus(), cluster_resource("GPU")
+    need = {"CPU": (args.num_workers or args.threads, cpus)}
+    if gpus:
+        need["GPU"] = (args.num_workers or 1, gpus)
+    for resource, (wanted, have) in need.items():
+        if wanted > have:
+            raise UserError(f"a trial needs {wanted} {resource}s, the cluster has {have}")
+    limit = min(have // wanted for wanted, have in need.values())
+    if args.num_workers:  # Ray Train's workers bring their own
+        return {"cpu": 0}, limit
+    return {"cpu": args.threads, "gpu": 1 if gpus else 0}, limit
 
 
 def main(args: AblateArgs) -> pd.DataFrame:
@@ -176,28 +203,25 @@ def main(args: AblateArgs) -> pd.DataFrame:
     args = dataclasses.replace(args, data=storage.absolute(args.data), output=storage.absolute(args.output))
     dataset = open_dataset(args.data)
     uri = tracking.tracking_uri(args.mlflow_uri, args.output)
-    args = dataclasses.replace(args, mlflow_uri=uri)
+    args = dataclasses.replace(args, mlflow_uri=None)  # Ray Tune writes it to files, and it may hold a password
     with claimed(args.output):
-        parent = prepare_output(args, base, dataset.content_hash, uri)
-        tracker = tracking.Tracker(uri, parent)
-        start_ray()
-        per_trial = args.threads if args.num_workers == 0 else args.num_workers
-        limit = cluster_cpus() // per_trial
-        if not limit:
-            raise UserError(f"a trial needs {per_trial} CPUs, the cluster has {cluster_cpus()}")
-        own_cpus = args.threads if args.num_workers == 0 else 0  # Ray Train's workers bring their own
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-        tuner = tune.Tuner(
-            tune.with_resources(run_trial, {"cpu": own_cpus}),
-            param_space={
-                "value": tune.grid_search(list(values)),
-                "seed": tune.grid_search(list(range(args.seeds))),
-                "args": args, "base": base, "parent": parent,
-            },
-            tune_config=tune.TuneConfig(max_concurrent_trials=limit),
-            run_config=tune.RunConfig(storage_path=storage.join(args.output, "ray"), name="tune", verbose=0),
-        )  # fmt: skip
+        settings, tracker = prepare_output(args, base, dataset.content_hash, uri)
         with tracker.recording():
+            about = settings | {"mlflow_run": tracker.run_id}
+            storage.write_text(storage.join(args.output, "ablation.json"), json.dumps(about))
+            start_ray()
+            resources, limit = trial_resources(args)
+            os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+            tuner = tune.Tuner(
+                tune.with_resources(tune.with_parameters(run_trial, uri=uri), resources),
+                param_space={
+                    "value": tune.grid_search(list(values)),
+                    "seed": tune.grid_search(list(range(args.seeds))),
+                    "args": args, "base": base, "parent": tracker.run_id,
+                },
+                tune_config=tune.TuneConfig(max_concurrent_trials=limit),
+                run_config=tune.RunConfig(storage_path=storage.join(args.output, "ray"), name="tune", verbose=0),
+            )  # fmt: skip
             results = tuner.fit()
             trials = [
                 r.metrics | {"value": r.metrics["config"]["value"]}

@@ -3,6 +3,7 @@ on. With --neighbours QUERY.wav --output EMB, print the clips of a finished fold
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,16 +100,18 @@ def main(args: EmbedArgs) -> Embeddings:
         "input_hash": clips.hash, "part_size": clips.part_size, "label_names": clips.manifest.label_names,
         "encoder_digest": encoder.about["digest"], "precision": args.precision, **dataclasses.asdict(chosen),
     }  # fmt: skip
+    origin = pretraining(path)
+    uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
     with claimed(output):
         finished = prepare_output(output, EMBEDDINGS, plan, clips.manifest, clips.part_size, args.overwrite)
         if finished is not None:
+            tracking.send_unsent(output, uri)
             print(f"nothing to do: {output} is finished ({finished.num_clips} clips x {finished.dimension})")
             return finished
-        origin = pretraining(path)
-        uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
         tracker = tracking.start_run(
             uri,
             f"embed {args.level}",
+            output=output,
             params={**{k: v for k, v in plan.items() if k != "label_names"}, "encoder": path, "output": output,
                     "step": encoder.about["step"], "dataset_hash": encoder.about["dataset_hash"]},
             tags={"ajepa.job": "embed", "ajepa.pretrain_run": origin.get("mlflow_run", "")},
@@ -179,10 +182,15 @@ def embed_all(clips: Clips, settings: ActorSettings, num_workers: int | None) ->
     )  # fmt: skip
 
 
-def log_model(tracker: tracking.Tracker, checkpoint: str, branch: Branch | None) -> str:
+def log_model(tracker: tracking.Tracker, checkpoint: str, branch: Branch | None) -> str | None:
+    """Log the encoder as a model; None where MLflow does not take it, which the embeddings do not need."""
     from pipelines.logged_model import log_encoder  # MLflow's models take seconds to import
 
-    return log_encoder(tracker, checkpoint, branch)
+    try:
+        return log_encoder(tracker, checkpoint, branch)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return None
 
 
 def check(args: EmbedArgs) -> None:

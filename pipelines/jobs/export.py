@@ -2,6 +2,7 @@
 file that needs no ajepa, into ONNX or a torch.export program."""
 
 import os
+import sys
 
 from ajepa import storage
 from ajepa.checkpoints import latest_checkpoint
@@ -84,10 +85,17 @@ def log_model(args: ExportArgs, origin: dict[str, str], about: dict[str, object]
     tracker = tracking.start_run(
         uri,
         "export",
+        output=storage.absolute(args.output),
         params={"run": storage.absolute(args.run), "output": storage.absolute(args.output)}
         | {name: about[name] for name in ("branch", "step", "dataset_hash", "digest")},
         tags={"ajepa.job": "export", "ajepa.pretrain_run": origin.get("mlflow_run", "")},
     )
     with tracker.recording():
-        model = log_encoder(tracker, args.output)
-    print(f'MLflow model {model} at {uri}: mlflow.pyfunc.load_model("{model}").predict(waveforms)')
+        try:
+            model = log_encoder(tracker, args.output)
+        except UserError as error:
+            if args.log_model == "on":
+                raise
+            print(f"warning: {error}", file=sys.stderr)
+            return
+    print(f'MLflow model {model} at {tracking.shown(uri)}: mlflow.pyfunc.load_model("{model}").predict(waveforms)')

@@ -22,7 +22,7 @@ from ajepa.shards.dataset import ShardDataset, open_dataset
 from pipelines import tracking
 from pipelines.finetune import FinetuneArgs
 from pipelines.history import RUN_JSON
-from pipelines.lineage import exported_runs, pretraining, recorded_uri
+from pipelines.lineage import exported_runs, pretraining, recorded_uri, resumed_uri
 from pipelines.lock import claimed
 from pipelines.ray_cluster import warn_relative_output
 from pipelines.reporter import Reporter
@@ -82,6 +82,7 @@ def main(args: FinetuneArgs) -> list[Row]:
         found = prepare_output(output, settings, args.overwrite)
         if found and found["finished"]:
             rows = [Row(r["model"], {(s, f): v for s, f, v in r["scores"]}) for r in found["rows"]]
+            tracking.send_unsent(output, resumed_uri(args.mlflow_uri, output, found))
             table = markdown_table(rows, found["metric"])
             print(f"nothing to do: {output} is finished (--overwrite starts again)\n\n{table}")
             return rows
@@ -93,8 +94,10 @@ def main(args: FinetuneArgs) -> list[Row]:
         )  # fmt: skip
         began = time.perf_counter()
         with tracker.recording():
+            storage.make_folder(output)
+            storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(found, indent=1))
             on = Workers(number=workers, threads=args.threads, device=args.device, max_failures=args.max_failures)
-            fit(partial(finetune, job), output, on, [Reporter(tracker, output)])
+            fit(partial(finetune, job), output, on, [Reporter(output)])
             results = [result for f in fits if (result := read_result(output, f.name)) is not None]
             if len(results) < len(fits):  # a STOP file was put there
                 print(f"stopped after {len(results)} of {len(fits)} models")
@@ -102,7 +105,12 @@ def main(args: FinetuneArgs) -> list[Row]:
             rows = rows_of(results)
             table = write_results(output, dataset, labels, results, rows, tracker)
             scores = [{"model": r.model, "scores": [[*key, value] for key, value in r.scores.items()]} for r in rows]
-            done = found | {"finished": True, "metric": metric_name(labels), "rows": scores}
+            done = found | {
+                "finished": True,
+                "mlflow_run": tracker.run_id,
+                "metric": metric_name(labels),
+                "rows": scores,
+            }
             storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(done, indent=1))
         minutes = (time.perf_counter() - began) / 60
         print(f"\n{table}\n\n{len(fits)} models in {minutes:.1f} min; {metric_name(labels)} {rows[0].mean:.3f}")
@@ -130,24 +138,25 @@ def start_or_resume(
     dataset: ShardDataset,
 ) -> tuple[dict[str, Any], tracking.Tracker]:
     """(finetune.json, tracker) of the fine-tuning at the output, made where there is none."""
-    if found:
-        print("resuming")
-        return found, tracking.Tracker(found["mlflow_uri"], found["mlflow_run"])
-    uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
     params = {k: v for k, v in settings.items() if k not in ("config", "label_names")} | {
         **args.config.to_dict(), "preset": args.preset, "encoder": encoder, "data": dataset.path, "output": output,
         "num_workers": args.num_workers, "classes": len(dataset.label_names),
     }  # fmt: skip
-    tracker = tracking.start_run(
-        uri,
-        f"finetune {args.preset}",
-        params=params,
-        tags={"ajepa.job": "finetune", "ajepa.pretrain_run": origin.get("mlflow_run", "")},
-    )
-    found = {"settings": settings, "finished": False, "mlflow_uri": uri, "mlflow_run": tracker.run_id}
-    storage.make_folder(output)
-    storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(found, indent=1))
-    return found, tracker
+    about: dict[str, Any] = {
+        "name": f"finetune {args.preset}",
+        "output": output,
+        "params": params,
+        "tags": {"ajepa.job": "finetune", "ajepa.pretrain_run": origin.get("mlflow_run", "")},
+        "histories": True,
+    }
+    uri = resumed_uri(args.mlflow_uri, output, found, recorded_uri(origin))
+    if found:
+        print("resuming")
+        tracker = tracking.resume_run(uri, found["mlflow_run"], **about)
+    else:
+        tracker = tracking.start_run(uri, **about)
+        found = {"settings": settings, "finished": False}
+    return found | {"mlflow_uri": tracking.shown(uri), "mlflow_run": tracker.run_id}, tracker
 
 
 def write_results(

@@ -112,16 +112,19 @@ def main(args: PreprocessArgs) -> ShardDataset:
     if args.num_workers is not None and args.num_workers < 1:
         raise UserError(f"--num-workers must be positive, got {args.num_workers}")
     plan = make_plan(args.source, args.input, manifest, args.clips_per_shard, args.front_end)
+    uri = tracking.tracking_uri(args.mlflow_uri, output)
     with claimed(output):
         finished = prepare_output(output, SHARDS, plan, manifest, plan["shard_size"], args.overwrite)
         if finished is not None:
             if storage.kind(storage.join(output, REPORT, "report.md")) == "missing":  # killed between the two
                 save_report(finished, manifest.remarks, len(manifest.missing))
+            tracking.send_unsent(output, uri)
             print(f"nothing to do: {output} is finished ({finished.num_clips} clips, hash {finished.content_hash})")
             return finished
-        uri = tracking.tracking_uri(args.mlflow_uri, output)
         params = tracking.flatten({k: v for k, v in plan.items() if k != "label_names"}) | {"output": output}
-        tracker = tracking.start_run(uri, f"preprocess {args.source}", params=params, tags={"ajepa.job": "preprocess"})
+        tracker = tracking.start_run(
+            uri, f"preprocess {args.source}", output=output, params=params, tags={"ajepa.job": "preprocess"}
+        )
         with tracker.recording():
             figures = write_all(output, plan, manifest.clips["clip_id"], args.front_end, args.num_workers)
             about = {

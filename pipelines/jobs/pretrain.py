@@ -18,6 +18,7 @@ from ajepa.model.ajepa import build_model
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from pipelines import tracking
 from pipelines.history import RUN_JSON, read_history
+from pipelines.lineage import resumed_uri
 from pipelines.lock import claimed
 from pipelines.pretrain import PretrainArgs
 from pipelines.pretrain_job import pretrain
@@ -74,23 +75,28 @@ def check(args: PretrainArgs, dataset: ShardDataset) -> None:
 
 def start_or_resume(args: PretrainArgs, dataset: ShardDataset, run: dict[str, Any] | None, **mlflow: Any) -> Any:
     """(run.json, tracker) of the run at the output, made where there is none."""
-    if run:
-        checkpoint = find_checkpoint(args.output)
-        print(f"resuming at step {read_info(checkpoint).step if checkpoint else 0}")
-        return run, tracking.Tracker(run["mlflow_uri"], run["mlflow_run"])
-    uri = tracking.tracking_uri(args.mlflow_uri, args.output)
     params = tracking.flatten(args.config.to_dict()) | {
         "preset": args.preset, "data": args.data, "dataset_hash": dataset.content_hash,
         "num_workers": args.num_workers, "output": args.output,
     }  # fmt: skip
-    tracker = tracking.start_run(uri, params=params, tags={"ajepa.job": "pretrain"}, **mlflow)
-    run = {
-        "config": args.config.to_dict(), "dataset_hash": dataset.content_hash, "data": args.data, "finished": False,
-        "preset": args.preset, "mlflow_uri": uri, "mlflow_run": tracker.run_id,
-    }  # fmt: skip
-    storage.make_folder(args.output)
-    storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run, indent=1))
-    return run, tracker
+    about: dict[str, Any] = {
+        "output": args.output,
+        "params": params,
+        "tags": {"ajepa.job": "pretrain"},
+        "histories": True,
+    } | mlflow
+    uri = resumed_uri(args.mlflow_uri, args.output, run)
+    if run:
+        checkpoint = find_checkpoint(args.output)
+        print(f"resuming at step {read_info(checkpoint).step if checkpoint else 0}")
+        tracker = tracking.resume_run(uri, run["mlflow_run"], **about)
+    else:
+        tracker = tracking.start_run(uri, **about)
+        run = {
+            "config": args.config.to_dict(), "dataset_hash": dataset.content_hash, "data": args.data,
+            "finished": False, "preset": args.preset,
+        }  # fmt: skip
+    return run | {"mlflow_uri": tracking.shown(uri), "mlflow_run": tracker.run_id}, tracker
 
 
 def main(
@@ -116,11 +122,14 @@ def main(
         run = prepare_output(args, dataset)
         if run and run["finished"]:
             info = read_info(latest_checkpoint(args.output))
+            tracking.send_unsent(args.output, resumed_uri(args.mlflow_uri, args.output, run))
             print(f"nothing to do: {args.output} finished its {info.step} steps (--overwrite starts again)")
             return info
         run, tracker = start_or_resume(args, dataset, run, name=name or f"pretrain {args.preset}", parent=parent)
         start = time.perf_counter()
         with tracker.recording():
+            storage.make_folder(args.output)
+            storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run, indent=1))
             job = partial(
                 pretrain, config=args.config, data=args.data, output=args.output, resume_anyway=args.resume_anyway
             )
@@ -128,12 +137,13 @@ def main(
                 number=parse_workers(args.num_workers), threads=args.threads, device=args.device,
                 max_failures=args.max_failures,
             )  # fmt: skip
-            fit(job, args.output, workers, [Reporter(tracker, args.output, quiet), *callbacks])
+            fit(job, args.output, workers, [Reporter(args.output, quiet), *callbacks])
             info = read_info(latest_checkpoint(args.output))
             if info.step < info.total_steps:  # a STOP file was put there
                 print(f"stopped at step {info.step} of {info.total_steps}")
                 raise KeyboardInterrupt
-            storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run | {"finished": True}, indent=1))
+            done = {"finished": True, "mlflow_run": tracker.run_id}
+            storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run | done, indent=1))
             tracker.log_text(args.config.to_json(), "config.json")
             if args.figures:
                 draw(args, dataset, tracker)

@@ -44,10 +44,12 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
     targets = read_targets(dataset)
     splits = {seed: make_splits(dataset, targets, seed, args.train_splits) for seed in range(args.seeds)}
     origins = [pretraining(path) for path in paths]
+    uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origins[0]), str(folder))
     with claimed(str(folder)):
         tracker = tracking.start_run(
-            tracking.tracking_uri(args.mlflow_uri or recorded_uri(origins[0]), str(folder)),
+            uri,
             f"probe {args.protocol}",
+            output=str(folder),
             params=parameters(args, encoders, dataset, splits[0]),
             tags={
                 "ajepa.job": "probe",
