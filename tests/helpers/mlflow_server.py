@@ -1,48 +1,42 @@
-"""A real MLflow server on loopback, behind a wire that can be cut."""
+"""MLflow's own server on loopback, behind a wire that can be cut."""
 
 import os
-import socket
 import subprocess
 import sys
-import urllib.request
 
 import pytest
 
-from helpers.faults import wait_for
 from helpers.loopback_s3 import Wire
 
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+# `mlflow server` would start several processes that each import all of MLflow: a minute on two cores.
+SERVER = """
+from werkzeug.serving import make_server
+from mlflow.server import app
+server = make_server("127.0.0.1", 0, app, threaded=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, new_mlflow):
     """The wire to a server with a database and artifacts of its own."""
     folder = tmp_path_factory.mktemp("server")
-    port, database = free_port(), new_mlflow(folder)
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--artifacts-destination",
-        str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-    ]  # fmt: skip
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # processes that nobody needs here
+    database, artifacts = new_mlflow(folder), folder / "artifacts"
+    environment = os.environ | {
+        "_MLFLOW_SERVER_FILE_STORE": database, "_MLFLOW_SERVER_REGISTRY_STORE": database,
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/", "_MLFLOW_SERVER_ARTIFACT_DESTINATION": artifacts.as_uri(),
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+    }  # fmt: skip
     with (
         (folder / "log").open("wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment) as process,
+        subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=log, cwd=folder, env=environment
+        ) as process,
     ):
-
-        def answers():
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-                    return answer.status == 200
-            except OSError:
-                return False
-
         try:
-            wait_for(answers, "MLflow's server", lambda: process.poll() is None)
-            relay = Wire(port)
-            relay.database, relay.artifacts = database, folder / "artifacts"  # past the wire
+            relay = Wire(int(process.stdout.readline()))
+            relay.database, relay.artifacts = database, artifacts  # past the wire
             yield relay
             relay.close()
         finally:
