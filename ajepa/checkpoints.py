@@ -8,10 +8,12 @@ dataset hash, and the digests of the other files. There is no random state to ke
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -27,8 +29,21 @@ MANIFEST, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.
 CHECKPOINTS = "checkpoints"  # folder of a run
 BEST = "best.json"  # of a run: the checkpoint with the best score
 
+# Of safetensors: names of types, and their order in a file.
+NAMES = {
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+    torch.float16: "F16", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+DTYPES = list(NAMES)
+MOST_HEADER = 100 << 20  # bytes, as the library has it
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 said: set[str] = set()  # warnings given: a run looks at a torn checkpoint several times, one line is enough
+
+
+class DamagedError(UserError):
+    """A file of a checkpoint is missing or is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class CheckpointInfo:
     dataset_hash: str
     scaler: dict[str, Any]  # of the loss, with fp16
     reader: dict[str, Any]  # cursor of the data stream
+    report: dict[str, Any]  # of the step, where there was one; {} in checkpoints of earlier versions
 
 
 @dataclass(frozen=True)
@@ -67,10 +83,8 @@ def write_checkpoint(folder: str, shot: Snapshot) -> None:
     storage.make_folder(folder)
     digests = {}
     for name, tensors in shot.files.items():
-        data = safetensors.torch.save(tensors)
-        digests[name] = digest(data)
         with storage.atomic_output(storage.join(folder, name)) as stream:
-            stream.write(data)
+            digests[name] = write_tensors(stream, tensors)
     storage.write_text(storage.join(folder, MANIFEST), json.dumps(shot.manifest | {"digests": digests}, indent=1))
 
 
@@ -82,7 +96,7 @@ def read_info(folder: str) -> CheckpointInfo:
     """
     where = storage.join(folder, MANIFEST)
     if storage.kind(where) != "file":
-        raise UserError(f"{folder!r} is not a checkpoint: it has no {MANIFEST}")
+        raise DamagedError(f"{folder!r} is not a checkpoint: it has no {MANIFEST}")
     try:
         manifest = json.loads(storage.read_text(where))
         if manifest["format_version"] != FORMAT_VERSION:
@@ -97,9 +111,10 @@ def read_info(folder: str) -> CheckpointInfo:
             dataset_hash=manifest["dataset_hash"],
             scaler=manifest["scaler"],
             reader=manifest["reader"],
+            report=manifest.get("report", {}),
         )
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{where!r} is damaged ({error!r}); use an earlier checkpoint") from error
+        raise DamagedError(f"{where!r} is damaged ({error!r}); use an earlier checkpoint") from error
 
 
 def read_weights(folder: str) -> dict[str, torch.Tensor]:
@@ -112,11 +127,14 @@ def checkpoint_path(run: str, step: int) -> str:
     return storage.join(run, CHECKPOINTS, f"step-{step:08d}")
 
 
-def find_checkpoint(run: str, needed: tuple[str, ...] = (MODEL, OPTIMIZER)) -> str | None:
-    """The newest checkpoint of a run folder whose needed files are intact; None where the run has none yet.
+def load_newest(run: str, load: Callable[[str], T]) -> T | None:
+    """Load the newest intact checkpoint of a run folder; None where the run has none yet.
 
     A torn checkpoint is passed over with a warning. One without a manifest was still being written when the run was
     killed: it never counted.
+
+    Args:
+        load: loads from a folder, and raises DamagedError where a file it needs is torn.
 
     Raises:
         UserError: there are checkpoints, and none is intact.
@@ -124,18 +142,47 @@ def find_checkpoint(run: str, needed: tuple[str, ...] = (MODEL, OPTIMIZER)) -> s
     folders = [storage.join(run, CHECKPOINTS, name) for name in _steps(run)]
     for folder in reversed(folders):
         try:
-            for file in needed:
-                _verified(folder, file)
-        except UserError as error:
+            return load(folder)
+        except DamagedError as error:
             if str(error) not in said:
                 logger.warning("passed over: %s", error)
                 said.add(str(error))
-            continue
-        return folder
     finished = sum(_is_finished(folder) for folder in folders)
     if finished:
         raise UserError(f"{run!r} is no trained run: none of its {finished} checkpoints is intact")
     return None
+
+
+def find_checkpoint(run: str, needed: tuple[str, ...] = (MODEL, OPTIMIZER)) -> str | None:
+    """The newest checkpoint of a run folder whose needed files are intact, see `load_newest`; reads them whole."""
+
+    def verify(folder: str) -> str:
+        for file in needed:
+            _verified(folder, file)
+        return folder
+
+    return load_newest(run, verify)
+
+
+def newest_step(run: str) -> int:
+    """The step of the newest checkpoint whose files have the sizes they should, -1 for none; does not read them."""
+    for name in reversed(_steps(run)):
+        folder = storage.join(run, CHECKPOINTS, name)
+        if _is_finished(folder) and all(_has_its_size(storage.join(folder, file)) for file in (MODEL, OPTIMIZER)):
+            return int(name.rpartition("-")[2])
+    return -1
+
+
+def _has_its_size(path: str) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    try:
+        with storage.open_input(path) as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, MOST_HEADER)))
+            ends = [about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"]
+            return bool(stream.size() == 8 + length + max(ends, default=0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def latest_checkpoint(run: str) -> str:
@@ -201,7 +248,28 @@ def read_tensors(folder: str, name: str) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise UserError(f"{folder!r} is not an intact checkpoint: {name} is damaged ({error})") from error
+        raise DamagedError(f"{folder!r} is not an intact checkpoint: {name} is damaged ({error})") from error
+
+
+def write_tensors(stream: Any, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Write contiguous tensors of host memory as the library's `save` would, without its copy of all of them; returns
+    their digest."""
+    total, start = hashlib.blake2b(digest_size=16), 0
+    header: dict[str, Any] = {}
+    # The order of the library: large elements first, so that all are aligned.
+    names = sorted(tensors, key=lambda name: (DTYPES.index(tensors[name].dtype), name))
+    for name in names:
+        tensor = tensors[name]
+        end = start + tensor.nbytes
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    parts = (tensors[name].view(-1).view(torch.uint8).numpy() for name in names if tensors[name].nbytes)
+    for part in itertools.chain([len(text).to_bytes(8, "little"), text], parts):
+        total.update(part)  # type: ignore[arg-type]
+        stream.write(part)
+    return total.hexdigest()
 
 
 def digest(data: bytes) -> str:
@@ -217,7 +285,7 @@ def _verified(folder: str, name: str) -> bytes:
         with storage.open_input(storage.join(folder, name)) as stream:
             data = stream.read()
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder!r} is not an intact checkpoint: {reading} cannot be read ({error})") from error
+        raise DamagedError(f"{folder!r} is not an intact checkpoint: {reading} cannot be read ({error})") from error
     if digest(data) != expected:
-        raise UserError(f"{folder!r} is not an intact checkpoint: {name} does not match its digest")
+        raise DamagedError(f"{folder!r} is not an intact checkpoint: {name} does not match its digest")
     return data

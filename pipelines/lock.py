@@ -26,6 +26,7 @@ POLL_SECONDS = 1.0  # between looks at another's lock
 SAME_START = 2.0  # seconds by which the start of one process may differ when it is asked for again
 
 WAITING, HELD = "waiting", "held"
+_own_tokens: set[str] = set()  # of this process; a store that is away at its end keeps a lock that is none of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,7 @@ class _OwnLock:
         self._beating: threading.Thread | None = None
 
     def acquire(self) -> None:
+        _own_tokens.add(self.lock.token)
         first: dict[str, float] = {}  # beat of each lock when it was first seen
         while True:
             try:
@@ -137,6 +139,7 @@ class _OwnLock:
 
     def release(self) -> None:
         self._ended.set()
+        _own_tokens.discard(self.lock.token)
         if self._beating is not None:
             self._beating.join()  # it could write the file once more
         with contextlib.suppress(OSError, UserError):  # it is stale soon
@@ -217,6 +220,8 @@ def _process_of(lock: Lock) -> bool | None:
         return None
     try:
         process = psutil.Process(lock.pid)
+        if lock.pid == os.getpid():
+            return lock.token in _own_tokens
         alive = process.status() != psutil.STATUS_ZOMBIE
         return alive and abs(process.create_time() - lock.started) < SAME_START
     except psutil.NoSuchProcess:

@@ -13,14 +13,14 @@ import safetensors.torch
 import torch
 
 from ajepa import storage
-from ajepa.checkpoints import MANIFEST, MODEL, OPTIMIZER, Snapshot, digest, read_tensors
+from ajepa.checkpoints import MANIFEST, MODEL, OPTIMIZER, DamagedError, Snapshot, digest, read_tensors
 from ajepa.choices import Pooling
 from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
 from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.step import FinetuneState
 from ajepa.pretrained import load_encoder, write_export
-from ajepa.training.checkpoint import host_copy, optimizer_moments, restore_moments
+from ajepa.training.checkpoint import host_copies, optimizer_moments, read_once, restore_moments, share, shared_moments
 
 FORMAT = "finetune-1"
 AVERAGE = "average.safetensors"
@@ -36,16 +36,14 @@ class Score:
     score: float
 
 
-def needed_files(state: FinetuneState) -> tuple[str, ...]:
-    """What a checkpoint to go on from holds."""
-    return (MODEL, OPTIMIZER) if state.average is None else (MODEL, AVERAGE, OPTIMIZER)
-
-
 def snapshot(state: FinetuneState, curve: list[Score]) -> Snapshot:
     """Copy everything a training needs to go on."""
-    files = {MODEL: _copy(state.core), OPTIMIZER: optimizer_moments(state.core.named_weights(), state.optimizer)}
+    files: dict[str, dict[str, torch.Tensor]] = {
+        MODEL: dict(state.core.named_weights()),
+        OPTIMIZER: optimizer_moments(state.core.named_weights(), state.optimizer),
+    }
     if state.average is not None:
-        files[AVERAGE] = _copy(state.average)
+        files[AVERAGE] = dict(state.average.named_weights())
     manifest = {
         "format_version": FORMAT,
         "step": state.step,
@@ -53,7 +51,7 @@ def snapshot(state: FinetuneState, curve: list[Score]) -> Snapshot:
         "config": state.config.to_dict(),
         "curve": [vars(point) for point in curve],
     }
-    return Snapshot(state.step, files, manifest)
+    return Snapshot(state.step, host_copies(files), manifest)
 
 
 def restore(folder: str, state: FinetuneState) -> list[Score]:
@@ -69,13 +67,37 @@ def restore(folder: str, state: FinetuneState) -> list[Score]:
             raise UserError(f"{folder!r} has checkpoint format {manifest['format_version']}, not {FORMAT}")
         step, curve = int(manifest["step"]), [Score(**point) for point in manifest["curve"]]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{where!r} is damaged ({error!r}); delete its folder to go on from the one before") from error
+        raise DamagedError(f"{where!r} is damaged ({error!r})") from error
     load_weights(folder, state.core, MODEL)
     if state.average is not None:
         load_weights(folder, state.average, AVERAGE)
     if step:  # AdamW keeps nothing before its first step
         restore_moments(folder, state.core.named_weights(), state.optimizer)
     state.step = step
+    return curve
+
+
+def resume(run: str, state: FinetuneState) -> list[Score]:
+    """Load the newest intact checkpoint of a stage into the state of every worker; returns the validation curve so far,
+    empty where there is none yet.
+
+    Raises:
+        UserError: there are checkpoints and none is intact, or the workers see different ones.
+    """
+
+    def load(folder: str) -> tuple[int, list[Score]]:
+        curve = restore(folder, state)
+        return state.step, curve
+
+    found = read_once(run, state, load)
+    if found is None:
+        return []
+    state.step, curve = found
+    if state.world_size > 1:
+        models = [state.core] if state.average is None else [state.core, state.average]
+        weights = [parameter for model in models for _, parameter in model.named_weights()]
+        parameters = list(state.core.named_weights())
+        share([*weights, *(shared_moments(parameters, state.optimizer) if state.step else [])])
     return curve
 
 
@@ -108,8 +130,8 @@ def write_model(folder: str, model: Classifier, label_names: tuple[str, ...], no
         notes: what it was fine-tuned on and how, kept in encoder.json.
     """
     storage.delete(folder)
-    audio, weights = model.audio, _copy(model)
-    data = safetensors.torch.save({name: host_copy(value) for name, value in model.plain_head().items()})
+    copies = host_copies({MODEL: dict(model.named_weights()), HEAD: model.plain_head()})
+    audio, weights, data = model.audio, copies[MODEL], safetensors.torch.save(copies[HEAD])
     encoder = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
     write_export(folder, audio.encoder.config, audio.front_end, audio.normalise.statistics, encoder, audio.about, notes)
     with storage.atomic_output(storage.join(folder, HEAD)) as stream:
@@ -142,7 +164,3 @@ def load_classifier(folder: str, device: str | torch.device = "cpu") -> tuple[Cl
     except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder!r} is damaged ({error!r}): fine-tune it again") from error
     return model.requires_grad_(False).eval().to(device), names
-
-
-def _copy(model: Classifier) -> dict[str, torch.Tensor]:
-    return {name: host_copy(parameter) for name, parameter in model.named_weights()}

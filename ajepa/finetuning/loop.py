@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ajepa.checkpoints import find_checkpoint
-from ajepa.finetuning.checkpoint import Score, needed_files, restore, snapshot
+from ajepa.finetuning.checkpoint import Score, resume, snapshot
 from ajepa.finetuning.clips import Labels, prepare
 from ajepa.finetuning.predict import metric_name, outputs, score
 from ajepa.finetuning.step import FinetuneState, train_step
@@ -16,7 +15,7 @@ from ajepa.shards.reader import ShardReader
 from ajepa.training.context import GO_ON, WorkerContext
 from ajepa.training.inputs import on_device
 from ajepa.training.loop import Stopwatch, leaves, name_clips
-from ajepa.training.watch import NonFiniteLoss, out_of_memory, require_agreement, settle
+from ajepa.training.watch import NonFiniteLoss, out_of_memory, settle
 from ajepa.training.writer import CheckpointWriter
 
 
@@ -52,9 +51,7 @@ def train(
     """
     config, schedule = state.config, state.schedule
     steps = schedule.steps(stage.epochs)
-    checkpoint = find_checkpoint(stage.folder, needed_files(state))
-    curve = restore(checkpoint, state) if checkpoint else []
-    require_agreement(state)
+    curve = resume(stage.folder, state)
     writer = CheckpointWriter(stage.folder, config.keep_checkpoints, lambda: snapshot(state, curve), later_wins=True)
     watch = Stopwatch()
     batches = reader.batches(state.step, steps)

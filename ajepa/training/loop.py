@@ -8,18 +8,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ajepa.checkpoints import find_checkpoint
 from ajepa.config import Config
 from ajepa.errors import Preempted
 from ajepa.model.schedules import total_steps
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import ShardReader
-from ajepa.training.checkpoint import restore, snapshot
+from ajepa.training.checkpoint import resume, snapshot
 from ajepa.training.context import GO_ON, RESTART, STOP, WorkerContext
 from ajepa.training.inputs import on_device, prepare
 from ajepa.training.monitor import Monitor
 from ajepa.training.step import StepResult, TrainState, build_state, train_step
-from ajepa.training.watch import NonFiniteLoss, Watched, out_of_memory, require_agreement, settle
+from ajepa.training.watch import NonFiniteLoss, Watched, out_of_memory, settle
 from ajepa.training.writer import CheckpointWriter
 
 T = TypeVar("T")
@@ -81,16 +80,19 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
     )
     steps = total_steps(every, reader.num_clips)
     state = build_state(config, dataset.statistics, steps, worker.device, worker.world_size)
-    checkpoint = find_checkpoint(output)
-    if checkpoint is not None:
-        info = restore(checkpoint, state)
-        if not worker.resume_anyway:
-            reader.load_state_dict(info.reader)
-    require_agreement(state)
+    info = resume(output, state)
+    if info is not None and not worker.resume_anyway:
+        reader.load_state_dict(info.reader)
     monitor = Monitor(state, reader, worker) if worker.rank == 0 else None
-    writer = CheckpointWriter(output, every.keep_checkpoints, lambda: snapshot(state, dataset, reader.state_dict()))
-    if state.step == 0:
-        worker.report((monitor.measure({"step": 0}) if monitor else {"step": 0}) | {"total_steps": steps})
+    report: dict[str, Any] = {}
+    writer = CheckpointWriter(
+        output, every.keep_checkpoints, lambda: snapshot(state, dataset, reader.state_dict(), report)
+    )
+    if info is not None and info.report and state.step == steps:
+        worker.report(info.report)  # killed before it was heard
+    elif state.step in (0, steps):
+        first = {"step": state.step}
+        worker.report((monitor.measure(first) if monitor else first) | {"total_steps": steps})
     pin = worker.device.type == "cuda"
     watch = Stopwatch()
     batches = reader.batches(state.step, steps)
@@ -105,7 +107,7 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
             result = train_step(state, inputs, figures=due, stop=worker.stop())
             watch.steps += 1
             losses.append(result.loss)
-            report: dict[str, Any] = {}
+            report = {}
             if due:
                 settle(state)
                 share = len(inputs.log_mel) / every.batch_size

@@ -107,7 +107,7 @@ def train_step(state: TrainState, inputs: Inputs, *, figures: bool = False, stop
     watch(state, inputs, loss, grad_norm, stop)
     # A host that has read the loss knows; one that runs ahead lets the device skip the update.
     settle(state, GPU_LAG if state.device.type == "cuda" else 0)
-    if state.device.type == "cuda" and not state.scaler.is_enabled():
+    if not state.scaler.is_enabled():
         state.optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
     state.scaler.step(state.optimizer)
     state.scaler.update()

@@ -130,15 +130,15 @@ def out_of_memory(state: Watched, batch_size: int, micro_batch: int) -> UserErro
     return UserError(f"step {state.step}: out of GPU memory with {at_once} clips at a time: {advice}")
 
 
-def require_agreement(state: Watched) -> None:
-    """Check that all workers start at the same step.
+def require_agreement(state: Watched, step: int) -> None:
+    """Check that all workers see the same newest step.
 
     Raises:
         UserError: they found different checkpoints.
     """
     if state.world_size == 1:
         return
-    steps = torch.tensor([state.step, -state.step], device=state.device)
+    steps = torch.tensor([step, -step], device=state.device)
     dist.all_reduce(steps, dist.ReduceOp.MAX)
     highest, lowest = int(steps[0]), -int(steps[1])
     if highest != lowest:

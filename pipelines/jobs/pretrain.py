@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ajepa import storage
-from ajepa.checkpoints import CheckpointInfo, find_checkpoint, latest_checkpoint, read_info, read_weights
+from ajepa.checkpoints import CheckpointInfo, latest_checkpoint, newest_step, read_info, read_weights
 from ajepa.config import differences
 from ajepa.errors import UserError
 from ajepa.model.ajepa import build_model
@@ -87,8 +87,7 @@ def start_or_resume(args: PretrainArgs, dataset: ShardDataset, run: dict[str, An
     } | mlflow
     uri = resumed_uri(args.mlflow_uri, args.output, run)
     if run:
-        checkpoint = find_checkpoint(args.output)
-        print(f"resuming at step {read_info(checkpoint).step if checkpoint else 0}")
+        print(f"resuming at step {max(0, newest_step(args.output))}")
         tracker = tracking.resume_run(uri, run["mlflow_run"], **about)
     else:
         tracker = tracking.start_run(uri, **about)

@@ -10,7 +10,7 @@ from helpers.training_state import STATISTICS, make_batch, make_inputs, make_sta
 
 from ajepa.config import Config, ModelConfig, TrainConfig
 from ajepa.shards.reader import Batch
-from ajepa.training.checkpoint import host_copy, optimizer_moments
+from ajepa.training.checkpoint import host_copies, optimizer_moments
 from ajepa.training.inputs import Inputs, on_device, prepare
 from ajepa.training.step import TrainState, build_state, train_step
 from ajepa.training.watch import GPU_LAG, NonFiniteLoss, settle
@@ -32,8 +32,8 @@ def train(state: TrainState, first: int, last: int) -> list[float]:
 
 
 def everything(state: TrainState) -> dict[str, torch.Tensor]:
-    weights = {name: host_copy(value) for name, value in state.core.state_dict().items()}
-    return weights | optimizer_moments(state.core.trained_parameters(), state.optimizer)
+    moments = optimizer_moments(state.core.trained_parameters(), state.optimizer)
+    return host_copies({"all": state.core.state_dict() | moments})["all"]
 
 
 def test_a_gpu_step_equals_the_cpu_step():

@@ -80,6 +80,14 @@ def test_an_output_is_held_until_the_block_ends(output):
     assert read_locks(output) == []
 
 
+def test_a_lock_that_could_not_be_deleted_is_no_hindrance(tmp_path, monkeypatch):
+    """The store was away when this process had done its work."""
+    with monkeypatch.context() as patch, claimed(str(tmp_path / "a")):
+        patch.setattr(storage, "delete", lambda _: None)
+    with claimed(str(tmp_path / "a")):
+        assert len(read_locks(str(tmp_path / "a"))) == 1
+
+
 def test_nothing_stays_of_a_command_that_is_refused(tmp_path):
     with pytest.raises(UserError, match="another mistake"), claimed(str(tmp_path / "a/b")):
         raise UserError("another mistake")
@@ -103,6 +111,7 @@ def test_the_second_of_two_processes_is_refused_with_one_line(output, start, cap
 def test_a_killed_process_loses_its_output_at_once(output, start, capsys):
     holder = start(output)
     holder.kill()
+    holder.wait(60)
     began = time.monotonic()
     with claimed(output):
         assert [seen.lock.pid for seen in read_locks(output)] == [os.getpid()]
