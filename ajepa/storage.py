@@ -47,7 +47,9 @@ def absolute(path: str) -> str:
     """The path as any process on any host reads it: local ones absolute (file:// too), other URIs unchanged."""
     if not is_local(path):
         return path
-    local = unquote(urlsplit(path).path) if is_uri(path) else Path(path).expanduser()
+    local = unquote(urlsplit(path).path) if is_uri(path) else str(Path(path).expanduser())
+    if os.name == "nt":  # file:///C:/sounds
+        local = re.sub(r"^/(?=[A-Za-z]:)", "", local)
     return os.path.abspath(local)  # noqa: PTH100 (removes "..")
 
 
@@ -179,7 +181,7 @@ def _walk_local(root: str) -> Iterator[tuple[str, int]]:
         for name in files:
             full = Path(folder, name)
             with contextlib.suppress(OSError):  # a dangling link, or one to itself
-                yield str(full.relative_to(root)), full.stat().st_size
+                yield full.relative_to(root).as_posix(), full.stat().st_size
 
 
 def open_input(path: str) -> pa.NativeFile:

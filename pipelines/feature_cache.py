@@ -1,6 +1,7 @@
 """Frozen features on disk, computed once for an encoder and a dataset. Files are written whole or not at all; what
 does not read back as it was written is computed again, and said."""
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -18,19 +19,29 @@ from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 
 from ajepa import storage
-from ajepa.choices import Combine, Pooling
+from ajepa.choices import POOLINGS, Combine, Pooling
 from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features, patch_features, valid_patches
 from ajepa.evaluation.heads import Features
 from ajepa.shards.dataset import ShardDataset
 
+DEFAULT_GB = 20.0
 VERSION = 1  # goes up when the same encoder gives other features
 
 
 def default_cache() -> str:
     """$AJEPA_CACHE, or ~/.cache/ajepa/features."""
     return os.environ.get("AJEPA_CACHE") or str(Path.home() / ".cache" / "ajepa" / "features")
+
+
+def size_limit() -> float:
+    """Bytes that the folder may hold: $AJEPA_CACHE_GB, or DEFAULT_GB."""
+    given = os.environ.get("AJEPA_CACHE_GB", "")
+    try:
+        return float(given or DEFAULT_GB) * 1e9
+    except ValueError as error:
+        raise UserError(f"AJEPA_CACHE_GB={given!r} is no number") from error
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class FeatureCache:
         path = self._path(encoder, dataset, layers, f"pooled-{combine}", "safetensors")
         if path.exists():
             try:
+                path.touch()  # used last
                 return _read_arrays(path)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 print(f"cached features {path} are damaged ({error}): computing them again", file=sys.stderr)
@@ -67,6 +79,7 @@ class FeatureCache:
         shape = (*valid.shape, encoder.width * len(layers or (0,)))
         if path.exists():
             try:
+                path.touch()
                 values = np.load(path, mmap_mode="r", allow_pickle=False)
                 if values.shape != shape or values.dtype != np.float16:
                     raise ValueError(f"shape {values.shape}")
@@ -88,8 +101,8 @@ class FeatureCache:
         # The dataset's hash says nothing about the order of its rows; features have one.
         order = hashlib.blake2b("\n".join(dataset.read_columns(["clip_id"])["clip_id"].to_pylist()).encode())
         key: list[Any] = [
-            VERSION, encoder.about["digest"], encoder.precision, encoder.device.type, dataset.content_hash,
-            order.hexdigest(), None if layers is None else list(layers), kind,
+            VERSION, sorted(POOLINGS), encoder.about["digest"], encoder.precision, encoder.device.type,
+            dataset.content_hash, order.hexdigest(), None if layers is None else list(layers), kind,
         ]  # fmt: skip
         name = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
         return self.folder / f"{name}-{kind}.{end}"
@@ -101,10 +114,23 @@ class FeatureCache:
             with storage.atomic_output(str(path)) as stream:
                 for part in parts:
                     stream.write(part)
+            self._shrink(path)
         except OSError as error:
             print(f"features are not cached: {error}", file=sys.stderr)
             return False
         return True
+
+    def _shrink(self, kept: Path) -> None:
+        """Delete what was used longest ago, down to the limit."""
+        files = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.iterdir() if path.is_file()]
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= size_limit():
+                return
+            if path != kept:
+                with contextlib.suppress(OSError):  # open on a system that does not part with open files
+                    path.unlink()
+                    total -= size
 
 
 def _read_arrays(path: Path) -> dict[Any, np.ndarray]:

@@ -102,10 +102,12 @@ class Reports(UserCallback):
             callback.after_report(run_context, metrics, checkpoint)
 
 
-def fit_with_ray(
-    job: Callable[[WorkerContext], None], output: str, workers: Workers, callbacks: Sequence[Callback]
-) -> None:
-    """Do a job on every worker; see `pipelines.workers.fit`."""
+def choose_resource(workers: Workers) -> str:
+    """What each worker takes one of, "GPU" or "CPU".
+
+    Raises:
+        UserError: the cluster has too few.
+    """
     start_ray()
     gpus = cluster_resource("GPU")
     use_gpu = workers.device == "cuda" or (workers.device == "auto" and gpus > 0)
@@ -113,6 +115,14 @@ def fit_with_ray(
     least = workers.number if isinstance(workers.number, int) else workers.number[0]
     if least > have:
         raise UserError(f"--num-workers {least} needs as many {resource}s; the cluster has {have}")
+    return resource
+
+
+def fit_with_ray(
+    job: Callable[[WorkerContext], None], output: str, workers: Workers, callbacks: Sequence[Callback]
+) -> None:
+    """Do a job on every worker; see `pipelines.workers.fit`."""
+    use_gpu = choose_resource(workers) == "GPU"
     if not isinstance(workers.number, int):
         # After a loss Ray first tries as many workers again, on what it still takes for the cluster, for 60 s if it
         # were for Ray; only then fewer.

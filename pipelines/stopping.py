@@ -4,7 +4,6 @@ worker, a node that Ray drains, or a file STOP put into the run folder."""
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -43,6 +42,7 @@ class StopRequests:
         self._poll = STORE_POLL_SECONDS if storage.is_uri(output) else POLL_SECONDS
         self._looked, self._saved = time.monotonic(), False
         self._parent = os.getppid()  # of a worker, the raylet of its node
+        self._found, self._looking = False, threading.Lock()
 
     def __call__(self) -> int:
         if self.in_ray and os.getppid() != self._parent:
@@ -51,14 +51,27 @@ class StopRequests:
             return RESTART if self.in_ray else STOP
         if self.rank == 0 and time.monotonic() - self._looked > self._poll:
             self._looked = time.monotonic()
-            with contextlib.suppress(UserError):  # a store that does not answer: look again later
-                if storage.kind(self.where) == "file":
-                    return STOP
+            if storage.is_uri(self.where):  # takes as long as a step, or as a store that is away
+                threading.Thread(target=self._look, daemon=True, name="stop-file").start()
+            else:
+                self._look()
+        if self._found:
+            return STOP
         if self.in_ray and not self._saved and _is_drained():
             # Ray goes on by itself once the node is gone. The public call waits for all workers, too dear for a step.
             self._saved = True
             return SAVE
         return GO_ON
+
+    def _look(self) -> None:
+        if not self._looking.acquire(blocking=False):
+            return  # the look before has no answer yet
+        try:
+            self._found = self._found or storage.kind(self.where) == "file"
+        except UserError:  # a store that does not answer: look again later
+            pass
+        finally:
+            self._looking.release()
 
 
 def _is_drained() -> bool:
@@ -81,7 +94,7 @@ def graceful(output: str) -> Iterator[None]:
         received.append(number)
         if len(received) > 1:
             raise (Terminated if number == signal.SIGTERM else KeyboardInterrupt)
-        print("stopping after this step, with a checkpoint (once more: at once)", file=sys.stderr, flush=True)
+        os.write(2, b"stopping after this step, with a checkpoint (once more: at once)\n")  # print is not reentrant
         _terminated.set()  # seen by training inside this process
         with contextlib.suppress(OSError):  # a full disk: the second signal still ends it
             storage.write_text(storage.join(output, STOP_FILE), "")  # seen by workers

@@ -47,7 +47,31 @@ def parse_workers(value: int | str) -> int | tuple[int, int]:
 
 def choose_threads(threads: int | None, workers_here: int) -> int:
     """Threads of a worker: as told, or this machine's CPUs shared out. Too many slow a step down several times over."""
-    return threads or max(1, len(os.sched_getaffinity(0)) // max(1, workers_here))
+    return threads or max(1, usable_cpus() // max(1, workers_here))
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use. Only Linux tells them from those of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def require_resources(workers: Workers) -> None:
+    """Check, before anything is written, that there is what the workers need; starts Ray where it trains.
+
+    Raises:
+        UserError: too few CPUs or GPUs, or no GPU where one is asked for.
+    """
+    if workers.number != 0:
+        from pipelines.ray_training import choose_resource
+
+        choose_resource(workers)
+    elif workers.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch finds no GPU here; --device cpu trains on the CPU")
 
 
 def fit(job: Callable[[WorkerContext], None], output: str, workers: Workers, callbacks: Sequence[Callback]) -> None:

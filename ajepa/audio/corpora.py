@@ -47,7 +47,7 @@ def speech_commands(path: str) -> Manifest:
     for name, list_file in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
         if list_file not in files:
             raise UserError(f"{path!r} is no copy of Speech Commands: it has no {list_file}")
-        lines = storage.read_text(storage.join(path, list_file)).splitlines()
+        lines = _read_list(path, list_file).splitlines()
         split |= {line.strip(): name for line in lines if line.strip()}
     clips = [f for f in files if f.count("/") == 1 and f.endswith(".wav") and not f.startswith("_background_noise_/")]
     words = sorted({clip.partition("/")[0] for clip in clips})
@@ -92,7 +92,7 @@ def audioset(path: str, whole_videos: bool = False) -> Manifest:
     unreadable = 0
     for table in tables:
         split = PurePosixPath(table).name.partition("_segments")[0]
-        for line in storage.read_text(storage.join(path, table)).splitlines():
+        for line in _read_list(path, table).splitlines():
             if line.startswith("#") or not line.strip():
                 continue
             row = SEGMENT_ROW.match(line)
@@ -127,12 +127,28 @@ def _audioset_labels(path: str, files: list[str]) -> tuple[dict[str, str], list[
     tables = [f for f in files if PurePosixPath(f).name == "class_labels_indices.csv"]
     if len(tables) != 1:
         raise UserError(f"{path!r} needs one class_labels_indices.csv, found {len(tables)}")
-    rows = list(csv.DictReader(io.StringIO(storage.read_text(storage.join(path, tables[0])))))
+    rows = list(csv.DictReader(io.StringIO(_read_list(path, tables[0]))))
     missing = {"index", "mid", "display_name"} - set(rows[0] if rows else {})
     if missing:
         raise UserError(f"{tables[0]} lacks the columns {', '.join(sorted(missing))}")
-    rows.sort(key=lambda row: int(row["index"]))
+    try:
+        rows.sort(key=lambda row: int(row["index"]))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{storage.join(path, tables[0])!r} has an index that is no number: {error}") from error
     return {row["mid"]: row["display_name"] for row in rows}, [row["display_name"] for row in rows]
+
+
+def _read_list(path: str, name: str) -> str:
+    """A corpus's text file.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    where = storage.join(path, name)
+    try:
+        return storage.read_text(where).removeprefix("\ufeff")  # spreadsheets' mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where!r} is not UTF-8 ({error}): save it as UTF-8") from error
 
 
 def _file_of(candidates: list[tuple[float | None, str]], start: float) -> str | None:

@@ -177,8 +177,12 @@ def _decode_soundfile(stream: Any, start_s: float, duration_s: float | None) -> 
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
 
 
+def has_av() -> bool:
+    return importlib.util.find_spec("av") is not None
+
+
 def _need_av() -> None:
-    if importlib.util.find_spec("av") is None:
+    if not has_av():
         raise AudioError("decode: this container needs PyAV: pip install 'ajepa[av]'")
 
 

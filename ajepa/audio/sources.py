@@ -1,6 +1,7 @@
 """Where clips come from: each source lists its clips as one manifest table, and says what it left out."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet
 
 from ajepa import storage
 from ajepa.audio import corpora
-from ajepa.audio.decode import AUDIO_EXTENSIONS
+from ajepa.audio.decode import AUDIO_EXTENSIONS, AV_EXTENSIONS, has_av
 from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest, make_table
 from ajepa.choices import SourceName
 from ajepa.errors import UserError
@@ -23,7 +24,8 @@ def load_manifest(
     """List the clips of `path`, sorted by clip id.
 
     Raises:
-        UserError: nothing there, no audio, missing columns, or a clip id that occurs twice.
+        UserError: nothing there, no audio, missing columns, a clip id that occurs twice, or containers that need PyAV
+            where it is not installed.
     """
     if source == "folder":
         manifest = _folder(path, labels_from_folders)
@@ -37,12 +39,27 @@ def load_manifest(
         manifest = _manifest(path)
     if not manifest.clips.num_rows:
         raise UserError(f"no clips in {path!r}")
+    require_decoders(manifest.clips["uri"].to_pylist())
     clips = manifest.clips.sort_by("clip_id")
     counts = pc.value_counts(clips["clip_id"])
     twice = [c["values"] for c in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
     if twice:
         raise UserError(f"{len(twice)} clip ids occur more than once in {path!r}: {', '.join(twice[:5])}")
     return dataclasses.replace(manifest, clips=clips)
+
+
+def require_decoders(uris: Iterable[str]) -> None:
+    """Refuse files that nothing installed here can read: a job would list all of them as bad, for good.
+
+    Raises:
+        UserError: PyAV is needed and not there.
+    """
+    if not has_av():
+        needing = [uri for uri in uris if PurePosixPath(uri).suffix.lower() in AV_EXTENSIONS]
+        if needing:
+            raise UserError(
+                f"{len(needing)} files need PyAV, {needing[0]!r} among them: pip install 'ajepa[av]', or leave them out"
+            )
 
 
 def _folder(path: str, labels_from_folders: bool) -> Manifest:

@@ -119,10 +119,11 @@ def read_once(run: str, state: Watched, load: Callable[[str], T]) -> T | None:
     return found
 
 
+@torch.no_grad()
 def share(tensors: Iterable[torch.Tensor]) -> None:
     """Copy rank 0's tensors to all workers."""
-    for tensor in tensors:
-        dist.broadcast(tensor.detach(), src=0)
+    for tensor in tensors:  # no temporaries: gloo's thread would need Python's lock to free one
+        dist.broadcast(tensor, src=0)
 
 
 def shared_moments(

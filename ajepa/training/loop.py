@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ajepa.config import Config
-from ajepa.errors import Preempted
+from ajepa.errors import Preempted, UserError
 from ajepa.model.schedules import total_steps
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import ShardReader
@@ -62,8 +62,8 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
     Returns early, with a checkpoint written, when `worker.stop` says STOP.
 
     Raises:
-        UserError: `output` has checkpoints and none is intact, or the workers see different ones; a damaged shard; too
-            little GPU memory.
+        UserError: `output` has checkpoints and none is intact or the newest is beyond the last step, or the workers see
+            different ones; a damaged shard; too little GPU memory.
         NonFiniteLoss: a batch that cannot be trained on.
         Collapsed: the verdict, with stop_on_collapse.
         Preempted: `worker.stop` said RESTART; the checkpoint is written.
@@ -81,6 +81,11 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
     steps = total_steps(every, reader.num_clips)
     state = build_state(config, dataset.statistics, steps, worker.device, worker.world_size)
     info = resume(output, state)
+    if state.step > steps:
+        raise UserError(
+            f"{output!r} is at step {state.step} already, beyond the {steps} steps asked for: give more steps, or "
+            "another --output"
+        )
     if info is not None and not worker.resume_anyway:
         reader.load_state_dict(info.reader)
     monitor = Monitor(state, reader, worker) if worker.rank == 0 else None

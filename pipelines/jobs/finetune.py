@@ -26,7 +26,7 @@ from pipelines.lineage import exported_runs, pretraining, recorded_uri, resumed_
 from pipelines.lock import claimed
 from pipelines.ray_cluster import warn_relative_output
 from pipelines.reporter import Reporter
-from pipelines.workers import Workers, fit, parse_workers
+from pipelines.workers import Workers, fit, parse_workers, require_resources
 
 FINETUNE_JSON = "finetune.json"  # what the output is; "finished" once everything is written
 
@@ -86,6 +86,8 @@ def main(args: FinetuneArgs) -> list[Row]:
             table = markdown_table(rows, found["metric"])
             print(f"nothing to do: {output} is finished (--overwrite starts again)\n\n{table}")
             return rows
+        on = Workers(number=workers, threads=args.threads, device=args.device, max_failures=args.max_failures)
+        require_resources(on)
         origin = pretraining(encoder)
         found, tracker = start_or_resume(args, output, settings, found, encoder, origin, dataset)
         job = Job(
@@ -96,7 +98,6 @@ def main(args: FinetuneArgs) -> list[Row]:
         with tracker.recording():
             storage.make_folder(output)
             storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(found, indent=1))
-            on = Workers(number=workers, threads=args.threads, device=args.device, max_failures=args.max_failures)
             fit(partial(finetune, job), output, on, [Reporter(output)])
             results = [result for f in fits if (result := read_result(output, f.name)) is not None]
             if len(results) < len(fits):  # a STOP file was put there

@@ -24,7 +24,7 @@ from pipelines.pretrain import PretrainArgs
 from pipelines.pretrain_job import pretrain
 from pipelines.ray_cluster import warn_relative_output
 from pipelines.reporter import Reporter
-from pipelines.workers import Workers, fit, parse_workers
+from pipelines.workers import Workers, fit, parse_workers, require_resources
 
 
 def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] | None:
@@ -124,6 +124,11 @@ def main(
             tracking.send_unsent(args.output, resumed_uri(args.mlflow_uri, args.output, run))
             print(f"nothing to do: {args.output} finished its {info.step} steps (--overwrite starts again)")
             return info
+        workers = Workers(
+            number=parse_workers(args.num_workers), threads=args.threads, device=args.device,
+            max_failures=args.max_failures,
+        )  # fmt: skip
+        require_resources(workers)
         run, tracker = start_or_resume(args, dataset, run, name=name or f"pretrain {args.preset}", parent=parent)
         start = time.perf_counter()
         with tracker.recording():
@@ -132,10 +137,6 @@ def main(
             job = partial(
                 pretrain, config=args.config, data=args.data, output=args.output, resume_anyway=args.resume_anyway
             )
-            workers = Workers(
-                number=parse_workers(args.num_workers), threads=args.threads, device=args.device,
-                max_failures=args.max_failures,
-            )  # fmt: skip
             fit(job, args.output, workers, [Reporter(args.output, quiet), *callbacks])
             info = read_info(latest_checkpoint(args.output))
             if info.step < info.total_steps:  # a STOP file was put there

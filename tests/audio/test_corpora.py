@@ -137,3 +137,23 @@ def test_a_folder_without_the_lists_is_no_speech_commands(commands):
     (commands / "testing_list.txt").unlink()
     with pytest.raises(UserError, match=r"no testing_list\.txt"):
         load_manifest("speech_commands", str(commands))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("class_labels_indices.csv", 'index,mid,display_name\nzero,/m/09x0r,"Speech"\n'.encode(), "index that is no number"),
+        ("class_labels_indices.csv", "index,mid,display_name\n0,/m/09x0r,Gerät\n".encode("latin-1"), "is not UTF-8"),
+    ],
+)  # fmt: skip
+def test_tables_that_cannot_be_read_are_named(audioset, name, content, match):
+    (path,) = audioset.rglob(name)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=match):
+        load_manifest("audioset", str(audioset))
+
+
+def test_lists_that_are_not_utf_8_are_named(commands):
+    (commands / "testing_list.txt").write_bytes("wort/grün.wav\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"testing_list.txt' is not UTF-8"):
+        load_manifest("speech_commands", str(commands))

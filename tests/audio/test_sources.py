@@ -289,3 +289,14 @@ def test_a_manifest_row_without_a_uri_is_refused(tmp_path):
     pq.write_table(pa.table({"uri": ["a.wav", None]}), tmp_path / "m.parquet")
     with pytest.raises(UserError, match="1 rows without a uri"):
         load_manifest("manifest", str(tmp_path / "m.parquet"))
+
+
+def test_files_that_nothing_here_can_read_are_refused_before_the_job(tmp_path, monkeypatch, write_wav):
+    write_wav(tmp_path / "a.wav", np.zeros(100))
+    for name in ("b.m4a", "c.WebM"):
+        (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setattr("ajepa.audio.sources.has_av", lambda: False)
+    with pytest.raises(UserError, match=r"2 files need PyAV, .*b.m4a' among them: pip install 'ajepa\[av\]'"):
+        load_manifest("folder", str(tmp_path))
+    monkeypatch.setattr("ajepa.audio.sources.has_av", lambda: True)
+    assert load_manifest("folder", str(tmp_path)).clips.num_rows == 3

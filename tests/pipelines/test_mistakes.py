@@ -44,6 +44,7 @@ def places(small_dataset, finished_run, build_dataset, sounds, tmp_path_factory)
     lock._OwnLock(str(folder / "taken")).acquire()  # by this process, which does not give it back
     return {p.name: str(p) for p in folder.iterdir()} | {
         "shards": small_dataset.path, "sounds": str(sounds), "new": str(folder / "new"), "gone": str(folder / "gone"),
+        "below": str(folder / "file/x"),
         "run": finished_run.output,
     }  # fmt: skip
 
@@ -105,6 +106,27 @@ MISTAKES = {
     ),
     "output is no run": (
         pretrain, ["--output", "{shards}", "--num-workers", "0", "--data", "{shards}"], "no run folder",
+    ),
+    "a GPU that is not there": (
+        pretrain, [*PRETRAIN, "{shards}", "--device", "cuda"], "--device cuda: torch finds no GPU here",
+    ),
+    "a GPU to fine-tune on that is not there": (
+        finetune, [*FINETUNE, "{shards}", "--encoder", "{run}", "--device", "cuda"], "torch finds no GPU here",
+    ),
+    "mlflow keeps no files": (
+        pretrain, [*PRETRAIN, "{shards}", "--mlflow-uri", "file:///tmp/mlruns"], "records to no file:// store",
+    ),
+    "mlflow in a folder that is not there": (
+        export, ["{run}", "{new}", "--mlflow-uri", "sqlite:////no/such/folder/mlflow.db"], "no database can be at",
+    ),
+    "output below a file": (
+        probe, ["--encoder", "{run}", "--data", "{shards}", "--output", "{below}"], "cannot create --output",
+    ),
+    "run below a file": (
+        pretrain, ["--data", "{shards}", "--num-workers", "0", "--output", "{below}"], "cannot create --output",
+    ),
+    "shards below a file": (
+        preprocess, ["--source", "folder", "--input", "{sounds}", "--output", "{below}"], "cannot create --output",
     ),
     "mlflow is no uri": (
         pretrain, [*PRETRAIN, "{shards}", "--mlflow-uri", "somewhere"], "is no URI",

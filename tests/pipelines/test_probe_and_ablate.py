@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -93,6 +94,27 @@ def test_features_are_computed_once_and_again_when_damaged(run, small_dataset, t
     files[0].write_bytes(content[:-4] + b"xxxx")
     assert [row.mean for row in probe.main(args)] == wanted
     assert "are damaged" in capsys.readouterr().err and files[0].read_bytes() == content
+
+
+def test_the_cache_keeps_what_was_used_last(tmp_path, monkeypatch):
+    cache = feature_cache.FeatureCache(tmp_path)
+    monkeypatch.setenv("AJEPA_CACHE_GB", "2.5e-6")
+    for age, name in enumerate(["old", "used", "new"]):
+        assert cache._write(tmp_path / name, [bytes(1000)])
+        if (tmp_path / name).exists():
+            os.utime(tmp_path / name, (1e9 + age, 1e9 + age))
+        if name == "used":
+            os.utime(tmp_path / "old", (2e9, 2e9))  # read since
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
+    assert cache._write(tmp_path / "large", [bytes(10_000)])  # itself is kept
+    assert [path.name for path in tmp_path.iterdir()] == ["large"]
+
+
+def test_other_poolings_have_another_file(run, small_dataset, tmp_path, monkeypatch):
+    cache, encoder = feature_cache.FeatureCache(tmp_path), load_encoder(run.output)
+    before = cache._path(encoder, small_dataset, None, "pooled", "x")
+    monkeypatch.setattr(feature_cache, "POOLINGS", (*feature_cache.POOLINGS, "median"))
+    assert cache._path(encoder, small_dataset, None, "pooled", "x") != before
 
 
 @pytest.fixture

@@ -4,17 +4,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from helpers.faults import PATH, PATIENCE, ROOT
+from helpers.faults import PATH, PATIENCE, ROOT, wait_for
 
 from ajepa.errors import UserError
 from ajepa.training.context import GO_ON, STOP
 from pipelines import stopping
+from pipelines.ablate import AblateArgs
+from pipelines.jobs import ablate
 from pipelines.reporter import line, merge
 from pipelines.stopping import StopRequests, Terminated, graceful
-from pipelines.workers import parse_workers
+from pipelines.workers import choose_threads, parse_workers
 
 
 @pytest.mark.parametrize(("given", "workers"), [(0, 0), ("1", 1), (8, 8), ("4:8", (4, 8)), ("2:2", (2, 2))])
@@ -52,6 +55,52 @@ def test_a_stop_file_stops_rank_0(tmp_path, monkeypatch):
     assert [ask() for ask in requests] == [GO_ON, GO_ON]
     (tmp_path / "STOP").touch()
     assert [ask() for ask in requests] == [STOP, GO_ON]
+
+
+def test_a_store_that_does_not_answer_holds_up_no_step(monkeypatch):
+    """The look for the STOP file of a run in a store is not waited for."""
+    monkeypatch.setattr(stopping, "STORE_POLL_SECONDS", 0.0)
+    asked, answer = threading.Event(), threading.Event()
+
+    def kind(path):
+        asked.set()
+        answer.wait(PATIENCE)
+        return "file"
+
+    monkeypatch.setattr(stopping.storage, "kind", kind)
+    ask = StopRequests("s3://bucket/run", 0, in_ray=False)
+    assert ask() == GO_ON
+    asked.wait(PATIENCE)
+    assert [ask() for _ in range(5)] == [GO_ON] * 5
+    answer.set()
+    wait_for(lambda: ask() == STOP, "the answer")
+
+
+def test_cpus_are_shared_out_where_linux_is_not(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert [choose_threads(None, n) for n in (0, 1, 3, 100)] == [8, 8, 2, 1] and choose_threads(5, 2) == 5
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "expected"),
+    [
+        (0, 0, ({"cpu": 2, "gpu": 0}, 4)),
+        (0, 2, ({"cpu": 2, "gpu": 1}, 2)),  # no more trials than GPUs, each with its own
+        (0, 100, ({"cpu": 2, "gpu": 1}, 4)),
+        (2, 4, ({"cpu": 0}, 2)),  # its workers hold them
+        (4, 0, ({"cpu": 0}, 2)),
+    ],
+)
+def test_trials_take_no_more_than_there_is(monkeypatch, workers, gpus, expected):
+    monkeypatch.setattr(ablate, "cluster_cpus", lambda: 8)
+    monkeypatch.setattr(ablate, "cluster_resource", lambda _: gpus)
+    args = AblateArgs(ablation="loss", data="d", output="o", num_workers=workers, threads=2)
+    assert ablate.trial_resources(args) == expected
+    monkeypatch.setattr(ablate, "cluster_resource", lambda _: 1)
+    if workers > 1:
+        with pytest.raises(UserError, match=f"a trial needs {workers} GPUs, the cluster has 1"):
+            ablate.trial_resources(args)
 
 
 ORPHAN = """
