@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ajepa.audio.decode import AudioError
+from ajepa.audio.errors import AudioError
 from ajepa.audio.logmel import LogMel
 from ajepa.audio.manifest import Manifest
 from ajepa.config import FrontEndConfig

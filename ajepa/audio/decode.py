@@ -1,10 +1,10 @@
 """Decode any audio file to a mono float32 waveform at the rate asked for. Memory is bounded by the clip
 wanted, never by what a header claims."""
 
+import contextlib
 import importlib.util
 import io
-from collections.abc import Callable
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -12,6 +12,9 @@ import soundfile
 import soxr
 
 from ajepa import storage
+from ajepa.audio import av_decode
+from ajepa.audio.containers import ONLY_AV, Container, Patched, inspect
+from ajepa.audio.errors import AudioError, check_header, mix
 
 SOUNDFILE_EXTENSIONS = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"}
@@ -22,15 +25,8 @@ AUDIO_EXTENSIONS = SOUNDFILE_EXTENSIONS | AV_EXTENSIONS
 T = TypeVar("T")
 
 BLOCK_FRAMES = 1 << 16  # frames decoded at a time, so that channels are mixed in small pieces
-MAX_CHANNELS = 256
-RATES = (1_000, 768_000)  # Hz, what a header may claim and be believed
 MAX_AMPLITUDE = 1e12  # beyond any integer scaling; its mel power would overflow float32
-PREROLL_S = 0.1  # AAC and Opus decode wrongly right after a seek
 SOUNDFILE_ERRORS = (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError, RuntimeError, ValueError, TypeError)
-
-
-class AudioError(Exception):
-    """This file cannot become a clip. The message is "stage: reason" and ends up in the row's `error`."""
 
 
 class Decoded(NamedTuple):
@@ -58,8 +54,15 @@ def decode(uri: str, sample_rate: int, start_s: float = 0.0, duration_s: float |
         UnreachableError: its store does not answer, so nothing is known about the file.
     """
 
-    read = _decode_av if _by_av(uri) else _decode_soundfile
-    waveform, rate = _with_stream(uri, lambda stream: read(stream, start_s, duration_s))
+    def read(stream: Any) -> tuple[np.ndarray, int]:
+        return _by_the_right_one(
+            uri,
+            stream,
+            lambda found, source: _decode_soundfile(source, start_s, duration_s),
+            lambda found: av_decode.decode(stream, found, start_s, duration_s),
+        )
+
+    waveform, rate = _with_stream(uri, read)
     if not len(waveform):
         raise AudioError(f"decode: no samples at {start_s:g} s" if start_s else "decode: no samples")
     bad = int(np.count_nonzero(~(np.abs(waveform) <= MAX_AMPLITUDE)))
@@ -83,13 +86,67 @@ def decode_clip(clip: dict[str, Any], sample_rate: int, most: int) -> tuple[Deco
 
 
 def duration(uri: str) -> float:
-    """Seconds of audio that a file's header claims; 0 where the container does not say.
+    """Seconds of audio in a file: what its header says where that can be believed, else counted.
 
     Raises:
         AudioError: the file is missing, unreadable, empty or not audio.
         UnreachableError: its store does not answer.
     """
-    return _with_stream(uri, _duration_av if _by_av(uri) else _duration_soundfile)
+
+    def read(stream: Any) -> float:
+        return _by_the_right_one(
+            uri,
+            stream,
+            lambda found, source: _duration_soundfile(source) if found.seconds is None else found.seconds,
+            lambda found: av_decode.duration(stream, found),
+        )
+
+    return _with_stream(uri, read)
+
+
+_known: dict[tuple[str, int], Container] = {}  # files looked at: pieces of one come one after the other
+MOST_KNOWN = 1000
+
+
+def _inspected(uri: str, stream: Any) -> Container:
+    key = uri, stream.seek(0, io.SEEK_END)
+    if key not in _known:
+        if len(_known) >= MOST_KNOWN:
+            _known.clear()
+        _known[key] = inspect(stream)
+    stream.seek(0)
+    return _known[key]
+
+
+class NotOpenedError(AudioError):
+    """libsndfile does not know what this is."""
+
+
+def _by_the_right_one(
+    uri: str, stream: Any, by_soundfile: Callable[[Container, Any], T], by_av: Callable[[Container], T]
+) -> T:
+    """Let libsndfile read the stream, or PyAV what libsndfile does not read to its end. The content decides, not the
+    name.
+
+    Raises:
+        AudioError: neither can, or PyAV is needed and not installed.
+    """
+    found = _inspected(uri, stream)
+    if found.name in ONLY_AV or found.doubt:
+        if not has_av():
+            why = f" and {found.doubt}" if found.doubt else ""
+            raise AudioError(f"decode: this is {found.name}{why}: PyAV reads it, pip install 'ajepa[av]'")
+        return by_av(found)
+    try:
+        return by_soundfile(found, Patched(stream, found.patches) if found.patches else stream)
+    except NotOpenedError as error:
+        if not has_av():
+            raise
+        stream.seek(0)
+        try:
+            return by_av(found)
+        except AudioError:
+            raise error from None
 
 
 def _with_stream(uri: str, work: Callable[[Any], T]) -> T:
@@ -110,10 +167,6 @@ def _with_stream(uri: str, work: Callable[[Any], T]) -> T:
         raise AudioError(f"read: {_one_line(error)}") from error
 
 
-def _by_av(uri: str) -> bool:
-    return PurePosixPath(uri).suffix.lower() in AV_EXTENSIONS
-
-
 def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     """Band-limited resampling (soxr, high quality) of [samples] float32 from `rate` to `new_rate` Hz."""
     if rate == new_rate:
@@ -125,107 +178,52 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _check_header(rate: int, channels: int) -> None:
-    if not RATES[0] <= rate <= RATES[1]:
-        raise AudioError(f"decode: implausible sample rate {rate} Hz")
-    if not 1 <= channels <= MAX_CHANNELS:
-        raise AudioError(f"decode: implausible channel count {channels}")
-
-
-def _mix(block: np.ndarray) -> np.ndarray:
-    """Mean over the channels of [frames, channels]. Channel by channel: a mean over so short an axis takes six times
-    as long, which is more than decoding."""
-    mono = block[:, 0].astype(np.float32)
-    for channel in range(1, block.shape[1]):
-        mono += block[:, channel]
-    return mono if block.shape[1] == 1 else mono / np.float32(block.shape[1])
-
-
 def _file_of(stream: Any) -> Any:
     """The descriptor of a plain file: libsndfile then reads without calls back into Python."""
     return stream.fileno() if isinstance(stream, io.FileIO) else stream
 
 
 def _duration_soundfile(stream: Any) -> float:
-    try:
-        with soundfile.SoundFile(_file_of(stream), closefd=False) as sound:
-            _check_header(sound.samplerate, sound.channels)
-            return sound.frames / sound.samplerate
-    except SOUNDFILE_ERRORS as error:
-        raise AudioError(f"decode: {_one_line(error)}") from error
+    with _opened(stream) as sound:
+        return sound.frames / sound.samplerate
 
 
 def _decode_soundfile(stream: Any, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
-    try:
-        with soundfile.SoundFile(_file_of(stream), closefd=False) as sound:
-            rate = sound.samplerate
-            _check_header(rate, sound.channels)
-            if start_s:
-                sound.seek(min(round(start_s * rate), sound.frames))
-            left = None if duration_s is None else round(duration_s * rate)
-            blocks = []
-            while left is None or left > 0:
-                block = sound.read(
-                    BLOCK_FRAMES if left is None else min(left, BLOCK_FRAMES), dtype="float32", always_2d=True
-                )
-                if not len(block):
-                    break
-                blocks.append(_mix(block))
-                left = None if left is None else left - len(block)
-    except SOUNDFILE_ERRORS as error:
-        raise AudioError(f"decode: {_one_line(error)}") from error
+    with _opened(stream) as sound:
+        rate = sound.samplerate
+        if start_s:
+            sound.seek(min(round(start_s * rate), sound.frames))
+        left = None if duration_s is None else round(duration_s * rate)
+        blocks = []
+        while left is None or left > 0:
+            block = sound.read(
+                BLOCK_FRAMES if left is None else min(left, BLOCK_FRAMES), dtype="float32", always_2d=True
+            )
+            if not len(block):
+                break
+            blocks.append(mix(block))
+            left = None if left is None else left - len(block)
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
+
+
+@contextlib.contextmanager
+def _opened(stream: Any) -> Iterator[soundfile.SoundFile]:
+    try:
+        sound = soundfile.SoundFile(_file_of(stream), closefd=False)
+    except SOUNDFILE_ERRORS as error:
+        raise NotOpenedError(f"decode: {_reason(error)}") from error
+    try:
+        with sound:
+            check_header(sound.samplerate, sound.channels)
+            yield sound
+    except SOUNDFILE_ERRORS as error:
+        raise AudioError(f"decode: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What libsndfile says, without the names and numbers of the process."""
+    return str(getattr(error, "error_string", None) or _one_line(error))
 
 
 def has_av() -> bool:
     return importlib.util.find_spec("av") is not None
-
-
-def _need_av() -> None:
-    if not has_av():
-        raise AudioError("decode: this container needs PyAV: pip install 'ajepa[av]'")
-
-
-def _duration_av(stream: Any) -> float:
-    _need_av()
-    import av
-    from av.error import FFmpegError
-
-    try:
-        with av.open(stream) as container:
-            return max(0.0, (container.duration or 0) / av.time_base)
-    except (FFmpegError, ValueError, TypeError) as error:
-        raise AudioError(f"decode: {_one_line(error)}") from error
-
-
-def _decode_av(stream: Any, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
-    _need_av()
-    import av
-    from av.error import FFmpegError
-
-    blocks: list[np.ndarray] = []
-    try:
-        with av.open(stream) as container:
-            track = next((s for s in container.streams if s.type == "audio" and s.codec_context), None)
-            if track is None:
-                raise AudioError("decode: no audio track that can be decoded")
-            rate, channels = track.codec_context.sample_rate, track.codec_context.channels
-            _check_header(rate, channels)
-            mixer = av.AudioResampler(format="flt")  # one plane: PyAV reads past the frame beyond 8 of them
-            first, left = round(start_s * rate), None if duration_s is None else round(duration_s * rate)
-            position: int | None = None
-            if first:
-                container.seek(int(max(0.0, start_s - PREROLL_S) * av.time_base), backward=True)
-            for frame in container.decode(track):
-                if position is None:  # after a seek the first frame says where it landed
-                    position = round(float(frame.time or 0.0) * rate)
-                for part in mixer.resample(frame):
-                    mono = _mix(part.to_ndarray().reshape(-1, part.layout.nb_channels))
-                    mono, position = mono[max(0, first - position) :], position + len(mono)
-                    blocks.append(mono if left is None else mono[:left])
-                    left = None if left is None else left - len(blocks[-1])
-                if left is not None and left <= 0:
-                    break
-    except (FFmpegError, ValueError, TypeError) as error:
-        raise AudioError(f"decode: {_one_line(error)}") from error
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate

@@ -5,7 +5,7 @@ import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ajepa.audio.decode import AudioError
+from ajepa.audio.errors import AudioError
 from ajepa.config import FrontEndConfig
 
 BAND = 8  # mel filters in a band; divides every n_mels
@@ -40,7 +40,8 @@ def filterbank(config: FrontEndConfig) -> Tensor:
 class LogMel(nn.Module):
     """log(mel power + epsilon) of a waveform: [..., samples] -> [..., n_mels, 1 + samples // hop_length].
 
-    Frame t is centred on sample t * hop_length (the ends are mirrored), so its time is t * hop / rate.
+    Frame t is centred on sample t * hop_length (the ends are mirrored), so its time is t * hop / rate. What is shorter
+    than one window is followed by silence.
 
     A mel filter covers few FFT bins, so the filterbank is applied in bands of neighbouring filters, each to the
     bins it covers. It takes the squares of real and imaginary parts as they lie, side by side: their sum, the
@@ -67,8 +68,11 @@ class LogMel(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         config = self.config
         half = config.n_fft // 2
-        if waveform.shape[-1] < config.min_samples:
-            raise AudioError(f"waveform: {waveform.shape[-1]} samples, shorter than one window of {config.min_samples}")
+        if not waveform.shape[-1]:
+            raise AudioError("waveform: no samples")
+        short = config.min_samples - waveform.shape[-1]
+        if short > 0:  # a click of a sample library: silence follows
+            waveform = F.pad(waveform, (0, short))
         flat = waveform.reshape(-1, waveform.shape[-1])
         mirrored = torch.cat([flat[:, 1 : half + 1].flip(1), flat, flat[:, -half - 1 : -1].flip(1)], dim=1)
         frames = mirrored.unfold(-1, config.n_fft, config.hop_length) * self.window  # [b, frames, n_fft]

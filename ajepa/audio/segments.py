@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ajepa.audio.decode import AudioError, duration
+from ajepa.audio.decode import duration
+from ajepa.audio.errors import AudioError
 from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest
 from ajepa.choices import LastSegment
 from ajepa.config import FrontEndConfig

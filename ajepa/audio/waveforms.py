@@ -28,7 +28,7 @@ def as_clips(
 
     Raises:
         TypeError: no numbers, integer samples, or a sample rate that is no integer.
-        ValueError: empty, another shape, NaN or infinite samples, or shorter than one window of the front end.
+        ValueError: empty, another shape, or NaN or infinite samples.
     """
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, numbers.Integral):
         raise TypeError(f"the sample rate is an integer in Hz, not {type(sample_rate).__name__}")
@@ -91,7 +91,4 @@ def _check(clip: Tensor, sample_rate: int, front_end: FrontEndConfig) -> Tensor:
     if sample_rate != front_end.sample_rate:
         resampled = resample(clip.cpu().numpy(), sample_rate, front_end.sample_rate)
         clip = torch.from_numpy(np.ascontiguousarray(resampled)).to(clip.device)
-    shortest = front_end.min_samples
-    if len(clip) < shortest:
-        raise ValueError(f"the waveform is shorter than one window of {shortest} samples at {front_end.sample_rate} Hz")
     return clip

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ajepa import storage
-from ajepa.audio.decode import AudioError, decode_clip
+from ajepa.audio.decode import decode_clip
+from ajepa.audio.errors import AudioError
 from ajepa.audio.manifest import MANIFEST_SCHEMA
 from ajepa.choices import Level, Pooling
 from ajepa.config import PATCH

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import torch
 
 from ajepa import storage
-from ajepa.audio.decode import AudioError, decode_clip
+from ajepa.audio.decode import decode_clip
+from ajepa.audio.errors import AudioError
 from ajepa.audio.logmel import LogMel
 from ajepa.config import FrontEndConfig
 from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, ROW_GROUP, encode_row, ok_schema

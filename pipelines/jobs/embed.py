@@ -11,7 +11,7 @@ import pyarrow as pa
 
 import ajepa
 from ajepa import storage
-from ajepa.audio.decode import AudioError
+from ajepa.audio.errors import AudioError
 from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest
 from ajepa.audio.segments import segment
 from ajepa.audio.sources import load_manifest

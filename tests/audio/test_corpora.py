@@ -142,7 +142,7 @@ def test_a_folder_without_the_lists_is_no_speech_commands(commands):
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("class_labels_indices.csv", 'index,mid,display_name\nzero,/m/09x0r,"Speech"\n'.encode(), "index that is no number"),
+        ("class_labels_indices.csv", b"index,mid,display_name\nzero,/m/09x0r,Speech\n", "index that is no number"),
         ("class_labels_indices.csv", "index,mid,display_name\n0,/m/09x0r,Gerät\n".encode("latin-1"), "is not UTF-8"),
     ],
 )  # fmt: skip

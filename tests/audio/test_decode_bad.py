@@ -11,7 +11,8 @@ import pytest
 from helpers.encoded import NOISE, RATE, encoded
 from helpers.properties import nightly
 
-from ajepa.audio.decode import AudioError, decode
+from ajepa.audio.decode import decode
+from ajepa.audio.errors import AudioError
 
 
 def wav_header(data_bytes, rate=RATE, channels=1):

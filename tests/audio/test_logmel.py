@@ -5,7 +5,8 @@ import pytest
 import torch
 import torchaudio
 
-from ajepa.audio.decode import AudioError, decode
+from ajepa.audio.decode import decode
+from ajepa.audio.errors import AudioError
 from ajepa.audio.logmel import LogMel, filterbank
 from ajepa.config import FrontEndConfig
 
@@ -136,10 +137,16 @@ def test_silence_is_log_epsilon():
     torch.testing.assert_close(log_mel, torch.full_like(log_mel, np.log(1e-6)))
 
 
-@pytest.mark.parametrize("samples", [0, 1, 399])
-def test_less_than_one_window_is_an_audio_error(samples):
-    with pytest.raises(AudioError, match=r"^waveform: .*shorter than one window"):
-        LogMel(CONFIG)(torch.zeros(samples))
+@pytest.mark.parametrize("samples", [1, 17, 399])
+def test_less_than_one_window_has_silence_behind_it(samples):
+    waveform = torch.rand(2, samples)
+    padded = torch.cat([waveform, torch.zeros(2, 400 - samples)], dim=1)
+    assert torch.equal(LogMel(CONFIG)(waveform), LogMel(CONFIG)(padded))
+
+
+def test_no_samples_are_an_audio_error():
+    with pytest.raises(AudioError, match=r"^waveform: no samples"):
+        LogMel(CONFIG)(torch.zeros(0))
 
 
 def test_the_state_dict_is_empty():

@@ -26,7 +26,8 @@ from benchmarks.common import CLIPS, paired, say, sound, write_long
 from helpers.encoded import encoded
 
 from ajepa import storage
-from ajepa.audio.decode import AudioError, decode, resample
+from ajepa.audio.decode import decode, resample
+from ajepa.audio.errors import AudioError
 from ajepa.audio.logmel import LogMel
 from ajepa.config import FrontEndConfig
 from ajepa.shards.schema import ROW_GROUP, encode_row, ok_schema

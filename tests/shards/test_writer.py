@@ -49,7 +49,7 @@ def mixed(tmp_path_factory, write_wav):
         "silence": write_wav(root / "silence.wav", np.zeros(8_000)),
         "nan": write_wav(root / "nan.wav", with_nan, subtype="FLOAT"),
         "zero": str(root / "zero.wav"),
-        "two": write_wav(root / "two.wav", noise(2)),
+        "two": write_wav(root / "two.wav", np.full(2, np.inf), subtype="FLOAT"),
         "gone": str(root / "gone.wav"),
     }
     return table(*({"clip_id": name, "uri": uri} for name, uri in files.items()))
@@ -93,8 +93,20 @@ def test_bad_clips_come_with_their_reason(output, mixed):
     reasons = {row["clip_id"]: row["error"] for row in rows(output, BAD)}
     assert reasons["nan"].startswith("waveform: 1 of 8000 samples are NaN")
     assert reasons["zero"] == "decode: empty file (0 bytes)"
-    assert reasons["two"] == "waveform: 2 samples, shorter than one window of 400"
+    assert reasons["two"].startswith("waveform: 2 of 2 samples are NaN, infinite")
     assert reasons["gone"].startswith("read: ")
+
+
+@pytest.mark.parametrize("samples", [1, 304, 399, 400])
+def test_a_click_is_a_clip_with_silence_behind_it(output, write_wav, tmp_path, samples):
+    """19 ms of a sample library are 304 samples."""
+    wave = noise(samples)
+    padded = np.concatenate([wave, np.zeros(400 - samples)])
+    uris = [write_wav(tmp_path / f"{i}.wav", w, subtype="FLOAT") for i, w in enumerate((wave, padded))]
+    write_shard(table(*({"clip_id": uri, "uri": uri} for uri in uris)), 0, str(output), CONFIG)
+    short, full = rows(output, OK)
+    assert short["duration_s"] == samples / 16_000 and full["duration_s"] == 400 / 16_000
+    assert (short["log_mel"], short["num_frames"]) == (full["log_mel"], full["num_frames"])
 
 
 def test_the_result_counts_what_was_written(output, mixed):
