@@ -5,7 +5,7 @@ Shape legend: B clips, R rows (frequency bands) and C columns (16 frames, 160 ms
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -58,7 +58,8 @@ class AudioEncoder(nn.Module):
 
     Raises (all methods that take waveforms):
         TypeError: no numbers, integer samples (divide int16 by 32768), or a sample rate that is no integer.
-        ValueError: an empty batch, another shape, NaN or infinite samples, shorter than one window of the front end.
+            Also weights that were cast: give `precision` to load_encoder instead.
+        ValueError: an empty batch, another shape, NaN or infinite samples, a sample rate below 1000 Hz.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class AudioEncoder(nn.Module):
         about: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision {precision!r}: choose from {', '.join(get_args(Precision))}")
         self.encoder = encoder.eval()
         self.front_end, self.log_mel = front_end, LogMel(front_end)
         self.normalise = Normaliser(statistics)
@@ -191,6 +194,7 @@ class AudioEncoder(nn.Module):
         self, waveform: Waveforms, sample_rate: int, lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """([B, n_mels, T] float16 as shards hold them, [B] valid frames). Clips are padded at their end."""
+        self._refuse_cast()
         clips = as_clips(waveform, sample_rate, self.front_end, lengths)
         sizes = {len(clip) for clip in clips}
         if len(sizes) == 1:
@@ -255,6 +259,7 @@ class AudioEncoder(nn.Module):
         Raises:
             ValueError: a layer that is not there.
         """
+        self._refuse_cast()
         wanted = self._layers(layers)
         # What depends on lengths is worked out on the host: a GPU that told it would have to be waited for.
         frames = torch.as_tensor(num_frames, device="cpu")
@@ -321,6 +326,11 @@ class AudioEncoder(nn.Module):
                 ],
                 dim=1,
             )
+
+    def _refuse_cast(self) -> None:
+        dtype = next(self.encoder.parameters()).dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(f'the weights were cast to {dtype}: give load_encoder(..., precision="bf16") instead')
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":

@@ -1,6 +1,7 @@
 """What every command shares: options from a dataclass, one-line errors with exit code 2. A command imports nothing that
 takes long before its options are read: its work lies in pipelines/jobs."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -42,13 +43,15 @@ def _terminate(*_: object) -> None:
 
 
 def run_command(main: Callable[[], object]) -> None:
-    """Run a command: a UserError becomes one line and exit code 2, Ctrl-C one line and exit code 130, SIGTERM the same
-    with 143."""
+    """Run a command: a UserError, or what a disk, a store or the network refuses, becomes one line and exit code 2,
+    Ctrl-C one line and exit code 130, SIGTERM the same with 143."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and os.environ.get("AJEPA_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ajepa.choices import POOLINGS, Branch, Protocol
+from ajepa.choices import POOLINGS, Branch, Protocol, Unlabelled
 from pipelines.common import announce, parse, run_command
 
 
@@ -32,6 +32,9 @@ class ProbeArgs:
     seeds: int = 3
     """Random initialisations the encoder is compared with, and repetitions of what is drawn: folds, validation clips,
     the start of learned poolings."""
+    unlabelled: Unlabelled = "refuse"
+    """What clips without a label are: negative counts them as clips of no class, where clips may have several labels;
+    drop leaves them out."""
     train_splits: tuple[str, ...] = ()
     """Splits to train on; by default `train`, of AudioSet `balanced_train`."""
     output: str | None = None

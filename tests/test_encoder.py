@@ -1,5 +1,6 @@
 """AudioEncoder: the features of training from a waveform, of any length, in any company."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -17,6 +18,7 @@ from ajepa.audio.logmel import LogMel
 from ajepa.audio.statistics import Statistics
 from ajepa.choices import POOLINGS
 from ajepa.config import FrontEndConfig
+from ajepa.encoder import AudioEncoder
 from ajepa.evaluation.features import encoder_features
 from ajepa.model.pooling import WeightedLayers, cover
 from ajepa.model.vit import patchify
@@ -246,11 +248,38 @@ def test_bad_waveforms_are_named(encoder, waveform, error, match):
 
 
 @pytest.mark.parametrize(
-    ("rate", "error"), [(16_000.0, TypeError), ("16000", TypeError), (True, TypeError), (0, ValueError)]
+    ("rate", "error"),
+    [(16_000.0, TypeError), ("16000", TypeError), (True, TypeError), (0, ValueError), (44, ValueError)],
 )
 def test_bad_sample_rates_are_named(encoder, rate, error):
-    with pytest.raises(error, match="the sample rate is"):
+    with pytest.raises(error, match=r"the sample rate is|a sample rate of \d+: give it in Hz"):
         encoder(noise(1.0), rate)
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16", "int8", "bfloat16", ""])
+def test_a_precision_that_is_not_known_is_refused(encoder, precision):
+    with pytest.raises(ValueError, match=f"precision '{precision}': choose from fp32, bf16"):
+        AudioEncoder(encoder.encoder, encoder.front_end, encoder.normalise.statistics, precision=precision)
+
+
+@pytest.mark.parametrize("cast", [lambda e: e.half(), lambda e: e.bfloat16(), lambda e: e.to(torch.float16)])
+def test_weights_that_were_cast_name_the_option(encoder, cast):
+    with pytest.raises(TypeError, match=r'give load_encoder\(..., precision="bf16"\) instead'):
+        cast(copy.deepcopy(encoder))(noise(1.0), 16_000)
+
+
+def test_a_state_dict_carries_the_statistics(encoder):
+    """Weights mean nothing without what their input is normalised with."""
+    other_statistics = Statistics(np.full(128, 1.5), np.full(128, 0.5), 100)
+    other = AudioEncoder(copy.deepcopy(encoder.encoder), encoder.front_end, other_statistics)
+    sound, wanted = noise(1.0), encoder(noise(1.0), 16_000)
+    assert not torch.allclose(other(sound, 16_000), wanted, atol=1e-3)
+    other.load_state_dict(encoder.state_dict())
+    close(other(sound, 16_000), wanted)
+    assert np.allclose(other.normalise.statistics.mean, encoder.normalise.statistics.mean, atol=1e-6)  # as exported
+    old = {name: value for name, value in encoder.state_dict().items() if "normalise" not in name}
+    with pytest.raises(RuntimeError, match=r"normalise\.mean"):
+        other.load_state_dict(old)
 
 
 def test_bad_lengths_are_named(encoder):

@@ -77,9 +77,14 @@ def decode_clip(clip: dict[str, Any], sample_rate: int, most: int) -> tuple[Deco
     Raises:
         AudioError, UnreachableError: as `decode`.
     """
+    start, length = clip["start_s"], clip["duration_s"]
+    if not 0 <= start < np.inf:
+        raise AudioError(f"decode: a start of {start:g} s")
+    if length is not None and not 0 < length < np.inf:
+        raise AudioError(f"decode: a duration of {length:g} s")
     # One sample beyond the limit is enough to know that the audio goes on.
-    wanted = min((most + 2) / sample_rate, clip["duration_s"] or np.inf)
-    decoded = decode(clip["uri"], sample_rate, clip["start_s"], wanted)
+    wanted = min((most + 2) / sample_rate, np.inf if length is None else length)
+    decoded = decode(clip["uri"], sample_rate, start, wanted)
     cut = len(decoded.waveform) > most
     waveform = np.ascontiguousarray(decoded.waveform[:most])
     return decoded._replace(waveform=waveform, seconds=min(decoded.seconds, most / sample_rate)), cut

@@ -1,6 +1,7 @@
 """A manifest: one row a clip, whatever source it came from."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -28,6 +29,13 @@ class Manifest:
     label_names: list[str]  # by label id
     remarks: tuple[str, ...] = ()  # a line each, for people
     missing: tuple[str, ...] = ()  # clips the source lists and has no audio file of
+
+
+def sorted_names(names: Iterable[str]) -> list[str]:
+    """Label names in the order of their ids: by number where all are numbers, else by text."""
+    texts = set(names)
+    numbers = all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in texts)
+    return sorted(texts, key=(lambda name: (float(name), name)) if numbers else None)
 
 
 def make_table(

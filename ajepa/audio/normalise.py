@@ -1,5 +1,7 @@
 """Normalisation of log-mels by the statistics of a dataset."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,15 @@ class Normaliser(nn.Module):
         self.statistics = statistics
         for name in ("mean", "std"):
             value = torch.from_numpy(getattr(statistics, name)).float()[:, None]
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, value)  # in the state dict: weights mean nothing without them
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        """What is exported must be what is computed with."""
+        before = self.mean.clone(), self.std.clone()
+        super()._load_from_state_dict(*args, **options)
+        if not (torch.equal(self.mean, before[0]) and torch.equal(self.std, before[1])):
+            mean, std = (value[:, 0].double().cpu().numpy() for value in (self.mean, self.std))
+            self.statistics = Statistics(mean, std, self.statistics.frames)
 
     def forward(self, log_mel: Tensor) -> Tensor:
         return (log_mel.to(self.mean.dtype) - self.mean) / self.std

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ajepa.audio.decode import MAX_AMPLITUDE, resample
+from ajepa.audio.errors import RATES
 from ajepa.config import FrontEndConfig
 
 Waveforms = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
@@ -32,8 +33,8 @@ def as_clips(
     """
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, numbers.Integral):
         raise TypeError(f"the sample rate is an integer in Hz, not {type(sample_rate).__name__}")
-    if sample_rate <= 0:
-        raise ValueError(f"the sample rate is positive, not {sample_rate}")
+    if sample_rate < RATES[0]:
+        raise ValueError(f"a sample rate of {sample_rate}: give it in Hz")
     clips = _rows(waveform)
     if not clips:
         raise ValueError("the batch is empty")

@@ -1,12 +1,14 @@
 """Which clips a probe is trained on, chosen on and tested on: the dataset's own splits, else its folds, else folds that
 are drawn. What cannot be evaluated is said before anything is computed."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
 
+from ajepa.choices import Unlabelled
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
 
@@ -80,34 +82,79 @@ def read_targets(dataset: ShardDataset) -> Targets:
     return Targets(dataset.label_names, targets)
 
 
-def make_splits(dataset: ShardDataset, targets: Targets, seed: int = 0, train_splits: Sequence[str] = ()) -> Splits:
+def make_splits(
+    dataset: ShardDataset,
+    targets: Targets,
+    seed: int = 0,
+    train_splits: Sequence[str] = (),
+    unlabelled: Unlabelled = "refuse",
+) -> Splits:
     """The dataset's test split, its folds or drawn folds, in this order.
 
     A test split goes with a training split (of AudioSet's two the balanced one) and a validation split, or a tenth of
     the training clips drawn by seed and trained on too once the choice is made. With folds every fold is tested once;
     the choice is made on the next one, and the chosen probe trained on all folds but the tested one.
 
+    Case and blanks in the names of splits do not matter.
+
     Args:
         train_splits: names to train on instead.
+        unlabelled: what clips without a label are: "negative" for every class, where clips may have several labels;
+            "drop" leaves them out; "refuse" is an error where there are any.
 
     Raises:
-        UserError: clips without a label, a class that cannot be learnt, an empty split, too few folds.
+        UserError: clips without a label, splits of which none is known to be tested on, a class that cannot be learnt,
+            an empty split, too few folds.
     """
     table = dataset.read_columns(["split", "fold"])
-    split, fold = np.array(table["split"].to_pylist(), object), table["fold"].to_numpy()
+    split = np.array([(name or "").strip().casefold() for name in table["split"].to_pylist()], object)
+    fold, everything = table["fold"].to_numpy(), np.arange(len(split))
+    if unlabelled == "negative" and not targets.multi_label:
+        raise UserError("--unlabelled negative is for clips that may have several labels; here they have one: use drop")
+    kept = np.flatnonzero(targets.targets.any(axis=1)) if unlabelled == "drop" else everything
+    own = Targets(targets.names, targets.targets[kept])
+    splits = _make(
+        dataset, own, split[kept], fold[kept], seed, [n.strip().casefold() for n in train_splits], unlabelled
+    )
+    for part in splits.parts:
+        _check_classes(part, own)
+    if len(kept) == len(everything):
+        return splits
+    parts = tuple(
+        dataclasses.replace(p, train=kept[p.train], validation=kept[p.validation], test=kept[p.test])
+        for p in splits.parts
+    )
+    what = f"{splits.what}; {len(everything) - len(kept)} clips without a label left out"
+    return dataclasses.replace(splits, parts=parts, what=what)
+
+
+def _make(
+    dataset: ShardDataset,
+    targets: Targets,
+    split: np.ndarray,
+    fold: np.ndarray,
+    seed: int,
+    train_splits: Sequence[str],
+    unlabelled: Unlabelled,
+) -> Splits:
+    if unlabelled == "refuse":
+        _check_labelled(dataset, targets)
     names = sorted({name for name in split if name})
     test = _first(TEST, names)
     if train_splits and not test:
         raise UserError(f"--train-splits needs a test split; {dataset.path!r} has {_listed(names) or 'no splits'}")
     if test:
-        splits = _by_split(dataset, targets, split, names, test, seed, train_splits)
-    elif (fold >= 0).any():
+        return _by_split(dataset, targets, split, names, test, seed, train_splits)
+    if (fold >= 0).any():
         splits = _by_fold(dataset, targets, fold)
-    else:
-        splits = _drawn(dataset, targets, seed)
-    for part in splits.parts:
-        _check_classes(part, targets)
-    return splits
+        unused = f"; its splits {_listed(names)} are not used" if names else ""
+        return dataclasses.replace(splits, what=splits.what + unused)
+    if names:
+        raise UserError(
+            f"{dataset.path!r} has the splits {_listed(names)}, and none of them is known to be the one to test on "
+            f"({', '.join(TEST)}): name one so in the manifest, or give its clips folds or no split"
+        )
+    return _drawn(dataset, targets, seed)
 
 
 def stratified(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -115,11 +162,12 @@ def stratified(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
     rarest of them.
 
     Args:
-        targets: [n, C] bool, a label a clip at least.
+        targets: [n, C] bool.
     """
     rng = np.random.default_rng(seed)
     size = targets.sum(axis=0)
     key = np.where(targets, size, len(targets) + 1).argmin(axis=1)
+    key[~targets.any(axis=1)] = targets.shape[1]  # those without a label are spread evenly, too
     order = rng.permutation(len(key))
     order = order[np.argsort(key[order], kind="stable")]  # class after class, shuffled inside
     start = rng.permutation(folds)[0]
@@ -151,7 +199,6 @@ def _by_split(
         raise UserError(f"--train-splits {_listed(train)}: this is what the probe is tested on")
     rows = {role: np.flatnonzero(np.isin(split, part)) for role, part in
             (("train", train), ("validation", validation), ("test", test))}  # fmt: skip
-    _check_labelled(dataset, targets, np.concatenate(list(rows.values())))
     rest = sorted(set(names) - set(train) - set(validation) - set(test))
     what = f"split {_listed(train)} to train, {_listed(test)} to test"
     if validation:
@@ -171,7 +218,6 @@ def _by_fold(dataset: ShardDataset, targets: Targets, fold: np.ndarray) -> Split
     if (fold < 0).any():
         raise UserError(f"{int((fold < 0).sum())} of {len(fold)} clips in {dataset.path!r} have no fold: give all or "
                         "none of them one in the manifest")  # fmt: skip
-    _check_labelled(dataset, targets, np.arange(len(fold)))
     numbers = np.unique(fold)
     if len(numbers) < 3:
         raise UserError(
@@ -182,7 +228,6 @@ def _by_fold(dataset: ShardDataset, targets: Targets, fold: np.ndarray) -> Split
 
 
 def _drawn(dataset: ShardDataset, targets: Targets, seed: int) -> Splits:
-    _check_labelled(dataset, targets, np.arange(len(targets.targets)))
     size = targets.targets.sum(axis=0)
     few = np.flatnonzero((size > 0) & (size < DRAWN_FOLDS))
     if len(few):
@@ -220,12 +265,13 @@ def _tenth(targets: np.ndarray, seed: int) -> np.ndarray:
     return chosen
 
 
-def _check_labelled(dataset: ShardDataset, targets: Targets, rows: np.ndarray) -> None:
-    bare = int((~targets.targets[rows].any(axis=1)).sum())
+def _check_labelled(dataset: ShardDataset, targets: Targets) -> None:
+    bare = int((~targets.targets.any(axis=1)).sum())
     if bare:
+        several = "--unlabelled negative counts them as clips of no class, " if targets.multi_label else ""
         raise UserError(
-            f"{bare} of {len(rows)} clips in {dataset.path!r} have no label: a probe needs at least one each "
-            "(preprocess with --labels-from-folders, or a manifest with labels)"
+            f"{bare} of {len(targets.targets)} clips in {dataset.path!r} have no label: {several}--unlabelled drop "
+            "leaves them out"
         )
 
 

@@ -41,23 +41,25 @@ class Labels:
         return out
 
     def weights(self, rows: np.ndarray) -> np.ndarray:
-        """Inverse label frequency of rows [b]: the sum over a clip's labels of 1 / clips with that label."""
+        """Inverse label frequency of rows [b]: the sum over a clip's labels of 1 / clips with that label. No label
+        counts as one."""
         targets = self.targets(rows)
-        return targets @ (1 / np.maximum(targets.sum(axis=0), 1))
+        bare = ~targets.any(axis=1)
+        return targets @ (1 / np.maximum(targets.sum(axis=0), 1)) + bare / max(1, int(bare.sum()))
 
 
 def read_labels(dataset: ShardDataset) -> Labels:
     """The labels of a dataset.
 
     Raises:
-        UserError: clips without one, or ids without a name.
+        UserError: no clip has one, or ids without a name.
     """
     column = dataset.read_columns(["labels"])["labels"]
     counts = pc.list_value_length(column).to_numpy()
-    if (counts == 0).any():
+    if not counts.any():
         raise UserError(
-            f"{int((counts == 0).sum())} of {len(counts)} clips in {dataset.path!r} have no label: fine-tuning needs "
-            "them (preprocess with --labels-from-folders, or a manifest with labels)"
+            f"no clip in {dataset.path!r} has a label: fine-tuning needs them (preprocess with --labels-from-folders, "
+            "or a manifest with labels)"
         )
     values = pc.list_flatten(column).to_numpy().astype(np.int64)
     classes = len(dataset.label_names)

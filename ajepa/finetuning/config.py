@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ajepa.choices import POOLINGS, Pooling
+from ajepa.choices import POOLINGS, Pooling, Unlabelled
 from ajepa.errors import UserError
 
 HeadInit = Literal["zeros", "probe"]
@@ -72,6 +72,9 @@ class FinetuneConfig:
     refit: Refit = "auto"
     """After the number of epochs is chosen, train once more on training and validation clips for so many. auto: where
     the validation clips were taken from the training part, as the linear probe does."""
+    unlabelled: Unlabelled = "refuse"
+    """What clips without a label are: negative counts them as clips of no class, where clips may have several labels;
+    drop leaves them out."""
     micro_batch: int = 0
     """Clips a worker computes at a time; 0: all at once on a GPU, as many as make 4096 patches on a CPU."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -105,7 +108,7 @@ class FinetuneConfig:
             _require(getattr(self, name) <= self.epochs, f"{name} must be at most epochs ({self.epochs})")
         _require(self.time_mask_frames > 0 and self.frequency_mask_bins > 0, "the widths of masks must be positive")
         _require(self.pooling in POOLINGS, f"pooling is one of {', '.join(POOLINGS)}, not {self.pooling!r}")
-        for name, kind in (("head_init", HeadInit), ("refit", Refit)):
+        for name, kind in (("head_init", HeadInit), ("refit", Refit), ("unlabelled", Unlabelled)):
             _require(getattr(self, name) in get_args(kind), f"{name} is one of {', '.join(get_args(kind))}")
         _require(not self.epoch_clips or self.balanced, "epoch_clips is for balanced sampling: add --balanced")
         _require(0 <= self.seed < 1 << 62, f"seed must lie between 0 and 2^62 - 1, got {self.seed}")

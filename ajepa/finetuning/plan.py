@@ -44,7 +44,7 @@ def plan_fits(dataset: ShardDataset, config: FinetuneConfig, seeds: int = 1, fol
     targets = read_targets(dataset)
     fits = []
     for seed in range(config.seed, config.seed + seeds):
-        splits = make_splits(dataset, targets, seed)
+        splits = make_splits(dataset, targets, seed, unlabelled=config.unlabelled)
         for part in splits.parts:
             name = f"seed-{seed}" + (f"-fold-{part.fold}" if part.fold is not None else "")
             refit = part.refit if config.refit == "auto" else config.refit == "on"

@@ -95,6 +95,8 @@ def main(args: EmbedArgs) -> Embeddings:
     chosen = EmbedSettings(level=args.level, pooling=args.pooling, layers=args.layers, max_seconds=args.max_seconds)
     embedder = Embedder(encoder, chosen)
     clips = list_clips(args, encoder)
+    for remark in clips.manifest.remarks:
+        print(f"note: {remark}", flush=True)
     plan = {
         "source": clips.source, "input": storage.absolute(args.input), "clips": sum(clips.sizes),
         "input_hash": clips.hash, "part_size": clips.part_size, "label_names": clips.manifest.label_names,
@@ -241,8 +243,6 @@ def neighbours(args: NeighboursArgs) -> list[Neighbour]:
 
 def _print_summary(embeddings: Embeddings, figures: dict[str, Any], rate: float, model: str | None) -> None:
     info = embeddings.info
-    for remark in info["remarks"]:
-        print(f"note: {remark}")
     if figures["cut"]:
         print(
             f"note: {figures['cut']} clips were longer than {info['plan']['max_seconds']:g} s and cut (--max-seconds)"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import ajepa
 from ajepa import storage
@@ -64,7 +65,26 @@ def list_clips(args: PreprocessArgs) -> Manifest:
     manifest = load_manifest(
         args.source, args.input, labels_from_folders=args.labels_from_folders, whole_videos=args.whole_videos
     )
-    return manifest if args.segment is None else segment(manifest, args.segment, args.segment_last, args.front_end)
+    if args.segment is not None:
+        manifest = segment(manifest, args.segment, args.segment_last, args.front_end)
+    print_remarks(manifest)
+    return manifest
+
+
+def print_remarks(manifest: Manifest) -> None:
+    """Print what the source was taken for and what it left out, before work begins."""
+    for remark in manifest.remarks:
+        print(f"note: {remark}", flush=True)
+
+
+def empty_classes(dataset: ShardDataset) -> list[str]:
+    """A line on the labels that no good clip has, if there are any."""
+    found = set(pc.unique(pc.list_flatten(dataset.read_columns(["labels"])["labels"])).to_pylist())
+    empty = [name for i, name in enumerate(dataset.label_names) if i not in found]
+    if not empty:
+        return []
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    return [f"{len(empty)} classes have no good clip: {', '.join(map(repr, empty[:5]))}{more}"]
 
 
 def write_all(
@@ -136,7 +156,7 @@ def main(args: PreprocessArgs) -> ShardDataset:
             }
             dataset = finish_dataset(output, args.front_end, manifest.label_names, plan["clips"], about)
             storage.delete(storage.join(output, PLAN))
-            save_report(dataset, manifest.remarks, len(manifest.missing), tracker)
+            save_report(dataset, [*manifest.remarks, *empty_classes(dataset)], len(manifest.missing), tracker)
             rate = figures["clips"] / max(figures["seconds"], 1e-9)
             tracker.log_metrics(0, {
                 "clips_ok": dataset.num_clips, "clips_bad": dataset.num_failed, "hours": dataset.hours,
@@ -160,7 +180,7 @@ def run(args: PreprocessArgs | VerifyArgs | MergeArgs) -> None:
 
 
 def _print_summary(dataset: ShardDataset, figures: dict[str, Any], rate: float, manifest: Manifest) -> None:
-    for remark in manifest.remarks:
+    for remark in empty_classes(dataset):
         print(f"note: {remark}")
     if manifest.missing:
         listed = storage.join(dataset.path, MISSING)

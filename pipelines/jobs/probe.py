@@ -42,7 +42,9 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
     check_encoders(encoders, paths, dataset, layers)
     folder = output_folder(args, paths[0], dataset)
     targets = read_targets(dataset)
-    splits = {seed: make_splits(dataset, targets, seed, args.train_splits) for seed in range(args.seeds)}
+    splits = {
+        seed: make_splits(dataset, targets, seed, args.train_splits, args.unlabelled) for seed in range(args.seeds)
+    }
     origins = [pretraining(path) for path in paths]
     uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origins[0]), str(folder))
     with claimed(str(folder)):

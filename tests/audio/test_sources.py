@@ -214,7 +214,7 @@ def test_unknown_columns_are_remarked(tmp_path):
 
 def test_clip_ids_that_occur_twice_are_named(tmp_path):
     (tmp_path / "list.csv").write_text("clip_id,uri\nx,a.wav\ny,b.wav\nx,c.wav\n")
-    assert refused("manifest", tmp_path / "list.csv").endswith(": x")
+    assert refused("manifest", tmp_path / "list.csv").endswith(": x (a column clip_id names the clips)")
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,54 @@ class Rows:
         return pa.table({name: table[name] for name in columns})
 
 
-def make(rows: Rows, seed: int = 0, train=()):
-    return make_splits(rows, read_targets(rows), seed, train)
+def make(rows: Rows, seed: int = 0, train=(), unlabelled="refuse"):
+    return make_splits(rows, read_targets(rows), seed, train, unlabelled)
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), (" train", "TEST "), ("TRAINING", "Evaluation")])
+def test_case_and_blanks_of_splits_do_not_matter(names):
+    """They were ignored, and folds drawn over everything: another protocol."""
+    made = make(Rows([[0], [1]] * 20, [-1] * 40, [names[0]] * 30 + [names[1]] * 10))
+    (part,) = made.parts
+    assert part.test.tolist() == list(range(30, 40)) and len(part.all_train) == 30
+    assert repr(names[1].strip().casefold()) in made.what
+
+
+@pytest.mark.parametrize("names", [("train", "valid"), ("left", "right"), ("train",)])
+def test_splits_without_one_to_test_on_are_refused(names):
+    rows = Rows([[0], [1]] * 20, [-1] * 40, [names[i % len(names)] for i in range(40)])
+    with pytest.raises(UserError, match="none of them is known to be the one to test on"):
+        make(rows)
+
+
+def test_folds_go_before_splits_that_cannot_be_tested_on():
+    made = make(Rows([[0], [1]] * 20, [i // 10 for i in range(40)], ["left"] * 40))
+    assert len(made.parts) == 4 and made.what.endswith("4 folds; its splits 'left' are not used")
+
+
+BARE = [[], [0], [1], [0], [1]] * 10
+
+
+@pytest.mark.parametrize("with_folds", [True, False])
+def test_clips_without_a_label_are_dropped_on_demand(with_folds):
+    made = make(Rows(BARE, [i % 4 for i in range(50)] if with_folds else [-1] * 50), unlabelled="drop")
+    for part in made.parts:
+        rows = np.concatenate([part.train, part.validation, part.test])
+        assert sorted(rows) == [i for i in range(50) if i % 5]
+    assert made.what.endswith("; 10 clips without a label left out")
+
+
+@pytest.mark.parametrize("with_folds", [True, False])
+def test_clips_without_a_label_are_negatives_on_demand(with_folds):
+    labels = [[], [0], [1], [0, 1], [1]] * 10
+    made = make(Rows(labels, [i % 4 for i in range(50)] if with_folds else [-1] * 50), unlabelled="negative")
+    assert sorted(np.concatenate([part.test for part in made.parts])) == list(range(50))
+    if not with_folds:
+        assert {int((part.test % 5 == 0).sum()) for part in made.parts} == {2}  # spread evenly
+    with pytest.raises(UserError, match="--unlabelled negative is for clips that may have several labels"):
+        make(Rows(BARE, [-1] * 50), unlabelled="negative")
+    with pytest.raises(UserError, match=r"10 of 50 clips .*--unlabelled negative counts .*--unlabelled drop leaves"):
+        make(Rows(labels, [-1] * 50))
 
 
 def test_every_fold_is_tested_once_and_chosen_on_the_next():

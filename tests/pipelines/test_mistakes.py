@@ -137,7 +137,7 @@ MISTAKES = {
         "the encoder was trained with f_min=0.0, the shards in",
     ),
     "no labels to fine-tune on": (
-        finetune, [*FINETUNE, "{bare}", "--encoder", "{run}"], "40 of 40 clips in",
+        finetune, [*FINETUNE, "{bare}", "--encoder", "{run}"], "no clip in",
     ),
     "encoder learning rate of zero": (
         finetune, [*FINETUNE, "{shards}", "--encoder", "{run}", "--encoder-lr", "0"],

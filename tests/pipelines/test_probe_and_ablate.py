@@ -159,13 +159,13 @@ def test_mistakes_are_named(run, small_dataset, tmp_path, changes, match):
 def trial_with_pictures_of(drawn):
     """A run_trial whose processes draw but one trial: pictures take longer than the rest."""
 
-    def run_trial(params):
+    def run_trial(params, uri):
         from pipelines import probe_report
         from pipelines.jobs import ablate, pretrain
 
         if (params["value"], params["seed"]) != drawn:
             pretrain.draw = probe_report.draw_map = probe_report.draw_confusion = lambda *args: None
-        ablate.run_trial(params)
+        ablate.run_trial(params, uri)
 
     return run_trial
 

@@ -12,7 +12,7 @@ import torch
 from ajepa import storage
 from ajepa.audio.decode import decode
 from ajepa.audio.logmel import LogMel
-from ajepa.audio.sources import MANIFEST_SCHEMA
+from ajepa.audio.manifest import MANIFEST_SCHEMA
 from ajepa.config import FrontEndConfig
 from ajepa.shards import writer
 from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, OK_SCHEMA

@@ -1,0 +1,167 @@
+"""Manifests as people write them: a table of clips, read into the columns of the contract or refused."""
+
+import csv
+import io
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from ajepa import storage
+from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest, sorted_names
+from ajepa.errors import UserError
+
+TEXTS = ("clip_id", "uri", "labels", "split")  # never numbers or nulls, whatever they look like
+# Names that people give to what the contract calls otherwise.
+TIMES = ("start_s", "duration_s")
+LIKELY = {
+    **dict.fromkeys(("label", "class", "classes", "category", "categories", "tag", "tags", "target"), ("labels",)),
+    **dict.fromkeys(("start", "begin", "onset", "start_time", "start_seconds", "offset"), ("start_s",)),
+    **dict.fromkeys(("end", "stop", "end_s", "end_time", "end_seconds"), TIMES),
+    **dict.fromkeys(("duration", "length", "seconds", "duration_seconds"), ("duration_s",)),
+    **dict.fromkeys(("subset", "partition", "set", "splits"), ("split",)),
+    **dict.fromkeys(("folds", "fold_id"), ("fold",)),
+}
+
+
+def read_table(path: str) -> Manifest:
+    """A CSV or Parquet table with `uri` and, optionally, clip_id, start_s, duration_s, labels, split, fold. Case and
+    blanks in the names of columns do not matter.
+
+    Relative uris start at the manifest's folder; labels in a CSV are separated by ";". Without clip_id a clip is called
+    by its uri, and pieces of one file by their times as well.
+
+    Raises:
+        UserError: no such table, or a column that looks like one of these under another name: it is not ignored.
+    """
+    if storage.kind(path) != "file":
+        raise UserError(f"the manifest {path!r} is not a file (a CSV or Parquet table is needed)")
+    path = storage.absolute(path)
+    table, renamed = _known_columns(_read(path), path)
+    for name in ("uri", "clip_id"):
+        if name in table.column_names and table[name].null_count:
+            raise UserError(f"the manifest {path!r} has {table[name].null_count} rows without a {name}")
+    unknown = set(table.column_names) - set(MANIFEST_SCHEMA.names)
+    try:
+        clips, names = _manifest_table(table, path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(
+            f"the manifest {path!r} has a column of the wrong type: {str(error).splitlines()[0]}"
+        ) from error
+    remarks = [f"column {old!r} of the manifest taken for {new!r}" for old, new in renamed.items()]
+    if unknown:
+        remarks.append(f"columns of the manifest left out: {', '.join(sorted(unknown))}")
+    return Manifest(clips, names, tuple(remarks))
+
+
+def _read(path: str) -> pa.Table:
+    try:
+        with storage.open_input(path) as stream:
+            if path.lower().endswith((".parquet", ".pq")):
+                return pa.parquet.read_table(stream)
+            data = stream.read()
+        head = _first_line(data, path)
+        text = {name: pa.string() for name in head if _plain(name) in TEXTS}
+        options = pa.csv.ConvertOptions(column_types=text, strings_can_be_null=False)
+        return pa.csv.read_csv(pa.BufferReader(data), convert_options=options)
+    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read the manifest {path!r}: {str(error).splitlines()[0]}") from error
+
+
+def _first_line(data: bytes, path: str) -> list[str]:
+    """The names of a CSV's columns.
+
+    Raises:
+        UserError: it is no text in UTF-8.
+    """
+    starts = {
+        b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x89HDF": "HDF5", b"PK\x03\x04": "a spreadsheet or an archive",
+        b"PAR1": "Parquet under another name", b"\x1f\x8b": "compressed",
+    }  # fmt: skip
+    found = next((what for start, what in starts.items() if data.startswith(start)), None)
+    if found is None and b"\0" in data[:4096]:
+        found = "no text"
+    if found is not None:
+        raise UserError(f"the manifest {path!r} is {found}: save it as a CSV in UTF-8, or as .parquet")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        why = f"{error.reason} at byte {error.start}"
+        raise UserError(f"the manifest {path!r} is not UTF-8 ({why}): save it as UTF-8") from error
+    return next(csv.reader(io.StringIO(text.removeprefix("\ufeff"))), [])
+
+
+def _plain(name: str) -> str:
+    return name.strip().removeprefix("\ufeff").casefold()
+
+
+def _known_columns(table: pa.Table, path: str) -> tuple[pa.Table, dict[str, str]]:
+    """The table with the names of the contract, and which of its own they replace.
+
+    Raises:
+        UserError: a name that occurs twice, or one that is not understood though it seems to mean something.
+    """
+    names = table.column_names
+    twice = sorted({_plain(name) for name in names if [_plain(n) for n in names].count(_plain(name)) > 1})
+    if twice:
+        raise UserError(f"the manifest {path!r} has the column {twice[0]!r} twice: remove one")
+    new = [_plain(name) if _plain(name) in MANIFEST_SCHEMA.names else name for name in names]
+    if "uri" not in new:
+        raise UserError(f"the manifest {path!r} has no column `uri` (it has: {', '.join(names)})")
+    for name in new:
+        meant = LIKELY.get(_plain(name), ())
+        if meant and not set(meant) & set(new):
+            raise UserError(
+                f"the manifest {path!r} has a column {name!r}, which is not read: call it {' and '.join(meant)}"
+                + (" (start_s + duration_s is the end)" if "duration_s" in meant and len(meant) > 1 else "")
+            )
+    return table.rename_columns(new), {old: now for old, now in zip(names, new, strict=True) if old != now}
+
+
+def _manifest_table(table: pa.Table, path: str) -> tuple[pa.Table, list[str]]:
+    """The clips and label names of a user's table, column by column: a list of millions passes in seconds."""
+    uris = table["uri"].cast(pa.string())
+    known = pc.or_(pc.match_substring(uris, "://"), pc.starts_with(uris, "/"))
+    columns = {}
+    columns["uri"] = pc.if_else(known, uris, pc.binary_join_element_wise(path.rpartition("/")[0], uris, "/"))
+    given = table["labels"] if "labels" in table.column_names else pa.nulls(table.num_rows, pa.string())
+    columns["labels"], names = _label_ids(given)
+    for name, default in (("start_s", 0.0), ("duration_s", None), ("split", ""), ("fold", -1)):
+        kind = MANIFEST_SCHEMA.field(name).type
+        column = table[name] if name in table.column_names else pa.nulls(table.num_rows, kind)
+        columns[name] = column.cast(kind) if default is None else pc.fill_null(column.cast(kind), default)
+    columns["clip_id"] = table["clip_id"] if "clip_id" in table.column_names else _ids(uris, columns)
+    clips = [columns[field.name].cast(field.type) for field in MANIFEST_SCHEMA]
+    return pa.table(clips, schema=MANIFEST_SCHEMA), names
+
+
+def _ids(uris: pa.ChunkedArray, columns: dict[str, Any]) -> pa.Array:
+    """A clip's uri; of pieces of one file with their times, as "a.wav@1.5-2"."""
+    names = uris.to_pylist()
+    counts = Counter(names)
+    starts, lengths = columns["start_s"].to_pylist(), columns["duration_s"].to_pylist()
+    return pa.array([
+        name if counts[name] == 1 else f"{name}@{start:.10g}-{'' if length is None else f'{start + length:.10g}'}"
+        for name, start, length in zip(names, starts, lengths, strict=True)
+    ], pa.string())  # fmt: skip
+
+
+def _label_ids(column: pa.ChunkedArray) -> tuple[pa.Array, list[str]]:
+    """Lists of label ids, and the names in the order of their ids, from lists of names or texts as "dog;bark"."""
+    lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(lists, pa.ChunkedArray):
+        lists = pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], lists.type)
+    if not pa.types.is_list(lists.type) and not pa.types.is_large_list(lists.type):
+        lists = pc.split_pattern(pc.fill_null(lists.cast(pa.string()), ""), ";")
+    found = pc.utf8_trim_whitespace(pc.fill_null(pc.list_flatten(lists).cast(pa.string()), ""))
+    rows = pc.list_parent_indices(lists).to_numpy()
+    filled = pc.not_equal(found, "")
+    found, rows = found.filter(filled), rows[filled.to_numpy(zero_copy_only=False)]
+    names = sorted_names(found.unique().to_pylist())
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(lists)))])
+    ids = pc.index_in(found, value_set=pa.array(names, pa.string()))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), ids), names
