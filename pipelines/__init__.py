@@ -8,3 +8,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+# Read when Ray is imported: what a worker prints is the command's own, without "(name pid=...)" and colours before it.
+os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
+os.environ.setdefault("RAY_COLOR_PREFIX", "0")

@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 import tyro
 
 from ajepa.errors import Terminated, UserError
+from pipelines.terminal import live_lines
 
 Args = TypeVar("Args")
 
@@ -47,7 +48,8 @@ def run_command(main: Callable[[], object]) -> None:
     Ctrl-C one line and exit code 130, SIGTERM the same with 143."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        main()
+        with live_lines():
+            main()
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and os.environ.get("AJEPA_TRACEBACK"):
             raise
