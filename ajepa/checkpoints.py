@@ -6,6 +6,7 @@ dataset hash, and the digests of the other files. There is no random state to ke
 (seed, sample).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -165,11 +166,16 @@ def find_checkpoint(run: str, needed: tuple[str, ...] = (MODEL, OPTIMIZER)) -> s
 
 
 def newest_step(run: str) -> int:
-    """The step of the newest checkpoint whose files have the sizes they should, -1 for none; does not read them."""
+    """The step of the newest checkpoint whose manifest can be read and whose files have the sizes they should, -1 for
+    none; does not read them."""
     for name in reversed(_steps(run)):
         folder = storage.join(run, CHECKPOINTS, name)
-        if _is_finished(folder) and all(_has_its_size(storage.join(folder, file)) for file in (MODEL, OPTIMIZER)):
-            return int(name.rpartition("-")[2])
+        if not _is_finished(folder):
+            continue
+        with contextlib.suppress(OSError, ValueError):  # its manifest is torn
+            json.loads(storage.read_text(storage.join(folder, MANIFEST)))
+            if all(_has_its_size(storage.join(folder, file)) for file in (MODEL, OPTIMIZER)):
+                return int(name.rpartition("-")[2])
     return -1
 
 

@@ -81,6 +81,13 @@ def test_a_file_of_another_size_is_seen_without_reading_it(small_dataset, tmp_pa
     assert newest_step(str(tmp_path)) == 1
 
 
+def test_a_torn_manifest_is_seen(small_dataset, tmp_path):
+    save_run(tmp_path, small_dataset, 2)
+    manifest = tmp_path / "checkpoints/step-00000002/checkpoint.json"
+    manifest.write_bytes(manifest.read_bytes()[:-100])
+    assert newest_step(str(tmp_path)) == 1
+
+
 def resume_worker(rank: int, run: str, output: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{output}/meeting", rank=rank, world_size=2)
