@@ -84,7 +84,7 @@ def empty_classes(dataset: ShardDataset) -> list[str]:
     if not empty:
         return []
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-    return [f"{len(empty)} classes have no good clip: {', '.join(map(repr, empty[:5]))}{more}"]
+    return [f"no good clip has the label {', '.join(map(repr, empty[:5]))}{more}"]
 
 
 def write_all(

@@ -10,7 +10,7 @@ from ajepa import storage
 from ajepa.shards.schema import OK
 from ajepa.shards.writer import shard_path
 from pipelines.blocks import unfinished
-from pipelines.jobs import finetune, pretrain
+from pipelines.jobs import finetune, preprocess, pretrain
 from pipelines.pretrain import PretrainArgs
 
 
@@ -73,6 +73,17 @@ def test_a_run_killed_before_its_first_file_stood_starts_anew(small_dataset, tmp
     (tmp_path / "run" / name).write_text("{")
     assert pretrain.prepare_output(args, small_dataset) is None
     assert finetune.prepare_output(args.output, {}, overwrite=False) is None
+
+
+def test_labels_that_no_good_clip_has_are_named(small_dataset, build_dataset, tmp_path):
+    sounds = sorted(Path(small_dataset.path).parent.glob("*.wav"))[:2]
+    clips = [{"clip_id": s.stem, "uri": str(s), "labels": [i]} for i, s in enumerate(sounds)]
+    clips.append({"clip_id": "broken", "uri": str(tmp_path / "gone.wav"), "labels": [2]})
+    dataset = build_dataset(
+        tmp_path / "d", clips, shard_size=3, front_end=small_dataset.front_end, label_names=["a", "b", "broken", "none"]
+    )
+    assert preprocess.empty_classes(dataset) == ["no good clip has the label 'broken', 'none'"]
+    assert preprocess.empty_classes(small_dataset) == []
 
 
 def test_temporary_files_of_two_processes_differ(tmp_path):

@@ -247,6 +247,19 @@ def test_mistakes_in_options_have_exit_code_2_too():
     assert "cubic" in done.stderr + done.stdout
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied"), ConnectionResetError()]
+)
+def test_what_a_disk_or_a_store_refuses_is_one_line(capsys, error):
+    def refused():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(refused)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith("error: ") and len(line) > len("error: ")
+
+
 def test_an_interrupt_has_exit_code_130_and_says_how_to_go_on(capsys):
     def interrupted():
         raise KeyboardInterrupt
