@@ -24,6 +24,8 @@ from ajepa.shards.dataset import ShardDataset, finish_dataset
 from ajepa.shards.schema import BAD, OK
 from ajepa.shards.writer import write_shard
 
+# Before Ray is imported: with the names of its processes, by which `of_one_ray` knows what a second Ray prints.
+os.environ["RAY_DISABLE_WORKER_LOG_PREFIX"] = "0"
 torch.set_num_threads(1)
 # The same examples in every run, and as much time for them as the machine takes.
 settings.register_profile(
@@ -38,20 +40,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-PRETRAINING = "test_pretrain"  # the modules of this name share a run by two workers, `by_two`
+RAY = "ray"  # the modules that use the session's Ray
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`, a process takes a module at a time; all of pretraining is one. The modules with Ray
-    take longest and come first; each process starts one Ray for them."""
-    groups = {}
-    for item in items:
-        module = item.nodeid.partition("::")[0]
-        groups[item] = PRETRAINING if Path(module).name.startswith(PRETRAINING) else module
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    with_ray = {group for item, group in groups.items() if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: (groups[item] != PRETRAINING, groups[item] not in with_ray))
+    """With `-n 2 --dist loadgroup`, a process takes a module at a time; those with Ray are one group and come first.
+    Two Rays of two processes were mixed up: a job that was submitted to one had its tasks on the other."""
+    modules = {item: item.nodeid.partition("::")[0] for item in items}
+    with_ray = {module for item, module in modules.items() if item.get_closest_marker("ray")}
+    for item, module in modules.items():
+        item.add_marker(pytest.mark.xdist_group(RAY if module in with_ray else module))
+    items.sort(key=lambda item: modules[item] not in with_ray)
 
 
 DATA = Path(__file__).parents[1].parent / "shared/data"

@@ -212,9 +212,7 @@ def command(arguments: Sequence[str], log: Path, holds: Holds | None = None, **e
     program = [HELD, str(holds.folder)] if holds else ["pipelines/pretrain.py"]
     with log.open("a") as stream:
         process = subprocess.Popen(
-            [sys.executable, *program, *arguments], cwd=ROOT,
-            # With the names of Ray's processes, by which `of_one_ray` knows them.
-            env=os.environ | PATH | {"RAY_DISABLE_WORKER_LOG_PREFIX": "0"} | environment,
+            [sys.executable, *program, *arguments], cwd=ROOT, env=os.environ | PATH | environment,
             stdout=stream, stderr=stream, text=True, start_new_session=True,
         )  # fmt: skip
     try:

@@ -44,6 +44,18 @@ def test_lines_may_come_in_pieces(size):
     assert written(*pieces) == written(text)
 
 
+@pytest.mark.process
+def test_what_workers_print_has_no_names_and_colours_of_ray():
+    """Ray's own switches; the tests turn the first one off."""
+    program = "import os, pipelines; from ray._private import ray_constants as r; "
+    program += "print(r.RAY_DISABLE_WORKER_LOG_PREFIX, os.environ['RAY_COLOR_PREFIX'])"
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=own, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True 0\n"
+
+
 PROGRAM = """
 from pipelines.common import run_command
 run_command(lambda: print("step 1/9  loss 0.5\\nstep 2/9  loss 0.4\\nend"))
