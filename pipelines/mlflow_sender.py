@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
 import sys
@@ -23,6 +22,7 @@ from ajepa import storage
 from ajepa.errors import UserError
 from pipelines import mlflow_uri
 from pipelines.history import HISTORY, read_lines
+from pipelines.mlflow_calls import REFUSED, RunGoneError, call, dataset_input, experiment_id, is_final
 
 UNSENT = "mlflow-unsent"  # folder of an output: a folder for each run with records that were not sent
 SENT = "mlflow-sent.json"  # of an output: how many lines of its histories the run has
@@ -37,13 +37,6 @@ NO_METRICS = ("step", "total_steps", "verdict", "part", "time")  # of a report
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
-GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
-REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_LIMIT_EXCEEDED")
-ANSWERED = re.compile(r"error code (?!408|429)4\d\d")  # of a server: it will say so again
-AWAY = re.compile(
-    r"locked|is full|readonly|timed? ?out|refused|could not (connect|translate)|too many|closed", re.IGNORECASE
-)
-
 
 @dataclass(kw_only=True)
 class Run:
@@ -55,10 +48,6 @@ class Run:
     tags: dict[str, str]
     run_id: str = ""  # "" until the server has made it
     status: str = "RUNNING"
-
-
-class RunGoneError(Exception):
-    """The server does not have the run."""
 
 
 @dataclass
@@ -150,7 +139,7 @@ class Sender:
                     print(f"MLflow at {mlflow_uri.shown(self.uri)} answers again", file=sys.stderr, flush=True)
                 self.problem, wait = "", 0.0
             except Exception as error:  # whatever it is, it is not to stop the work
-                if not self._tried.is_set() and _is_final(error):
+                if not self._tried.is_set() and is_final(error):
                     self.refused = error
                     self._tried.set()
                     return
@@ -213,12 +202,12 @@ class Sender:
 
         run = self.run
         if not self._checked:
-            _call(client.update_run, run.run_id, "RUNNING")
+            call(client.update_run, run.run_id, "RUNNING")
             self._checked = True
             if self.histories:
                 self._load_lines()
         if not run.run_id:
-            run.run_id = client.create_run(_experiment(client, self.uri, run.experiment), run_name=run.name,
+            run.run_id = client.create_run(experiment_id(client, self.uri, run.experiment), run_name=run.name,
                                            tags=run.tags).info.run_id  # fmt: skip
             client.log_batch(run.run_id, params=[Param(k, str(v)[:500]) for k, v in run.params.items()])
 
@@ -231,13 +220,11 @@ class Sender:
             if "metrics" in record:
                 self._send_metrics(client, record["metrics"])
             elif "text" in record:
-                _call(client.log_text, run, record["text"], record["name"])
+                call(client.log_text, run, record["text"], record["name"])
             elif "file" in record:
-                _call(client.log_artifact, run, str(Path(self.spool.name, record["file"])), record["folder"])
-            elif "tag" in record:
-                _call(client.set_tag, run, *record["tag"])
+                call(client.log_artifact, run, str(Path(self.spool.name, record["file"])), record["folder"])
             else:
-                _call(client.log_inputs, run, [_dataset_input(**record["dataset"])])
+                call(client.log_inputs, run, [dataset_input(**record["dataset"])])
         except MlflowException as error:
             if error.error_code not in REFUSED:
                 raise
@@ -249,7 +236,7 @@ class Sender:
 
         for start in range(0, len(values), MOST_METRICS):
             part = [Metric(key, value, when, step) for key, value, when, step in values[start : start + MOST_METRICS]]
-            _call(client.log_batch, self.run.run_id, part)
+            call(client.log_batch, self.run.run_id, part)
             self.progress += 1
 
     def _send_histories(self, client: Any) -> None:
@@ -265,7 +252,7 @@ class Sender:
                 ])  # fmt: skip
                 for report in reports:
                     if "verdict" in report:
-                        _call(client.set_tag, self.run.run_id, "ajepa.verdict", report["verdict"])
+                        call(client.set_tag, self.run.run_id, "ajepa.verdict", report["verdict"])
                 self._sent_lines[part] = start + len(reports)
         self._save_lines()
 
@@ -336,49 +323,3 @@ def read_unsent(output: str, uri: str) -> list[Sender]:
                         target.write_bytes(stream.read())
             senders.append(sender)
     return senders
-
-
-def _experiment(client: Any, uri: str, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=mlflow_uri.artifact_folder(uri)))
-        except MlflowException:  # another process was faster
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
-
-
-def _call(method: Any, run_id: str, *values: Any) -> None:
-    """A call about the run.
-
-    Raises:
-        RunGoneError: there is no such run, or it was deleted.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        method(run_id, *values)
-    except MlflowException as error:
-        deleted = "must be in the 'active' state" in str(error)
-        if deleted or (error.error_code in GONE and run_id in str(error)):
-            raise RunGoneError from error
-        raise
-
-
-def _dataset_input(context: str, **about: str) -> Any:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    return DatasetInput(Dataset(**about), [InputTag("mlflow.data.context", context)])
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether asking again later is of no use. A database on this machine is there or never will be; a server may
-    come back."""
-    text = str(error)
-    if "API request" in text or isinstance(error, OSError):
-        return bool(ANSWERED.search(text))
-    return not AWAY.search(text)

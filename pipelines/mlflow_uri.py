@@ -74,7 +74,7 @@ def shown(uri: str) -> str:
 
 
 def secrets_of(uri: str) -> list[str]:
-    """What is secret in an address, as it stands there and decoded."""
+    """The passwords and tokens in an address, percent-encoded and decoded."""
     if not storage.is_uri(uri):
         return []
     parts = urlsplit(uri)
