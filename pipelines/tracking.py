@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from ajepa.shards.dataset import ShardDataset
 
-__all__ = ["Tracker", "flatten", "resume_run", "send_unsent", "shown", "start_run", "tracking_uri", "ui_command",
+__all__ = ["Tracker", "flatten", "send_unsent", "shown", "start_run", "tracking_uri", "ui_command",
            "with_password"]  # fmt: skip
 EXPERIMENT = "ajepa"
 
 
 class Tracker:
-    """Records one MLflow run; made by `start_run` or `resume_run`."""
+    """Records one MLflow run; made by `start_run`."""
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
@@ -92,46 +92,31 @@ def start_run(
     parent: str | None = None,
     experiment: str = EXPERIMENT,
     histories: bool = False,
+    resumed: str | None = None,
 ) -> Tracker:
-    """Create a run on the driver; what earlier commands at the output could not send goes along.
+    """Create a run on the driver, or go on with one; what earlier commands at the output could not send goes along.
 
     Args:
         uri: as from `tracking_uri`.
         output: keeps what cannot be sent.
         parent: MLflow run this one is nested under.
         histories: record also the reports of training, as they are written to the output.
+        resumed: id of the run of an earlier command, "" where MLflow never gave one. Where it has no run of that id any
+            more a new one is begun, with a warning.
 
     Raises:
         UserError: MLflow will never record there. One that does not answer costs a warning.
     """
-    run = _describe(name, params, tags, parent, experiment)
-    sender = Sender(uri, run, output, histories, earlier=read_unsent(output, uri))
-    sender.start()
-    return Tracker(sender)
-
-
-def resume_run(
-    uri: str,
-    run_id: str,
-    name: str,
-    *,
-    output: str,
-    params: Mapping[str, Any],
-    tags: Mapping[str, str],
-    parent: str | None = None,
-    experiment: str = EXPERIMENT,
-    histories: bool = False,
-) -> Tracker:
-    """Go on with the run of an earlier command; where MLflow has none of that id, a new one is begun, with a warning.
-
-    Raises:
-        UserError: MLflow will never record there.
-    """
-    run = _describe(name, params, tags, parent, experiment)
-    run.run_id = run_id
+    run = Run(
+        name=name,
+        experiment=experiment,
+        params={key: str(value) for key, value in params.items()},
+        tags=dict(tags) | ({"mlflow.parentRunId": parent} if parent else {}),
+        run_id=resumed or "",
+    )
     sender = Sender(uri, run, output, histories)
     for earlier in read_unsent(output, uri):
-        if earlier.run.run_id in ("", run_id):  # of this run: its end was not the end
+        if resumed is not None and earlier.run.run_id in ("", resumed):  # of this run: its end was not the end
             sender.take_over(earlier)
         else:
             sender.earlier.append(earlier)
@@ -147,17 +132,6 @@ def send_unsent(output: str, uri: str) -> None:
         with contextlib.suppress(ValueError):
             first.start()
         first.finish(first.run.status)
-
-
-def _describe(
-    name: str, params: Mapping[str, Any], tags: Mapping[str, str], parent: str | None, experiment: str
-) -> Run:
-    return Run(
-        name=name,
-        experiment=experiment,
-        params={key: str(value) for key, value in params.items()},
-        tags=dict(tags) | ({"mlflow.parentRunId": parent} if parent else {}),
-    )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

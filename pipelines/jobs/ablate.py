@@ -124,7 +124,7 @@ def run_trial(params: dict[str, Any], uri: str) -> None:
         "step": last["step"],
         "metric": rows[0].metric,
     }
-    tracker = tracking.resume_run(uri, run.get("mlflow_run", ""), name, output=folder, params={}, tags={})
+    tracker = tracking.start_run(uri, name, output=folder, params={}, tags={}, resumed=run.get("mlflow_run", ""))
     with tracker.recording():
         tracker.log_metrics(last["step"], probe.metrics(rows))
     tune.report(result | {"finished": True})
@@ -168,7 +168,7 @@ def prepare_output(
         old = json.loads(where.read_text())
         if {k: old[k] for k in settings} != settings:
             raise UserError(f"--output {args.output!r} holds another ablation or other data: choose another folder")
-        tracker = tracking.resume_run(uri, old["mlflow_run"], **about)
+        tracker = tracking.start_run(uri, resumed=old["mlflow_run"], **about)
     elif Path(args.output).is_file() or storage.contents(args.output):
         raise UserError(f"--output {args.output!r} exists and is no ablation folder: choose another")
     else:

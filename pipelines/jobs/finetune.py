@@ -153,7 +153,7 @@ def start_or_resume(
     uri = resumed_uri(args.mlflow_uri, output, found, recorded_uri(origin))
     if found:
         print("resuming")
-        tracker = tracking.resume_run(uri, found["mlflow_run"], **about)
+        tracker = tracking.start_run(uri, resumed=found["mlflow_run"], **about)
     else:
         tracker = tracking.start_run(uri, **about)
         found = {"settings": settings, "finished": False}

@@ -88,7 +88,7 @@ def start_or_resume(args: PretrainArgs, dataset: ShardDataset, run: dict[str, An
     uri = resumed_uri(args.mlflow_uri, args.output, run)
     if run:
         print(f"resuming at step {max(0, newest_step(args.output))}")
-        tracker = tracking.resume_run(uri, run["mlflow_run"], **about)
+        tracker = tracking.start_run(uri, resumed=run["mlflow_run"], **about)
     else:
         tracker = tracking.start_run(uri, **about)
         run = {
