@@ -11,7 +11,7 @@ PAIR := -n 2 --dist loadgroup --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup dev demo test test-fast test-nightly test-gpu test-eval coverage lint bench bench-gpu clean
+.PHONY: setup dev demo test test-fast test-cluster test-nightly test-gpu test-eval coverage lint bench bench-gpu clean
 
 # install(folder, extras): uv takes half a minute where pip takes many; where uv cannot (a mirror that pip alone knows),
 # pip does it.
@@ -42,8 +42,11 @@ $(EVAL)/.eval: pyproject.toml constraints.txt
 demo: setup  ## synthesise sounds, preprocess, pretrain, probe
 	$(BIN)/python pipelines/demo.py
 
-test: dev  ## the whole test suite, with a real Ray and a real MLflow, in two processes
-	$(BIN)/python -m pytest $(PAIR) --durations=20
+test: dev  ## with a real Ray and a real MLflow, in two processes; all but the tests of `make test-cluster`
+	$(BIN)/python -m pytest $(PAIR) -m 'not cluster' --durations=20
+
+test-cluster: dev  ## training runs that lose workers and machines
+	$(BIN)/python -m pytest -m cluster
 
 test-fast: dev  ## without Ray and without processes of their own
 	$(BIN)/python -m pytest $(PAIR) -m 'not ray and not process'

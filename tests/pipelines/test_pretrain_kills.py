@@ -52,6 +52,7 @@ def alone(small_dataset, tmp_path_factory, mlflow_uri):
 
 
 @pytest.mark.ray
+@pytest.mark.cluster
 def test_workers_that_end_are_replaced(by_two, small_dataset, tmp_path, mlflow_uri, monkeypatch):
     """One is terminated, which has its step saved first; then one is killed at a step, one right after a checkpoint."""
     output = tmp_path / "run"
@@ -87,7 +88,7 @@ def wait_for_end(processes: list[psutil.Process]) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("num_workers", ["0", pytest.param("1", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("num_workers", ["0", pytest.param("1", marks=[pytest.mark.ray, pytest.mark.cluster])])
 def test_a_command_stopped_again_and_again_goes_on(
     num_workers, alone, small_dataset, tmp_path, mlflow_uri, request, monkeypatch, capfd
 ):

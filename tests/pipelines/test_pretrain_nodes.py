@@ -23,7 +23,7 @@ from ray.core.generated import autoscaler_pb2
 
 from ajepa.checkpoints import latest_checkpoint, read_info, read_weights
 
-pytestmark = [pytest.mark.ray, pytest.mark.process]
+pytestmark = [pytest.mark.ray, pytest.mark.process, pytest.mark.cluster]
 
 
 @pytest.fixture(scope="module")
