@@ -7,9 +7,9 @@ from ajepa.config import PRESETS, Config, FrontEndConfig, MaskConfig, ModelConfi
 from ajepa.errors import UserError
 
 if TYPE_CHECKING:
-    from ajepa.encoder import AudioEncoder
+    from ajepa.inference.encoder import AudioEncoder
+    from ajepa.inference.pretrained import export_encoder, load_encoder
     from ajepa.model.pooling import WeightedLayers
-    from ajepa.pretrained import export_encoder, load_encoder
 
 __version__ = "0.1.0"
 
@@ -29,10 +29,10 @@ __all__ = [
 
 
 _LAZY = {
-    "AudioEncoder": "ajepa.encoder",
+    "AudioEncoder": "ajepa.inference.encoder",
     "WeightedLayers": "ajepa.model.pooling",
-    "export_encoder": "ajepa.pretrained",
-    "load_encoder": "ajepa.pretrained",
+    "export_encoder": "ajepa.inference.pretrained",
+    "load_encoder": "ajepa.inference.pretrained",
 }
 
 

@@ -4,9 +4,9 @@
 
 from torch import Tensor, nn
 
-from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
-from ajepa.pretrained import load_encoder
+from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.pretrained import load_encoder
 
 SAMPLE_RATES = (16_000, 22_050, 32_000, 44_100, 48_000)  # the benchmark comes in these
 MAX_HOP_MS = 50.0  # what HEAR suggests, for onsets that are to be right within 50 ms

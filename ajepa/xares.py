@@ -6,9 +6,9 @@ import os
 
 from torch import Tensor, nn
 
-from ajepa import encoder as _encoder
 from ajepa.errors import UserError
-from ajepa.pretrained import load_encoder
+from ajepa.inference import encoder as _encoder
+from ajepa.inference.pretrained import load_encoder
 
 VARIABLE = "AJEPA_ENCODER"  # X-ARES makes encoders without arguments
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from pipelines.common import announce, parse, run_command
+from pipelines.cli.arguments import parse
+from pipelines.cli.command import announce, run_command
 
 
 @dataclass(frozen=True, kw_only=True)

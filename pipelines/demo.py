@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.common import announce, parse, run_command
+from pipelines.cli.arguments import parse
+from pipelines.cli.command import announce, run_command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import tyro
 
 from ajepa.choices import Branch
-from pipelines.common import announce, parse, run_command
+from pipelines.cli.arguments import parse
+from pipelines.cli.command import announce, run_command
 
 
 @dataclass(frozen=True, kw_only=True)

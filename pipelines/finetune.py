@@ -9,7 +9,8 @@ import tyro
 
 from ajepa.choices import Branch
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
-from pipelines.common import announce, chosen_preset, parse, run_command
+from pipelines.cli.arguments import chosen_preset, parse
+from pipelines.cli.command import announce, run_command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from ajepa.config import PRESETS, Config
-from pipelines.common import announce, chosen_preset, parse, run_command
+from pipelines.cli.arguments import chosen_preset, parse
+from pipelines.cli.command import announce, run_command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ajepa.choices import POOLINGS, Branch, Protocol, Unlabelled
-from pipelines.common import announce, parse, run_command
+from pipelines.cli.arguments import parse
+from pipelines.cli.command import announce, run_command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import pytest
 
 from ajepa.config import PRESETS, Config, FrontEndConfig, MaskConfig, ModelConfig, TrainConfig, differences
 from ajepa.errors import UserError
-from ajepa.model.schedules import total_steps
+from ajepa.training.schedules import total_steps
 
 
 @pytest.mark.parametrize("name", PRESETS)

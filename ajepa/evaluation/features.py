@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ajepa.choices import POOLINGS, Combine, Pooling
-from ajepa.encoder import AudioEncoder
+from ajepa.inference.encoder import AudioEncoder
 from ajepa.model.pooling import valid_columns
 from ajepa.shards.dataset import ShardDataset
 

@@ -11,12 +11,12 @@ import torch
 
 from ajepa.audio.statistics import Statistics
 from ajepa.config import Config, FrontEndConfig
-from ajepa.encoder import AudioEncoder
 from ajepa.evaluation.features import BATCH
 from ajepa.evaluation.knn import neighbour_scores
+from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.pretrained import random_encoder
 from ajepa.model.precision import autocast_dtype
 from ajepa.model.vit import Encoder
-from ajepa.pretrained import random_encoder
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.row_groups import RowGroups
 

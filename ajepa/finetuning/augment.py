@@ -12,11 +12,11 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from ajepa import rng
+from ajepa import counter_rng
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.model.pooling import cover, valid_columns
 
-MIX_STREAM, TIME_STREAM, FREQUENCY_STREAM = 16, 17, 18  # of rng.uniform
+MIX_STREAM, TIME_STREAM, FREQUENCY_STREAM = 16, 17, 18  # of counter_rng.uniform
 KEY_STREAM = 19  # window w of a clip draws from the stream KEY_STREAM + 256 w
 
 
@@ -36,11 +36,11 @@ def draw(config: FinetuneConfig, samples: np.ndarray, num_frames: np.ndarray, n_
         # Both clips of a pair take the number of its first one, so a pair gives two mixtures of the same two clips.
         pair = samples.copy()
         pair[1::2] = pair[0 : len(pair) - 1 : 2]
-        weight = betaincinv(config.mixup, config.mixup, rng.uniform(config.seed, MIX_STREAM, pair, 1)[:, 0])
+        weight = betaincinv(config.mixup, config.mixup, counter_rng.uniform(config.seed, MIX_STREAM, pair, 1)[:, 0])
         if len(samples) % 2:
             weight[-1] = 1.0
-    frames = rng.uniform(config.seed, TIME_STREAM, samples, 2 * config.time_masks)
-    bins = rng.uniform(config.seed, FREQUENCY_STREAM, samples, 2 * config.frequency_masks)
+    frames = counter_rng.uniform(config.seed, TIME_STREAM, samples, 2 * config.time_masks)
+    bins = counter_rng.uniform(config.seed, FREQUENCY_STREAM, samples, 2 * config.frequency_masks)
     return Draws(
         torch.from_numpy(weight[:, None].astype(np.float32)),
         _spans(frames, num_frames, config.time_mask_frames),
@@ -112,7 +112,7 @@ def key_mask(
         uniform = np.empty((windows, patches))
         for w in range(int(number.max()) + 1):
             which = number == w
-            uniform[which] = rng.uniform(config.seed, KEY_STREAM + 256 * w, samples[clip[which]], patches)
+            uniform[which] = counter_rng.uniform(config.seed, KEY_STREAM + 256 * w, samples[clip[which]], patches)
         grid = uniform.reshape(windows, rows, columns)
         seen = (grid >= config.masked_keys) | (grid == grid.max(axis=1, keepdims=True))
         return torch.from_numpy(seen.reshape(windows, patches))

@@ -8,14 +8,14 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ajepa import rng
+from ajepa import counter_rng
 from ajepa.errors import UserError
 from ajepa.finetuning.augment import Draws, draw, mixed_frames
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import Batch, ShardReader
 
-BALANCE_STREAM = 20  # of rng.uniform
+BALANCE_STREAM = 20  # of counter_rng.uniform
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def epoch_rows(config: FinetuneConfig, labels: Labels, rows: np.ndarray) -> Call
     reached = np.cumsum(labels.weights(rows), dtype=np.float64)
 
     def drawn(epoch: int) -> np.ndarray:
-        draws = rng.uniform(config.seed, BALANCE_STREAM, epoch * count + np.arange(count), 1)[:, 0]
+        draws = counter_rng.uniform(config.seed, BALANCE_STREAM, epoch * count + np.arange(count), 1)[:, 0]
         chosen = np.searchsorted(reached, draws * reached[-1], side="right")
         return np.sort(rows[np.minimum(chosen, len(rows) - 1)])
 

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ajepa.finetuning.checkpoint import Score, resume, snapshot
+from ajepa.finetuning.classifier import Score, resume, snapshot
 from ajepa.finetuning.clips import Labels, prepare
 from ajepa.finetuning.predict import metric_name, outputs, score
 from ajepa.finetuning.step import FinetuneState, train_step
 from ajepa.shards.reader import ShardReader
-from ajepa.training.context import GO_ON, WorkerContext
+from ajepa.training.async_metrics import NonFiniteLoss, out_of_memory, settle
+from ajepa.training.checkpoint_writer import CheckpointWriter
 from ajepa.training.inputs import on_device
 from ajepa.training.loop import Stopwatch, leaves, name_clips
-from ajepa.training.watch import NonFiniteLoss, out_of_memory, settle
-from ajepa.training.writer import CheckpointWriter
+from ajepa.training.worker import GO_ON, WorkerContext
 
 
 class Stopped(Exception):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ajepa.choices import Pooling
-from ajepa.encoder import AudioEncoder
 from ajepa.finetuning.config import FinetuneConfig
+from ajepa.inference.encoder import AudioEncoder
 from ajepa.model.pooling import pool
 
 

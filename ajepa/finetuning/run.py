@@ -14,21 +14,21 @@ import torch.distributed as dist
 from ajepa import storage
 from ajepa.checkpoints import MODEL, checkpoint_path, read_best
 from ajepa.choices import Branch
-from ajepa.encoder import AudioEncoder
-from ajepa.finetuning.checkpoint import AVERAGE, Score, load_weights, write_model
+from ajepa.finetuning.classifier import AVERAGE, Score, load_weights, write_model
 from ajepa.finetuning.clips import Labels, open_reader, read_labels
 from ajepa.finetuning.config import FinetuneConfig
-from ajepa.finetuning.heads import ProbeHead, probe_head
+from ajepa.finetuning.folds import Fit, plan_fits
 from ajepa.finetuning.loop import Stage, Stopped, best_of, train
 from ajepa.finetuning.model import Classifier
-from ajepa.finetuning.plan import Fit, plan_fits
 from ajepa.finetuning.predict import outputs, score
+from ajepa.finetuning.probe_head import ProbeHead, probe_head
 from ajepa.finetuning.schedule import Schedule
 from ajepa.finetuning.step import FinetuneState, build_state
-from ajepa.pretrained import load_encoder
+from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.pretrained import load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.shards.reader import ShardReader
-from ajepa.training.context import WorkerContext
+from ajepa.training.worker import WorkerContext
 
 RESULT = "result.json"  # of a fit, written last
 TEST_LOGITS = "test.safetensors"  # of a fit: "rows" [n] and "logits" [n, C]

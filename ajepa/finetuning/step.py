@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ajepa.config import PATCH
-from ajepa.encoder import AudioEncoder
 from ajepa.finetuning.augment import key_mask, mask_spans, mix
 from ajepa.finetuning.clips import Inputs
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.model import Classifier, classification_loss, parameter_groups
 from ajepa.finetuning.schedule import Schedule
+from ajepa.inference.encoder import AudioEncoder
 from ajepa.model.optimizer import AdamW
 from ajepa.model.precision import CPU_PATCHES, has_bf16
-from ajepa.training.watch import GPU_LAG, Pending, settle, watch, weighted
+from ajepa.training.async_metrics import GPU_LAG, Pending, settle, watch, weighted
 
 
 @dataclass

@@ -8,11 +8,11 @@ import dataclasses
 
 import numpy as np
 
-from ajepa import rng
+from ajepa import counter_rng
 from ajepa.config import MaskConfig
 from ajepa.model import patchsets
 
-MASK_STREAM, CHOICE_STREAM = 2, 3  # of rng.uniform; block i draws from the stream MASK_STREAM + 256 i
+MASK_STREAM, CHOICE_STREAM = 2, 3  # of counter_rng.uniform; block i draws from the stream MASK_STREAM + 256 i
 MAX_BLOCKS = 1024  # a mask of ratio 0.95 takes about 12 blocks of the default scale
 CURRICULUM_START = 0.01  # c0 of the curriculum
 
@@ -72,7 +72,7 @@ def sample_masks(
         progress = np.asarray(progress, np.float64)
         if progress.shape != samples.shape or not ((progress >= 0) & (progress <= 1)).all():
             raise ValueError(f"progress must lie within [0, 1], one for each of the {len(samples)} samples")
-        aware = rng.uniform(seed, CHOICE_STREAM, samples, 1)[:, 0] < curriculum_probability(progress)
+        aware = counter_rng.uniform(seed, CHOICE_STREAM, samples, 1)[:, 0] < curriculum_probability(progress)
         masked = np.empty((len(samples), size), bool)
         masked[aware] = patchsets.to_bool(grid, _time_frequency(config, grid, seed, samples[aware], wanted))
         masked[~aware] = patchsets.to_bool(grid, _blocks(config, grid, seed, samples[~aware], wanted))
@@ -120,7 +120,7 @@ def _blocks(config: MaskConfig, grid: tuple[int, int], seed: int, samples: np.nd
     for block in range(MAX_BLOCKS):
         if not len(active):
             break
-        draw = rng.uniform(seed, MASK_STREAM + 256 * block, samples[active], 2 + 2 * config.candidates)
+        draw = counter_rng.uniform(seed, MASK_STREAM + 256 * block, samples[active], 2 + 2 * config.candidates)
         rows, columns = block_sides(config, grid, draw[:, 0], draw[:, 1])
         if block == MAX_BLOCKS - 1:  # pathological settings: fill up from a drawn place on
             rows, columns = np.full_like(rows, grid[0]), np.full_like(columns, grid[1])
@@ -177,7 +177,7 @@ def _time_frequency(
     blocks = np.zeros((4, config.time_frequency_blocks, len(samples)), np.int64)  # row, rows, column, columns
     open_patches = np.full((-(-grid[0] * grid[1] // 64), len(samples)), ~np.uint64(0))
     for i, block in enumerate(blocks.swapaxes(0, 1)):
-        draw = rng.uniform(seed, MASK_STREAM + 256 * i, samples, 2 + 2 * config.candidates)
+        draw = counter_rng.uniform(seed, MASK_STREAM + 256 * i, samples, 2 + 2 * config.candidates)
         block[1], block[3] = block_sides(scale, grid, draw[:, 0], draw[:, 1])
         block[0], block[2] = _best_place(config, grid, open_patches, block[1], block[3], draw[:, 2:])
         open_patches &= ~patchsets.rectangles(grid, *block)
@@ -212,7 +212,7 @@ def _stretched(
 
 def _random(size: int, wanted: int, seed: int, samples: np.ndarray) -> np.ndarray:
     """`wanted` of `size` patches without structure: bool [B, N]."""
-    draw = rng.uniform(seed, MASK_STREAM, samples, size)
+    draw = counter_rng.uniform(seed, MASK_STREAM, samples, size)
     # Integers made unique by the patch's index: a tie could not change the count.
     key = (draw * (1 << 40)).astype(np.int64) * size + np.arange(size)
     return key <= np.partition(key, wanted - 1, axis=1)[:, wanted - 1 : wanted]

@@ -1,15 +1,15 @@
 """The order of an epoch and the clips held out of it: pure functions of the seed and of the row groups' sizes.
 
-The numbers come from ajepa.rng and every sort is stable, so no other version of a library changes an order.
+The numbers come from ajepa.counter_rng and every sort is stable, so no other version of a library changes an order.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from ajepa import rng
+from ajepa import counter_rng
 
-GROUP_STREAM, ROW_STREAM, ROUND_STREAM, HOLDOUT_STREAM = 4, 5, 6, 7  # of rng.uniform
+GROUP_STREAM, ROW_STREAM, ROUND_STREAM, HOLDOUT_STREAM = 4, 5, 6, 7  # of counter_rng.uniform
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class EpochOrder:
 
 def heldout_rows(seed: int, num_clips: int, count: int) -> np.ndarray:
     """`count` rows of `num_clips`, sorted int64."""
-    draws = rng.uniform(seed, HOLDOUT_STREAM, np.arange(num_clips), 1)[:, 0]
+    draws = counter_rng.uniform(seed, HOLDOUT_STREAM, np.arange(num_clips), 1)[:, 0]
     return np.sort(np.argsort(draws, kind="stable")[:count])
 
 
@@ -43,16 +43,16 @@ def epoch_order(seed: int, epoch: int, rows: np.ndarray, groups: np.ndarray, win
     n = len(rows)
     window = min(window, n)
     distinct, sizes = np.unique(groups, return_counts=True)
-    group_draws = rng.uniform(seed, GROUP_STREAM, epoch * len(distinct) + np.arange(len(distinct)), 1)[:, 0]
+    group_draws = counter_rng.uniform(seed, GROUP_STREAM, epoch * len(distinct) + np.arange(len(distinct)), 1)[:, 0]
     places = np.argsort(np.argsort(group_draws, kind="stable"), kind="stable")
-    draws = rng.uniform(seed, ROW_STREAM, epoch * n + np.arange(n), 1)[:, 0]
+    draws = counter_rng.uniform(seed, ROW_STREAM, epoch * n + np.arange(n), 1)[:, 0]
     line = np.argsort(np.repeat(places, sizes) + draws, kind="stable")
 
     cuts = np.arange(window + 1) * n // window
     lengths = np.diff(cuts)  # [window], equal up to one
     num_rounds, most = int(lengths.max()), int(sizes.max())
     size = 1 << (window - 1).bit_length()
-    flips = rng.uniform(seed, ROUND_STREAM, epoch * num_rounds + np.arange(num_rounds), size)
+    flips = counter_rng.uniform(seed, ROUND_STREAM, epoch * num_rounds + np.arange(num_rounds), size)
     columns = spread(flips)  # [num_rounds, size]
     rounds = np.broadcast_to(np.arange(num_rounds)[:, None], columns.shape)
     there = columns < window

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ajepa import rng
+from ajepa import counter_rng
 from ajepa.errors import UserError
 from ajepa.shards.crops import BatchArrays, fill_crop
 from ajepa.shards.dataset import ShardDataset
@@ -25,7 +25,7 @@ from ajepa.shards.order import EpochOrder, epoch_order, heldout_rows
 from ajepa.shards.row_groups import Ahead, RowGroup, RowGroups
 from ajepa.shards.schema import ROW_GROUP
 
-CROP_STREAM = 1  # of rng.uniform
+CROP_STREAM = 1  # of counter_rng.uniform
 FIXED_SAMPLES = 1 << 40  # samples from here on are crops of a fixed set, never reached by training
 STATE_FORMAT = 1
 STEPS_AHEAD = 4  # steps whose row groups are read ahead of the batches that are ready; fewer of large batches
@@ -309,7 +309,7 @@ class ShardReader:
 
     def _places(self, samples: np.ndarray) -> np.ndarray:
         """Where in its clip each crop lies, in [0, 1)."""
-        return rng.uniform(self.seed, CROP_STREAM, samples, 1)[:, 0]
+        return counter_rng.uniform(self.seed, CROP_STREAM, samples, 1)[:, 0]
 
     def _num_frames(self, count: int) -> np.ndarray | None:
         return None if self._repeat else np.empty(count, np.int64)

@@ -10,16 +10,16 @@ import torch.distributed as dist
 
 from ajepa.config import Config
 from ajepa.errors import Preempted, UserError
-from ajepa.model.schedules import total_steps
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import ShardReader
-from ajepa.training.checkpoint import resume, snapshot
-from ajepa.training.context import GO_ON, RESTART, STOP, WorkerContext
+from ajepa.training.async_metrics import NonFiniteLoss, Watched, out_of_memory, settle
+from ajepa.training.checkpoint_writer import CheckpointWriter
 from ajepa.training.inputs import on_device, prepare
 from ajepa.training.monitor import Monitor
+from ajepa.training.schedules import total_steps
+from ajepa.training.snapshot import resume, snapshot
 from ajepa.training.step import StepResult, TrainState, build_state, train_step
-from ajepa.training.watch import NonFiniteLoss, Watched, out_of_memory, settle
-from ajepa.training.writer import CheckpointWriter
+from ajepa.training.worker import GO_ON, RESTART, STOP, WorkerContext
 
 T = TypeVar("T")
 

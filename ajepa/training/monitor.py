@@ -8,10 +8,10 @@ import torch
 from ajepa.errors import UserError
 from ajepa.model.precision import autocast_dtype
 from ajepa.shards.reader import ShardReader
-from ajepa.training.context import WorkerContext
 from ajepa.training.diagnostics import MAX_CROPS, judge, representation_health
 from ajepa.training.flops import gemm_rate, step_flops
 from ajepa.training.step import TrainState
+from ajepa.training.worker import WorkerContext
 
 
 class Collapsed(UserError):

@@ -13,9 +13,9 @@ from ajepa.config import Config, TrainConfig
 from ajepa.model.ajepa import AJEPA, build_model
 from ajepa.model.optimizer import AdamW
 from ajepa.model.precision import CPU_PATCHES, autocast_dtype
-from ajepa.model.schedules import ema_momentum, learning_rate
+from ajepa.training.async_metrics import GPU_LAG, Pending, settle, watch, weighted
 from ajepa.training.inputs import Inputs
-from ajepa.training.watch import GPU_LAG, Pending, settle, watch, weighted
+from ajepa.training.schedules import ema_momentum, learning_rate
 
 
 @dataclass

@@ -20,16 +20,17 @@ from ajepa.config import PRESETS, Config
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.shards.dataset import open_dataset
-from pipelines import tracking
+from ajepa.training.run_folder import read_history
 from pipelines.ablate import AblateArgs
-from pipelines.history import read_history
+from pipelines.cli.lock import claimed
+from pipelines.cli.output import warn_relative_output
 from pipelines.jobs import pretrain, probe
-from pipelines.lineage import pretraining
-from pipelines.lock import claimed
 from pipelines.pretrain import PretrainArgs
 from pipelines.probe import ProbeArgs
-from pipelines.ray_cluster import cluster_cpus, cluster_resource, start_ray, warn_relative_output
-from pipelines.tables import markdown
+from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, start_ray
+from pipelines.reports.tables import markdown
+from pipelines.tracking import mlflow_run
+from pipelines.tracking.lineage import pretraining
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def run_trial(params: dict[str, Any], uri: str) -> None:
         "step": last["step"],
         "metric": rows[0].metric,
     }
-    tracker = tracking.start_run(uri, name, output=folder, params={}, tags={}, resumed=run.get("mlflow_run", ""))
+    tracker = mlflow_run.start_run(uri, name, output=folder, params={}, tags={}, resumed=run.get("mlflow_run", ""))
     with tracker.recording():
         tracker.log_metrics(last["step"], probe.metrics(rows))
     tune.report(result | {"finished": True})
@@ -153,7 +154,7 @@ def check(args: AblateArgs) -> tuple[Config, tuple[str, ...]]:
 
 def prepare_output(
     args: AblateArgs, base: Config, dataset_hash: str, uri: str
-) -> tuple[dict[str, Any], tracking.Tracker]:
+) -> tuple[dict[str, Any], mlflow_run.Tracker]:
     """What the ablation is, and its MLflow parent run: a new one, or that of the same ablation found at the output."""
     settings = {
         "ablation": args.ablation, "preset": args.preset, "config": json.loads(base.to_json()),
@@ -168,11 +169,11 @@ def prepare_output(
         old = json.loads(where.read_text())
         if {k: old[k] for k in settings} != settings:
             raise UserError(f"--output {args.output!r} holds another ablation or other data: choose another folder")
-        tracker = tracking.start_run(uri, resumed=old["mlflow_run"], **about)
+        tracker = mlflow_run.start_run(uri, resumed=old["mlflow_run"], **about)
     elif Path(args.output).is_file() or storage.contents(args.output):
         raise UserError(f"--output {args.output!r} exists and is no ablation folder: choose another")
     else:
-        tracker = tracking.start_run(uri, **about)
+        tracker = mlflow_run.start_run(uri, **about)
     return settings, tracker
 
 
@@ -202,7 +203,7 @@ def main(args: AblateArgs) -> pd.DataFrame:
     warn_relative_output(args.output)
     args = dataclasses.replace(args, data=storage.absolute(args.data), output=storage.absolute(args.output))
     dataset = open_dataset(args.data)
-    uri = tracking.tracking_uri(args.mlflow_uri, args.output)
+    uri = mlflow_run.tracking_uri(args.mlflow_uri, args.output)
     args = dataclasses.replace(args, mlflow_uri=None)  # Ray Tune writes it to files, and it may hold a password
     with claimed(args.output):
         settings, tracker = prepare_output(args, base, dataset.content_hash, uri)
@@ -235,7 +236,7 @@ def main(args: AblateArgs) -> pd.DataFrame:
                 raise UserError(
                     f"{results.num_errors} of {len(results)} trials failed ({last}); run it again to resume"
                 )
-        print(f"\n{len(trials)} trials; table, CSV and figure in {args.output}; look: {tracking.ui_command(uri)}")
+        print(f"\n{len(trials)} trials; table, CSV and figure in {args.output}; look: {mlflow_run.ui_command(uri)}")
         return table
 
 
@@ -264,12 +265,12 @@ def summarise(trials: Sequence[dict[str, Any]], values: Sequence[str]) -> pd.Dat
 
 
 def write_report(
-    args: AblateArgs, table: pd.DataFrame, trials: Sequence[dict[str, Any]], tracker: tracking.Tracker
+    args: AblateArgs, table: pd.DataFrame, trials: Sequence[dict[str, Any]], tracker: mlflow_run.Tracker
 ) -> None:
     """table.md, table.csv and figure.png in the output folder and in MLflow's parent run."""
     if table.empty:
         return
-    from pipelines import figures
+    from pipelines.reports import training_figures
 
     folder = Path(args.output)
     storage.write_text(str(folder / "table.md"), markdown(table) + "\n")
@@ -280,7 +281,7 @@ def write_report(
         MEL: float(score(trials[0], MEL, "mean")),
     }
     title = f"{ABLATIONS[args.ablation].title} ({args.preset}, mean pooling)"
-    figures.draw_ablation(title, list(table["setting"]), accuracies, baselines, folder / "figure.png")
+    training_figures.draw_ablation(title, list(table["setting"]), accuracies, baselines, folder / "figure.png")
     for name in ("table.md", "table.csv", "figure.png"):
         tracker.log_file(folder / name)
     print(markdown(table))

@@ -14,21 +14,21 @@ import ray
 import torch
 
 from ajepa.audio.statistics import Statistics
+from ajepa.audio.synthetic import CLASSES, SECONDS, write_clips
 from ajepa.config import PRESETS, Config, FrontEndConfig
 from ajepa.model.precision import autocast_dtype
 from ajepa.shards.reader import Batch
 from ajepa.training.inputs import on_device, prepare
 from ajepa.training.step import build_state, train_step
-from pipelines import tracking
+from pipelines.cli.arguments import choose_threads
+from pipelines.cli.lock import claimed
 from pipelines.demo import DemoArgs
 from pipelines.jobs import preprocess, pretrain, probe
-from pipelines.lock import claimed
 from pipelines.preprocess import PreprocessArgs
 from pipelines.pretrain import PretrainArgs
 from pipelines.probe import ProbeArgs
-from pipelines.ray_cluster import start_ray
-from pipelines.synthesis import CLASSES, SECONDS, write_clips
-from pipelines.workers import choose_threads
+from pipelines.rayjobs.cluster import start_ray
+from pipelines.tracking import mlflow_run
 
 TIMED_STEPS = 3
 OTHER_SECONDS = 13.0  # of all but the training steps, for each CPU second that the imports of this process took
@@ -125,7 +125,7 @@ def main(args: DemoArgs) -> None:
         print(path)
     print("\n" + ", ".join(f"{name.split(' (')[0].split(',')[0]} {seconds:.0f} s" for name, seconds in times.items()))
     print(f"{sum(times.values()) / 60:.1f} min in all, at most {memory.peak_gb:.1f} GB of memory")
-    print(f"look at the runs: {tracking.ui_command(uri)}")
+    print(f"look at the runs: {mlflow_run.ui_command(uri)}")
 
 
 def announce_time(args: DemoArgs) -> None:

@@ -17,22 +17,22 @@ from ajepa.audio.segments import segment
 from ajepa.audio.sources import load_manifest
 from ajepa.checkpoints import latest_checkpoint
 from ajepa.choices import Branch
-from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
-from ajepa.evaluation.embedder import Embedder, EmbedSettings, part_path
-from ajepa.evaluation.embeddings import EMBEDDINGS_JSON, Embeddings, finish_embeddings, open_embeddings
-from ajepa.evaluation.neighbours import Neighbour, nearest
-from ajepa.pretrained import EXPORT_JSON, load_encoder
+from ajepa.inference.embedder import Embedder, EmbedSettings, part_path
+from ajepa.inference.embeddings import EMBEDDINGS_JSON, Embeddings, finish_embeddings, open_embeddings
+from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.neighbours import Neighbour, nearest
+from ajepa.inference.pretrained import EXPORT_JSON, load_encoder
 from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, open_dataset
 from ajepa.shards.schema import BAD, OK
-from pipelines import tracking
-from pipelines.blocks import run_blocks, unfinished
+from pipelines.cli.lock import claimed
+from pipelines.cli.output import Kind, block_size, manifest_hash, prepare_output, warn_relative_output
 from pipelines.embed import EmbedArgs, NeighboursArgs
-from pipelines.embed_actors import ActorSettings, EmbedActor
-from pipelines.lineage import pretraining, recorded_uri
-from pipelines.lock import claimed
-from pipelines.plan import Kind, block_size, manifest_hash, prepare_output
-from pipelines.ray_cluster import cluster_cpus, cluster_resource, start_ray, warn_relative_output
+from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, start_ray
+from pipelines.rayjobs.data_job import run_blocks, unfinished
+from pipelines.rayjobs.embed_actors import ActorSettings, EmbedActor
+from pipelines.tracking import mlflow_run
+from pipelines.tracking.lineage import pretraining, recorded_uri
 
 EMBEDDINGS = Kind("embedding folder", "embedding job", EMBEDDINGS_JSON, f"{PLAN}/embed.json", open_embeddings)
 
@@ -103,14 +103,14 @@ def main(args: EmbedArgs) -> Embeddings:
         "encoder_digest": encoder.about["digest"], "precision": args.precision, **dataclasses.asdict(chosen),
     }  # fmt: skip
     origin = pretraining(path)
-    uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
+    uri = mlflow_run.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
     with claimed(output):
         finished = prepare_output(output, EMBEDDINGS, plan, clips.manifest, clips.part_size, args.overwrite)
         if finished is not None:
-            tracking.send_unsent(output, uri)
+            mlflow_run.send_unsent(output, uri)
             print(f"nothing to do: {output} is finished ({finished.num_clips} clips x {finished.dimension})")
             return finished
-        tracker = tracking.start_run(
+        tracker = mlflow_run.start_run(
             uri,
             f"embed {args.level}",
             output=output,
@@ -184,9 +184,9 @@ def embed_all(clips: Clips, settings: ActorSettings, num_workers: int | None) ->
     )  # fmt: skip
 
 
-def log_model(tracker: tracking.Tracker, checkpoint: str, branch: Branch | None) -> str | None:
+def log_model(tracker: mlflow_run.Tracker, checkpoint: str, branch: Branch | None) -> str | None:
     """Log the encoder as a model; None where MLflow does not take it, which the embeddings do not need."""
-    from pipelines.logged_model import log_encoder  # MLflow's models take seconds to import
+    from pipelines.tracking.logged_model import log_encoder  # MLflow's models take seconds to import
 
     try:
         return log_encoder(tracker, checkpoint, branch)

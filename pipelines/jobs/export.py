@@ -8,12 +8,12 @@ from ajepa import storage
 from ajepa.checkpoints import latest_checkpoint
 from ajepa.choices import GraphFormat
 from ajepa.errors import UserError
-from ajepa.graph import export_graph
-from ajepa.pretrained import EXPORT_WEIGHTS, export_encoder, load_encoder
-from pipelines import tracking
+from ajepa.inference.graph import export_graph
+from ajepa.inference.pretrained import EXPORT_WEIGHTS, export_encoder, load_encoder
+from pipelines.cli.lock import claimed
 from pipelines.export import ExportArgs
-from pipelines.lineage import exported_runs, pretraining, recorded_uri
-from pipelines.lock import claimed
+from pipelines.tracking import mlflow_run
+from pipelines.tracking.lineage import exported_runs, pretraining, recorded_uri
 
 
 def main(args: ExportArgs) -> None:
@@ -73,16 +73,16 @@ def model_uri(args: ExportArgs, origin: dict[str, str]) -> str | None:
         return None
     known = args.mlflow_uri or recorded_uri(origin)
     if known or os.environ.get("MLFLOW_TRACKING_URI"):
-        return tracking.tracking_uri(known, args.output)
+        return mlflow_run.tracking_uri(known, args.output)
     if args.log_model == "on":
         raise UserError("--log-model: the run does not say where MLflow is; give --mlflow-uri")
     return None
 
 
 def log_model(args: ExportArgs, origin: dict[str, str], about: dict[str, object], uri: str) -> None:
-    from pipelines.logged_model import log_encoder  # MLflow's models take seconds to import
+    from pipelines.tracking.logged_model import log_encoder  # MLflow's models take seconds to import
 
-    tracker = tracking.start_run(
+    tracker = mlflow_run.start_run(
         uri,
         "export",
         output=storage.absolute(args.output),
@@ -98,4 +98,4 @@ def log_model(args: ExportArgs, origin: dict[str, str], about: dict[str, object]
                 raise
             print(f"warning: {error}", file=sys.stderr)
             return
-    print(f'MLflow model {model} at {tracking.shown(uri)}: mlflow.pyfunc.load_model("{model}").predict(waveforms)')
+    print(f'MLflow model {model} at {mlflow_run.shown(uri)}: mlflow.pyfunc.load_model("{model}").predict(waveforms)')

@@ -13,20 +13,21 @@ from ajepa import storage
 from ajepa.config import differences
 from ajepa.errors import UserError
 from ajepa.finetuning.clips import Labels, open_reader, read_labels
-from ajepa.finetuning.plan import plan_fits
+from ajepa.finetuning.folds import plan_fits
 from ajepa.finetuning.predict import metric_name
 from ajepa.finetuning.run import MODEL_FOLDER, Job, Result, finetune, read_result, read_test_logits
 from ajepa.finetuning.summary import Row, class_table, markdown_table, rows_of
-from ajepa.pretrained import load_encoder
+from ajepa.inference.pretrained import load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
-from pipelines import tracking
+from ajepa.training.run_folder import RUN_JSON
+from pipelines.cli.arguments import parse_workers
+from pipelines.cli.lock import claimed
+from pipelines.cli.output import warn_relative_output
 from pipelines.finetune import FinetuneArgs
-from pipelines.history import RUN_JSON
-from pipelines.lineage import exported_runs, pretraining, recorded_uri, resumed_uri
-from pipelines.lock import claimed
-from pipelines.ray_cluster import warn_relative_output
-from pipelines.reporter import Reporter
-from pipelines.workers import Workers, fit, parse_workers, require_resources
+from pipelines.rayjobs.train_job import Workers, fit, require_resources
+from pipelines.tracking import mlflow_run
+from pipelines.tracking.lineage import exported_runs, pretraining, recorded_uri, resumed_uri
+from pipelines.tracking.reporter import Reporter
 
 FINETUNE_JSON = "finetune.json"  # what the output is; "finished" once everything is written
 
@@ -82,7 +83,7 @@ def main(args: FinetuneArgs) -> list[Row]:
         found = prepare_output(output, settings, args.overwrite)
         if found and found["finished"]:
             rows = [Row(r["model"], {(s, f): v for s, f, v in r["scores"]}) for r in found["rows"]]
-            tracking.send_unsent(output, resumed_uri(args.mlflow_uri, output, found))
+            mlflow_run.send_unsent(output, resumed_uri(args.mlflow_uri, output, found))
             table = markdown_table(rows, found["metric"])
             print(f"nothing to do: {output} is finished (--overwrite starts again)\n\n{table}")
             return rows
@@ -137,7 +138,7 @@ def start_or_resume(
     encoder: str,
     origin: dict[str, str],
     dataset: ShardDataset,
-) -> tuple[dict[str, Any], tracking.Tracker]:
+) -> tuple[dict[str, Any], mlflow_run.Tracker]:
     """(finetune.json, tracker) of the fine-tuning at the output, made where there is none."""
     params = {k: v for k, v in settings.items() if k not in ("config", "label_names")} | {
         **args.config.to_dict(), "preset": args.preset, "encoder": encoder, "data": dataset.path, "output": output,
@@ -153,11 +154,11 @@ def start_or_resume(
     uri = resumed_uri(args.mlflow_uri, output, found, recorded_uri(origin))
     if found:
         print("resuming")
-        tracker = tracking.start_run(uri, resumed=found["mlflow_run"], **about)
+        tracker = mlflow_run.start_run(uri, resumed=found["mlflow_run"], **about)
     else:
-        tracker = tracking.start_run(uri, **about)
+        tracker = mlflow_run.start_run(uri, **about)
         found = {"settings": settings, "finished": False}
-    return found | {"mlflow_uri": tracking.shown(uri), "mlflow_run": tracker.run_id}, tracker
+    return found | {"mlflow_uri": mlflow_run.shown(uri), "mlflow_run": tracker.run_id}, tracker
 
 
 def write_results(
@@ -166,7 +167,7 @@ def write_results(
     labels: Labels,
     results: Sequence[Result],
     rows: Sequence[Row],
-    tracker: tracking.Tracker,
+    tracker: mlflow_run.Tracker,
 ) -> str:
     """results.json, table.md and per_class.md, at the output and in MLflow; returns the table."""
     metric = metric_name(labels)

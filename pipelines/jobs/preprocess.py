@@ -18,19 +18,18 @@ from ajepa.audio.sources import load_manifest
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, finish_dataset, open_dataset
+from ajepa.shards.estimate import estimate
 from ajepa.shards.merge import merge_datasets
 from ajepa.shards.schema import BAD, OK
 from ajepa.shards.verify import verify_dataset
 from ajepa.shards.writer import shard_path
-from pipelines import tracking
-from pipelines.blocks import run_blocks, unfinished
-from pipelines.estimate import estimate
-from pipelines.lock import claimed
-from pipelines.plan import MISSING, SHARDS, make_plan, prepare_output
+from pipelines.cli.lock import claimed
+from pipelines.cli.output import MISSING, SHARDS, make_plan, prepare_output, warn_relative_output
+from pipelines.cli.progress import Progress
 from pipelines.preprocess import MergeArgs, PreprocessArgs, VerifyArgs
-from pipelines.progress import Progress
-from pipelines.ray_cluster import warn_relative_output
-from pipelines.tracking import Tracker
+from pipelines.rayjobs.data_job import run_blocks, unfinished
+from pipelines.tracking import mlflow_run
+from pipelines.tracking.mlflow_run import Tracker
 
 REPORT = "report"  # folder of the end report in the dataset
 
@@ -93,7 +92,7 @@ def write_all(
     """Write the shards that are missing, with live progress; figures of this part of the job."""
     from ray.data import TaskPoolStrategy
 
-    from pipelines.block_tasks import write_shards
+    from pipelines.rayjobs.data_tasks import write_shards
 
     total, size = plan["clips"], plan["shard_size"]
     sizes = [min(size, total - start) for start in range(0, total, size)]
@@ -112,7 +111,7 @@ def write_all(
 
 def save_report(dataset: ShardDataset, remarks: Sequence[str], missing: int, tracker: Tracker | None = None) -> None:
     """Write the end report into the dataset and, where there is a run, to MLflow."""
-    from pipelines.report import write_report  # matplotlib
+    from pipelines.reports.preprocess_report import write_report  # matplotlib
 
     storage.make_folder(storage.join(dataset.path, REPORT))
     with tempfile.TemporaryDirectory() as folder:
@@ -132,17 +131,17 @@ def main(args: PreprocessArgs) -> ShardDataset:
     if args.num_workers is not None and args.num_workers < 1:
         raise UserError(f"--num-workers must be positive, got {args.num_workers}")
     plan = make_plan(args.source, args.input, manifest, args.clips_per_shard, args.front_end)
-    uri = tracking.tracking_uri(args.mlflow_uri, output)
+    uri = mlflow_run.tracking_uri(args.mlflow_uri, output)
     with claimed(output):
         finished = prepare_output(output, SHARDS, plan, manifest, plan["shard_size"], args.overwrite)
         if finished is not None:
             if storage.kind(storage.join(output, REPORT, "report.md")) == "missing":  # killed between the two
                 save_report(finished, manifest.remarks, len(manifest.missing))
-            tracking.send_unsent(output, uri)
+            mlflow_run.send_unsent(output, uri)
             print(f"nothing to do: {output} is finished ({finished.num_clips} clips, hash {finished.content_hash})")
             return finished
-        params = tracking.flatten({k: v for k, v in plan.items() if k != "label_names"}) | {"output": output}
-        tracker = tracking.start_run(
+        params = mlflow_run.flatten({k: v for k, v in plan.items() if k != "label_names"}) | {"output": output}
+        tracker = mlflow_run.start_run(
             uri, f"preprocess {args.source}", output=output, params=params, tags={"ajepa.job": "preprocess"}
         )
         with tracker.recording():

@@ -16,15 +16,16 @@ from ajepa.config import differences
 from ajepa.errors import UserError
 from ajepa.model.ajepa import build_model
 from ajepa.shards.dataset import ShardDataset, open_dataset
-from pipelines import tracking
-from pipelines.history import RUN_JSON, read_history
-from pipelines.lineage import resumed_uri
-from pipelines.lock import claimed
+from ajepa.training.run_folder import RUN_JSON, read_history
+from pipelines.cli.arguments import parse_workers
+from pipelines.cli.lock import claimed
+from pipelines.cli.output import warn_relative_output
 from pipelines.pretrain import PretrainArgs
-from pipelines.pretrain_job import pretrain
-from pipelines.ray_cluster import warn_relative_output
-from pipelines.reporter import Reporter
-from pipelines.workers import Workers, fit, parse_workers, require_resources
+from pipelines.rayjobs.pretrain_worker import pretrain
+from pipelines.rayjobs.train_job import Workers, fit, require_resources
+from pipelines.tracking import mlflow_run
+from pipelines.tracking.lineage import resumed_uri
+from pipelines.tracking.reporter import Reporter
 
 
 def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] | None:
@@ -75,7 +76,7 @@ def check(args: PretrainArgs, dataset: ShardDataset) -> None:
 
 def start_or_resume(args: PretrainArgs, dataset: ShardDataset, run: dict[str, Any] | None, **mlflow: Any) -> Any:
     """(run.json, tracker) of the run at the output, made where there is none."""
-    params = tracking.flatten(args.config.to_dict()) | {
+    params = mlflow_run.flatten(args.config.to_dict()) | {
         "preset": args.preset, "data": args.data, "dataset_hash": dataset.content_hash,
         "num_workers": args.num_workers, "output": args.output,
     }  # fmt: skip
@@ -88,14 +89,14 @@ def start_or_resume(args: PretrainArgs, dataset: ShardDataset, run: dict[str, An
     uri = resumed_uri(args.mlflow_uri, args.output, run)
     if run:
         print(f"resuming at step {max(0, newest_step(args.output))}")
-        tracker = tracking.start_run(uri, resumed=run["mlflow_run"], **about)
+        tracker = mlflow_run.start_run(uri, resumed=run["mlflow_run"], **about)
     else:
-        tracker = tracking.start_run(uri, **about)
+        tracker = mlflow_run.start_run(uri, **about)
         run = {
             "config": args.config.to_dict(), "dataset_hash": dataset.content_hash, "data": args.data,
             "finished": False, "preset": args.preset,
         }  # fmt: skip
-    return run | {"mlflow_uri": tracking.shown(uri), "mlflow_run": tracker.run_id}, tracker
+    return run | {"mlflow_uri": mlflow_run.shown(uri), "mlflow_run": tracker.run_id}, tracker
 
 
 def main(
@@ -121,7 +122,7 @@ def main(
         run = prepare_output(args, dataset)
         if run and run["finished"]:
             info = read_info(latest_checkpoint(args.output))
-            tracking.send_unsent(args.output, resumed_uri(args.mlflow_uri, args.output, run))
+            mlflow_run.send_unsent(args.output, resumed_uri(args.mlflow_uri, args.output, run))
             print(f"nothing to do: {args.output} finished its {info.step} steps (--overwrite starts again)")
             return info
         workers = Workers(
@@ -156,16 +157,16 @@ def main(
         return info
 
 
-def draw(args: PretrainArgs, dataset: ShardDataset, tracker: tracking.Tracker) -> None:
+def draw(args: PretrainArgs, dataset: ShardDataset, tracker: mlflow_run.Tracker) -> None:
     """Pictures of the run, in MLflow and, where the run folder is local, there under figures/."""
-    from pipelines import figures
+    from pipelines.reports import training_figures
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch if storage.is_uri(args.output) else storage.join(args.output, "figures"))
-        figures.draw_training(read_history(args.output), args.config.model.width, folder / "training.png")
-        figures.draw_masks(dataset, args.config, folder / "masks.png")
+        training_figures.draw_training(read_history(args.output), args.config.model.width, folder / "training.png")
+        training_figures.draw_masks(dataset, args.config, folder / "masks.png")
         model = build_model(args.config)
         model.load_state_dict(read_weights(latest_checkpoint(args.output)))
-        figures.draw_predictions(model, dataset, folder / "predictions.png")
+        training_figures.draw_predictions(model, dataset, folder / "predictions.png")
         for path in sorted(folder.iterdir()):
             tracker.log_file(path, "figures")

@@ -11,21 +11,21 @@ import torch
 
 from ajepa import storage
 from ajepa.choices import POOLINGS
-from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Row, Source, compare, markdown_table
+from ajepa.evaluation.feature_cache import FeatureCache, default_cache
 from ajepa.evaluation.features import mel_statistics
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.splits import Splits, make_splits, read_targets
-from ajepa.pretrained import load_encoder, random_encoder
+from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.pretrained import load_encoder, random_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
-from pipelines import tracking
-from pipelines.feature_cache import FeatureCache, default_cache
-from pipelines.lineage import pretraining, recorded_uri
-from pipelines.lock import claimed
+from pipelines.cli.arguments import choose_threads
+from pipelines.cli.lock import claimed
 from pipelines.probe import ProbeArgs
-from pipelines.probe_report import OUTPUTS, write_outputs
-from pipelines.workers import choose_threads
+from pipelines.reports.probe_report import OUTPUTS, write_outputs
+from pipelines.tracking import mlflow_run
+from pipelines.tracking.lineage import pretraining, recorded_uri
 
 ATTENTIVE = "attentive"
 RANDOM_SEED = 1000  # of the first random initialisation: no pretraining starts from it
@@ -46,9 +46,9 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
         seed: make_splits(dataset, targets, seed, args.train_splits, args.unlabelled) for seed in range(args.seeds)
     }
     origins = [pretraining(path) for path in paths]
-    uri = tracking.tracking_uri(args.mlflow_uri or recorded_uri(origins[0]), str(folder))
+    uri = mlflow_run.tracking_uri(args.mlflow_uri or recorded_uri(origins[0]), str(folder))
     with claimed(str(folder)):
-        tracker = tracking.start_run(
+        tracker = mlflow_run.start_run(
             uri,
             f"probe {args.protocol}",
             output=str(folder),

@@ -20,9 +20,9 @@ from benchmarks.common import CLIPS, ROUNDS, say, seconds, sound
 from ajepa.audio.decode import decode
 from ajepa.audio.statistics import Statistics
 from ajepa.config import PRESETS, FrontEndConfig
-from ajepa.encoder import AudioEncoder
+from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.pretrained import load_encoder, write_export
 from ajepa.model.ajepa import build_model
-from ajepa.pretrained import load_encoder, write_export
 from pipelines.embed import EmbedArgs
 from pipelines.jobs.embed import main
 

@@ -9,8 +9,8 @@ from benchmarks.common import ROUNDS, say, seconds
 
 from ajepa.audio.statistics import Statistics
 from ajepa.config import PRESETS, FrontEndConfig
+from ajepa.inference.pretrained import random_encoder
 from ajepa.model.vit import patchify
-from ajepa.pretrained import random_encoder
 from ajepa.training.flops import gemm_rate, step_flops
 
 CPU = torch.device("cpu")

@@ -23,10 +23,10 @@ from ajepa.model.losses import normalise_targets
 from ajepa.model.precision import autocast_dtype
 from ajepa.model.vit import Encoder, Predictor, gather, patchify
 from ajepa.shards.reader import Batch
+from ajepa.training.async_metrics import settle
 from ajepa.training.flops import gemm_rate, step_flops
 from ajepa.training.inputs import Inputs, on_device, prepare
 from ajepa.training.step import TrainState, build_state, train_step
-from ajepa.training.watch import settle
 
 ROUNDS = 5
 STATISTICS = Statistics(np.full(128, -4.0), np.full(128, 3.0), 1)

@@ -26,12 +26,12 @@ from benchmarks.common import ROUNDS, say, seconds, sound
 from ajepa.config import FrontEndConfig
 from ajepa.shards.dataset import open_dataset
 from ajepa.shards.reader import ShardReader
-from ajepa.training.context import WorkerContext
 from ajepa.training.flops import gemm_rate, step_flops
 from ajepa.training.inputs import prepare
 from ajepa.training.loop import train
+from ajepa.training.run_folder import read_history
 from ajepa.training.step import build_state, train_step
-from pipelines.history import read_history
+from ajepa.training.worker import WorkerContext
 from pipelines.jobs import pretrain
 
 pytestmark = pytest.mark.timeout(3_600)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from helpers.faults import PATIENCE
 
-from pipelines.common import parse
+from pipelines.cli.arguments import parse
 from pipelines.preprocess import PreprocessArgs
 from pipelines.pretrain import parse_args
 

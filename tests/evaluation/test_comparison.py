@@ -12,7 +12,7 @@ from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Source, compare
 from ajepa.evaluation.features import encoder_features, mel_statistics
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.splits import make_splits, read_targets
-from ajepa.pretrained import random_encoder
+from ajepa.inference.pretrained import random_encoder
 from ajepa.shards.schema import decode_log_mels
 
 

@@ -3,7 +3,7 @@
 import pytest
 from helpers.runs import SHORT_MODEL
 
-from ajepa.pretrained import random_encoder
+from ajepa.inference.pretrained import random_encoder
 
 
 @pytest.fixture(scope="session")

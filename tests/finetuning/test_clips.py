@@ -8,7 +8,7 @@ from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.finetuning.clips import Labels, epoch_rows, open_reader, read_labels
 from ajepa.finetuning.config import FinetuneConfig
-from ajepa.finetuning.plan import plan_fits
+from ajepa.finetuning.folds import plan_fits
 
 LISTS = [[0], [1, 2], [2], [0, 2], [1]]
 LABELS = Labels(

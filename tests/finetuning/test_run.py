@@ -9,19 +9,19 @@ import safetensors.torch
 import torch
 
 from ajepa.config import FrontEndConfig
-from ajepa.encoder import AudioEncoder
 from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features
-from ajepa.finetuning.checkpoint import Score, load_classifier
+from ajepa.finetuning.classifier import Score, load_classifier
 from ajepa.finetuning.clips import open_reader, read_labels
 from ajepa.finetuning.config import FinetuneConfig
-from ajepa.finetuning.heads import probe_head
+from ajepa.finetuning.folds import plan_fits
 from ajepa.finetuning.loop import best_of
-from ajepa.finetuning.plan import plan_fits
 from ajepa.finetuning.predict import outputs, score
+from ajepa.finetuning.probe_head import probe_head
 from ajepa.finetuning.run import Job, finetune, read_result, read_test_logits
-from ajepa.pretrained import load_encoder, write_export
-from ajepa.training.context import GO_ON, STOP, WorkerContext
+from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.pretrained import load_encoder, write_export
+from ajepa.training.worker import GO_ON, STOP, WorkerContext
 
 CPU = torch.device("cpu")
 CONFIG = FinetuneConfig(

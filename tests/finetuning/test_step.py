@@ -14,7 +14,7 @@ from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.schedule import Schedule
 from ajepa.finetuning.step import FinetuneState, build_state, fitting_clips, train_step
-from ajepa.pretrained import random_encoder
+from ajepa.inference.pretrained import random_encoder
 from ajepa.shards.dataset import open_dataset
 
 STEPS = 3

@@ -17,10 +17,10 @@ from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.schedule import Schedule
 from ajepa.finetuning.step import FinetuneState, build_state, train_step
-from ajepa.pretrained import random_encoder
+from ajepa.inference.pretrained import random_encoder
 from ajepa.shards.reader import Batch
+from ajepa.training.async_metrics import settle
 from ajepa.training.inputs import on_device
-from ajepa.training.watch import settle
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CLIPS, FRAMES = 12, 208  # more frames than a window has, so clips have several

@@ -10,10 +10,10 @@ from helpers.training_state import STATISTICS, make_batch, make_inputs, make_sta
 
 from ajepa.config import Config, ModelConfig, TrainConfig
 from ajepa.shards.reader import Batch
-from ajepa.training.checkpoint import host_copies, optimizer_moments
+from ajepa.training.async_metrics import GPU_LAG, NonFiniteLoss, settle
 from ajepa.training.inputs import Inputs, on_device, prepare
+from ajepa.training.snapshot import host_copies, optimizer_moments
 from ajepa.training.step import TrainState, build_state, train_step
-from ajepa.training.watch import GPU_LAG, NonFiniteLoss, settle
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

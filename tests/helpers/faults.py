@@ -242,7 +242,7 @@ class Failure(NamedTuple):
 
 def failing_worker(folder: Path, *failures: Failure) -> Callable[[dict], None]:
     """A train_worker whose processes fail, each at its own time."""
-    from pipelines.ray_training import train_worker
+    from pipelines.rayjobs.train_workers import train_worker
 
     # What a worker unpickles: it cannot import this file.
     planned = [(f.moment, f.step, f.rank, int(f.number), str(f.flag(folder))) for f in failures]
@@ -254,17 +254,21 @@ def failing_worker(folder: Path, *failures: Failure) -> Callable[[dict], None]:
 
         import ray.train
 
-        from ajepa.training import loop, writer
-        from pipelines import stopping
+        from ajepa.training import checkpoint_writer, loop
+        from pipelines.rayjobs import stop_requests
 
-        rank, take_step, write = ray.train.get_context().get_world_rank(), loop.train_step, writer.write_checkpoint
+        rank, take_step, write = (
+            ray.train.get_context().get_world_rank(),
+            loop.train_step,
+            checkpoint_writer.write_checkpoint,
+        )
 
         def fail(*now):
             for *when, number, flag in planned:
                 if when == [*now, rank] and not Path(flag).exists():
                     Path(flag).write_text(str(time.time()))
                     os.kill(os.getpid(), number)
-                    stopping._terminated.wait(60)  # the main thread takes it when it is next asked something
+                    stop_requests._terminated.wait(60)  # the main thread takes it when it is next asked something
 
         def step_then_fail(state, *args, **kwargs):
             result = take_step(state, *args, **kwargs)
@@ -275,7 +279,7 @@ def failing_worker(folder: Path, *failures: Failure) -> Callable[[dict], None]:
             write(path, shot)
             fail("checkpoint", shot.step)
 
-        loop.train_step, writer.write_checkpoint = step_then_fail, write_then_fail
+        loop.train_step, checkpoint_writer.write_checkpoint = step_then_fail, write_then_fail
         train_worker(settings)
 
     return worker

@@ -15,11 +15,11 @@ def step_that_holds(folder: str, output: str, in_ray: bool):
     import time
     from pathlib import Path
 
-    from ajepa.training.context import GO_ON
     from ajepa.training.step import train_step
-    from pipelines import stopping
+    from ajepa.training.worker import GO_ON
+    from pipelines.rayjobs import stop_requests
 
-    asked = stopping.StopRequests(output, 0, in_ray)
+    asked = stop_requests.StopRequests(output, 0, in_ray)
 
     def step_then_hold(state, *args, **kwargs):
         result = train_step(state, *args, **kwargs)
@@ -36,15 +36,15 @@ def step_that_holds(folder: str, output: str, in_ray: bool):
 def hold_steps(folder: str, output: str, in_ray: bool) -> None:
     """Let training in this process do so."""
     from ajepa.training import loop
-    from pipelines import stopping
+    from pipelines.rayjobs import stop_requests
 
-    stopping.POLL_SECONDS = 0.0  # the step after a hold sees what ended the hold
+    stop_requests.POLL_SECONDS = 0.0  # the step after a hold sees what ended the hold
     loop.train_step = step_that_holds(folder, output, in_ray)
 
 
 def holding_worker(folder: str):
     """A train_worker that does so on rank 0: the others wait for it in the step that follows."""
-    from pipelines.ray_training import train_worker
+    from pipelines.rayjobs.train_workers import train_worker
 
     def worker(settings: dict) -> None:
         import ray.train
@@ -61,8 +61,8 @@ if __name__ == "__main__":
     if arguments[arguments.index("--num-workers") + 1] == "0":
         hold_steps(chosen, arguments[arguments.index("--output") + 1], in_ray=False)
     else:
-        from pipelines import ray_training
+        from pipelines.rayjobs import train_workers
 
-        ray_training.train_worker = holding_worker(chosen)
+        train_workers.train_worker = holding_worker(chosen)
     sys.argv = ["pipelines/pretrain.py", *arguments]
     runpy.run_path("pipelines/pretrain.py", run_name="__main__")

@@ -12,7 +12,7 @@ def among(modules: list[str], names: list[str]) -> list[str]:
 
 
 def listing(fit: Callable[..., None], folder: Path) -> Callable[..., None]:
-    """`pipelines.workers.fit` whose controller and workers write what they have imported: see `imported`."""
+    """`pipelines.rayjobs.train_job.fit` whose controller and workers write what they have imported: see `imported`."""
     # What is nested is pickled by value: other processes cannot import this file.
     written = str(folder)
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ajepa import rng
+from ajepa import counter_rng
 from ajepa.config import MaskConfig
 
 Patches = set[tuple[int, int]]  # (row, column)
@@ -62,7 +62,7 @@ def grown(
 
 
 def draws(config: MaskConfig, seed: int, sample: int, block: int) -> list[float]:
-    return rng.uniform(seed, 2 + 256 * block, np.array([sample]), 2 + 2 * config.candidates)[0].tolist()
+    return counter_rng.uniform(seed, 2 + 256 * block, np.array([sample]), 2 + 2 * config.candidates)[0].tolist()
 
 
 def sides(

@@ -9,8 +9,8 @@ from ajepa.audio.statistics import Statistics
 from ajepa.checkpoints import write_checkpoint
 from ajepa.config import Config, ModelConfig, TrainConfig
 from ajepa.shards.reader import Batch
-from ajepa.training.checkpoint import snapshot
 from ajepa.training.inputs import Inputs, prepare
+from ajepa.training.snapshot import snapshot
 from ajepa.training.step import TrainState, build_state, train_step
 
 MODEL = ModelConfig(

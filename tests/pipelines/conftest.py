@@ -18,7 +18,7 @@ def ray_session(s3_server):
     """One Ray on two CPUs for all tests of this process; its workers reach the S3 server."""
     import ray
 
-    from pipelines.ray_cluster import start_ray
+    from pipelines.rayjobs.cluster import start_ray
 
     # As in an activated environment: a submitted job's `python` is this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

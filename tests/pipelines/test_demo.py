@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from helpers.runs import tiny_config
 
+from ajepa.audio.synthetic import CLASSES, make_clip, write_clips
 from ajepa.config import PRESETS
 from pipelines.jobs import demo
-from pipelines.synthesis import CLASSES, make_clip, write_clips
 
 
 @pytest.fixture(scope="module")

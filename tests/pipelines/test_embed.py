@@ -23,8 +23,8 @@ from helpers.faults import PATH, PATIENCE, ROOT, Gate
 from helpers.training_state import save_run
 
 from ajepa.errors import UserError
-from ajepa.evaluation.embeddings import EMBEDDINGS_JSON, open_embeddings
-from ajepa.pretrained import export_encoder, load_encoder
+from ajepa.inference.embeddings import EMBEDDINGS_JSON, open_embeddings
+from ajepa.inference.pretrained import export_encoder, load_encoder
 from pipelines.embed import EmbedArgs, NeighboursArgs
 from pipelines.jobs.embed import main, neighbours
 

@@ -14,7 +14,7 @@ from helpers.training_state import save_run
 
 from ajepa import storage
 from ajepa.errors import UserError
-from ajepa.evaluation.embeddings import open_embeddings
+from ajepa.inference.embeddings import open_embeddings
 from pipelines import embed
 from pipelines.embed import EmbedArgs
 from pipelines.jobs.embed import main

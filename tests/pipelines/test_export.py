@@ -8,7 +8,7 @@ from helpers.training_state import save_run
 
 import ajepa
 from ajepa.errors import UserError
-from pipelines.common import parse
+from pipelines.cli.arguments import parse
 from pipelines.jobs import export
 
 

@@ -15,17 +15,17 @@ from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features
 from ajepa.evaluation.splits import read_targets
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
-from ajepa.finetuning.heads import probe_head
-from ajepa.finetuning.plan import plan_fits
+from ajepa.finetuning.folds import plan_fits
 from ajepa.finetuning.predict import score
+from ajepa.finetuning.probe_head import probe_head
 from ajepa.finetuning.run import read_test_logits
 from ajepa.finetuning.summary import Row
-from ajepa.pretrained import load_encoder
-from pipelines import reporter
+from ajepa.inference.pretrained import load_encoder
+from ajepa.training.run_folder import read_history
 from pipelines.finetune import FinetuneArgs, parse_args
-from pipelines.history import read_history
 from pipelines.jobs.finetune import main
-from pipelines.lineage import pretraining
+from pipelines.tracking import reporter
+from pipelines.tracking.lineage import pretraining
 
 CONFIG = FinetuneConfig(epochs=2, warmup_epochs=0, batch_size=8, encoder_lr=1e-3, head_lr=1e-2, precision="fp32")
 FIT = "seed-0-fold-2"

@@ -17,14 +17,14 @@ from helpers.faults import wait_for
 
 from ajepa import storage
 from ajepa.errors import UserError
-from pipelines import lock
-from pipelines.common import run_command
-from pipelines.lock import Lock, claimed, lock_path, read_locks
+from pipelines.cli import lock
+from pipelines.cli.command import run_command
+from pipelines.cli.lock import Lock, claimed, lock_path, read_locks
 
 HOLDER = """
 import sys, time
-from pipelines.common import run_command
-from pipelines.lock import claimed
+from pipelines.cli.command import run_command
+from pipelines.cli.lock import claimed
 def hold():
     with claimed(sys.argv[1]):
         print("held", flush=True)
@@ -200,7 +200,7 @@ def test_many_at_once_are_one(tmp_path, monkeypatch):
 @pytest.mark.process
 def test_a_process_that_was_taken_for_dead_ends(output, monkeypatch):
     """It slept, another took over and writes."""
-    code = HOLDER.replace("def hold", "import pipelines.lock; pipelines.lock.BEAT_SECONDS = 0.5\ndef hold")
+    code = HOLDER.replace("def hold", "import pipelines.cli.lock; pipelines.cli.lock.BEAT_SECONDS = 0.5\ndef hold")
     with subprocess.Popen(
         [sys.executable, "-c", code, output], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

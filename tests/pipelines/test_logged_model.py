@@ -14,10 +14,10 @@ from helpers.faults import PATIENCE
 from helpers.training_state import save_run
 
 from ajepa.errors import UserError
-from ajepa.pretrained import EXPORT_JSON, load_encoder
-from pipelines import tracking
+from ajepa.inference.pretrained import EXPORT_JSON, load_encoder
 from pipelines.jobs import export
-from pipelines.logged_model import log_encoder
+from pipelines.tracking import mlflow_run
+from pipelines.tracking.logged_model import log_encoder
 
 USER = """
 import sys, mlflow, numpy as np
@@ -41,7 +41,7 @@ class Logged:
     """The run's encoder in MLflow."""
 
     model: str  # its URI there
-    tracker: tracking.Tracker
+    tracker: mlflow_run.Tracker
     kept: bool  # whether MLflow's settings in this process are those from before
     folder: Path  # of the database
 
@@ -49,7 +49,7 @@ class Logged:
 @pytest.fixture(scope="module")
 def logged(run, tmp_path_factory, new_mlflow):
     folder = tmp_path_factory.mktemp("logged")
-    tracker = tracking.start_run(new_mlflow(folder), "x", output=str(folder / "x"), params={}, tags={})
+    tracker = mlflow_run.start_run(new_mlflow(folder), "x", output=str(folder / "x"), params={}, tags={})
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         before = mlflow.get_tracking_uri()
@@ -99,7 +99,7 @@ def test_the_signature_says_what_goes_in_and_out(run, logged, monkeypatch):
 
 
 def test_an_export_logs_itself_where_the_run_s_tracking_uri_is_known(run, tmp_path, mlflow_uri, capsys):
-    tracker = tracking.start_run(mlflow_uri, "pretrain", output=str(tmp_path / "x"), params={}, tags={})
+    tracker = mlflow_run.start_run(mlflow_uri, "pretrain", output=str(tmp_path / "x"), params={}, tags={})
     (run / "run.json").write_text(json.dumps({"mlflow_uri": mlflow_uri, "mlflow_run": tracker.run_id}))
     export.main(export.ExportArgs(run=str(run), output=str(tmp_path / "out")))
     assert "MLflow model models:/" in capsys.readouterr().out

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from helpers.faults import PATIENCE, ROOT
 
-from pipelines import ablate, demo, embed, export, finetune, lock, preprocess, pretrain, probe
-from pipelines.common import run_command
+from pipelines import ablate, demo, embed, export, finetune, preprocess, pretrain, probe
+from pipelines.cli import lock
+from pipelines.cli.command import run_command
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from ajepa.shards.dataset import open_dataset
 from ajepa.shards.reader import ShardReader
 from ajepa.shards.verify import verify_dataset
 from pipelines import preprocess
-from pipelines.common import run_command
+from pipelines.cli.command import run_command
 from pipelines.jobs.preprocess import main
 from pipelines.preprocess import PreprocessArgs
 
@@ -55,15 +55,15 @@ def workers_that_ask_once(monkeypatch):
 
     def write_shards(*args, **options):
         from ajepa import storage
-        from pipelines import block_tasks
+        from pipelines.rayjobs import data_tasks
 
         waits, storage.WAITS = storage.WAITS, ()
         try:
-            return block_tasks.write_shards(*args, **options)
+            return data_tasks.write_shards(*args, **options)
         finally:
             storage.WAITS = waits
 
-    monkeypatch.setattr("pipelines.block_tasks.write_shards", write_shards)
+    monkeypatch.setattr("pipelines.rayjobs.data_tasks.write_shards", write_shards)
 
 
 @pytest.mark.ray

@@ -15,10 +15,10 @@ from helpers.runs import tiny_config
 from ajepa.checkpoints import latest_checkpoint, read_weights
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
-from pipelines import reporter
-from pipelines.history import append_history, read_history
+from ajepa.training.run_folder import append_history, read_history
 from pipelines.jobs.pretrain import main
 from pipelines.pretrain import PretrainArgs, parse_args
+from pipelines.tracking import reporter
 
 
 @pytest.fixture
@@ -133,6 +133,6 @@ def test_two_workers_do_what_one_does(by_two, small_dataset, tmp_path, mlflow_ur
 @pytest.mark.ray
 def test_the_controller_imports_no_model_code_and_workers_no_mlflow(by_two):
     controller, worker = (imported(by_two.parent, name) for name in ("controller", "worker"))
-    assert "pipelines.ray_training" in controller and "ajepa.training.step" in worker
+    assert "pipelines.rayjobs.train_workers" in controller and "ajepa.training.step" in worker
     assert among(controller, ["ajepa.model", "ajepa.training.step", "ajepa.training.loop", "matplotlib"]) == []
     assert among(worker, ["mlflow", "matplotlib"]) == []

@@ -8,12 +8,12 @@ from helpers.faults import assert_one_mlflow_run, assert_same_end, checkpoints, 
 
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
-from ajepa.training import writer
-from pipelines import stopping
-from pipelines.common import run_command
-from pipelines.history import read_history
+from ajepa.training import checkpoint_writer
+from ajepa.training.run_folder import read_history
+from pipelines.cli.command import run_command
 from pipelines.jobs.pretrain import main
 from pipelines.pretrain import parse_args
+from pipelines.rayjobs import stop_requests
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,14 @@ def arguments(small_dataset, tmp_path, mlflow_uri):
 @pytest.fixture
 def interrupted(arguments, tmp_path, monkeypatch):
     """A run that ended by itself after its checkpoint of step 10."""
-    write = writer.write_checkpoint
+    write = checkpoint_writer.write_checkpoint
 
     def write_then_stop(folder, shot):
         write(folder, shot)
         if shot.step == 10:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "write_checkpoint", write_then_stop)
+    monkeypatch.setattr(checkpoint_writer, "write_checkpoint", write_then_stop)
     with pytest.raises(KeyboardInterrupt):
         main(parse_args(arguments))
     monkeypatch.undo()
@@ -67,7 +67,7 @@ def test_a_torn_checkpoint_is_named_and_the_one_before_it_used(
 
 
 def test_a_run_killed_in_its_first_checkpoint_starts_again(arguments, tmp_path, reference, monkeypatch, mlflow_uri):
-    write = writer.write_checkpoint
+    write = checkpoint_writer.write_checkpoint
 
     def write_half(folder, shot):
         if shot.step == 5:
@@ -76,7 +76,7 @@ def test_a_run_killed_in_its_first_checkpoint_starts_again(arguments, tmp_path, 
             raise KeyboardInterrupt
         write(folder, shot)
 
-    monkeypatch.setattr(writer, "write_checkpoint", write_half)
+    monkeypatch.setattr(checkpoint_writer, "write_checkpoint", write_half)
     with pytest.raises(KeyboardInterrupt):
         main(parse_args(arguments))
     monkeypatch.undo()
@@ -95,15 +95,15 @@ def test_no_intact_checkpoint_is_refused(interrupted, arguments):
 def test_a_stop_file_stops_the_run_and_the_same_command_goes_on(
     arguments, tmp_path, reference, monkeypatch, mlflow_uri
 ):
-    write, stop = writer.write_checkpoint, tmp_path / "run" / "STOP"
+    write, stop = checkpoint_writer.write_checkpoint, tmp_path / "run" / "STOP"
 
     def write_and_ask(folder, shot):
         write(folder, shot)
         if shot.step == 5:
             stop.touch()
 
-    monkeypatch.setattr(stopping, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(writer, "write_checkpoint", write_and_ask)
+    monkeypatch.setattr(stop_requests, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint_writer, "write_checkpoint", write_and_ask)
     with pytest.raises(KeyboardInterrupt):
         main(parse_args(arguments))
     monkeypatch.undo()
@@ -172,7 +172,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_the_same_command_goes_on(
 def test_a_disk_without_room_for_a_report_is_said_in_one_line(small_disk, small_dataset, mlflow_uri, reference, capfd):
     folder, enlarge = small_disk
     arguments = options(small_dataset.path, folder / "run", mlflow_uri, "--num-workers", "0")
-    write = writer.write_checkpoint
+    write = checkpoint_writer.write_checkpoint
 
     def write_then_fill(target, shot):
         write(target, shot)
@@ -181,7 +181,7 @@ def test_a_disk_without_room_for_a_report_is_said_in_one_line(small_disk, small_
                 filler.write(bytes(1000))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "write_checkpoint", write_then_fill)
+        patch.setattr(checkpoint_writer, "write_checkpoint", write_then_fill)
         with pytest.raises(SystemExit) as exit_:
             run_command(lambda: main(parse_args(arguments)))
     printed = capfd.readouterr().err

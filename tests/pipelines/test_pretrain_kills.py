@@ -29,11 +29,11 @@ from helpers.faults import (
 from helpers.held_pretrain import holding_worker, step_that_holds
 
 from ajepa.training import loop
-from pipelines import ray_training, stopping
-from pipelines.common import run_command
-from pipelines.history import read_history
+from ajepa.training.run_folder import read_history
+from pipelines.cli.command import run_command
 from pipelines.jobs.pretrain import main
 from pipelines.pretrain import parse_args
+from pipelines.rayjobs import stop_requests, train_workers
 
 LONG = {"steps": 40, "every": 10}
 
@@ -61,7 +61,7 @@ def test_workers_that_end_are_replaced(by_two, small_dataset, tmp_path, mlflow_u
         Failure("step", 9, 1, signal.SIGKILL),
         Failure("checkpoint", 10, 0, signal.SIGKILL),
     )
-    monkeypatch.setattr(ray_training, "train_worker", failing_worker(tmp_path, *failures))
+    monkeypatch.setattr(train_workers, "train_worker", failing_worker(tmp_path, *failures))
     more = ("--num-workers", "2", "--keep-checkpoints", "9")
     main(parse_args(options(small_dataset.path, output, mlflow_uri, *more, width=WIDE)))
     terminated, *killed = (failure.flag(tmp_path) for failure in failures)
@@ -120,12 +120,12 @@ def test_a_command_stopped_again_and_again_goes_on(
     wanted = reached - reached % 10 + 10
     holds = Holds(tmp_path / "holds-SIGTERM", wanted + 3)
     with monkeypatch.context() as patch:
-        patch.setattr(stopping, "POLL_SECONDS", 0.0)
+        patch.setattr(stop_requests, "POLL_SECONDS", 0.0)
         if num_workers == "0":
             patch.setattr(loop, "train_step", step_that_holds(str(holds.folder), str(output), in_ray=False))
         else:
             ray.cloudpickle.register_pickle_by_value(held_pretrain)  # a worker cannot import it
-            patch.setattr(ray_training, "train_worker", holding_worker(str(holds.folder)))
+            patch.setattr(train_workers, "train_worker", holding_worker(str(holds.folder)))
         killer = threading.Thread(target=terminate_at, args=(holds, wanted + 3), daemon=True)
         killer.start()
         with pytest.raises(SystemExit) as exit_:

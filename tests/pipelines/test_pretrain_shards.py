@@ -13,8 +13,8 @@ import pytest
 from helpers.faults import assert_one_mlflow_run, assert_same_end, checkpoints, options
 
 from ajepa.config import FrontEndConfig
-from ajepa.training import loop, writer
-from pipelines.common import run_command
+from ajepa.training import checkpoint_writer, loop
+from pipelines.cli.command import run_command
 from pipelines.jobs.pretrain import main
 from pipelines.pretrain import parse_args
 
@@ -91,14 +91,14 @@ def stop_with_one_line(arguments: list[str], capfd: pytest.CaptureFixture) -> st
 def test_a_shard_damaged_during_the_run(damage, said, dataset, reference, tmp_path, mlflow_uri, monkeypatch, capfd):
     shards, output = shutil.copytree(dataset.path, tmp_path / "shards"), tmp_path / "run"
     arguments = options(str(shards), output, mlflow_uri, "--num-workers", "0", **SMALL)
-    write = writer.write_checkpoint
+    write = checkpoint_writer.write_checkpoint
 
     def write_then_damage(folder, shot):
         write(folder, shot)
         if shot.step == 5:
             damage(shards / SHARD)
 
-    monkeypatch.setattr(writer, "write_checkpoint", write_then_damage)
+    monkeypatch.setattr(checkpoint_writer, "write_checkpoint", write_then_damage)
     assert f"{SHARD}: {said}" in stop_with_one_line(arguments, capfd)
     monkeypatch.undo()
     assert 5 <= checkpoints(output)[-1] < 24
@@ -120,13 +120,13 @@ def test_a_clip_damaged_before_the_run_goes_on(
 ):
     shards, output = shutil.copytree(dataset.path, tmp_path / "shards"), tmp_path / "run"
     arguments = options(str(shards), output, mlflow_uri, "--num-workers", "0", **SMALL)
-    write = writer.write_checkpoint
+    write = checkpoint_writer.write_checkpoint
 
     def write_then_stop(folder, shot):
         write(folder, shot)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "write_checkpoint", write_then_stop)
+    monkeypatch.setattr(checkpoint_writer, "write_checkpoint", write_then_stop)
     with pytest.raises(KeyboardInterrupt):
         main(parse_args(arguments))
     monkeypatch.undo()

@@ -14,8 +14,8 @@ from helpers.runs import tiny_config
 from ajepa.choices import POOLINGS
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
-from ajepa.pretrained import export_encoder, load_encoder
-from pipelines import feature_cache
+from ajepa.evaluation import feature_cache
+from ajepa.inference.pretrained import export_encoder, load_encoder
 from pipelines.jobs import ablate, probe
 
 
@@ -160,8 +160,8 @@ def trial_with_pictures_of(drawn):
     """A run_trial whose processes draw but one trial: pictures take longer than the rest."""
 
     def run_trial(params, uri):
-        from pipelines import probe_report
         from pipelines.jobs import ablate, pretrain
+        from pipelines.reports import probe_report
 
         if (params["value"], params["seed"]) != drawn:
             pretrain.draw = probe_report.draw_map = probe_report.draw_confusion = lambda *args: None

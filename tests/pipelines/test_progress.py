@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipelines import progress
-from pipelines.progress import Progress
+from pipelines.cli import progress
+from pipelines.cli.progress import Progress
 
 
 def test_a_line_says_where_things_stand():

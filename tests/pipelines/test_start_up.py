@@ -35,11 +35,11 @@ found = {}
 import ajepa
 ajepa.load_encoder(sys.argv[1])
 found["load_encoder"] = sorted(sys.modules)
-import pipelines.block_tasks
+import pipelines.rayjobs.data_tasks
 found["a task of preprocess"] = sorted(sys.modules)
-import pipelines.embed_actors
+import pipelines.rayjobs.embed_actors
 found["an actor of embed"] = sorted(sys.modules)
-import pipelines.pretrain_job
+import pipelines.rayjobs.pretrain_worker
 found["a worker of pretrain"] = sorted(sys.modules)
 sys.path.append("tests")
 from helpers.training_state import make_inputs, make_state

@@ -8,7 +8,7 @@ import sys
 import pytest
 from helpers.faults import PATIENCE, ROOT
 
-from pipelines.terminal import LiveLines
+from pipelines.cli.terminal import LiveLines
 
 STEPS = "step 1/9  loss 0.5  3 clips/s\nstep 2/9  loss 0.4  3 clips/s\n"
 MEASURED = "step 3/9  loss 0.3  3 clips/s  effective rank 7.3 of 32: learning\n"
@@ -57,7 +57,7 @@ def test_what_workers_print_has_no_names_and_colours_of_ray():
 
 
 PROGRAM = """
-from pipelines.common import run_command
+from pipelines.cli.command import run_command
 run_command(lambda: print("step 1/9  loss 0.5\\nstep 2/9  loss 0.4\\nend"))
 """
 

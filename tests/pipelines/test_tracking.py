@@ -14,10 +14,11 @@ from helpers.mlflow_server import mlflow_wire, server  # noqa: F401  (fixtures)
 from helpers.runs import tiny_config
 
 from ajepa.errors import UserError
-from pipelines import mlflow_sender, pretrain, tracking
-from pipelines.common import run_command
-from pipelines.history import append_history, read_lines
-from pipelines.mlflow_uri import shown, tracking_uri, without_password
+from ajepa.training.run_folder import append_history, read_lines
+from pipelines import pretrain
+from pipelines.cli.command import run_command
+from pipelines.tracking import mlflow_run, mlflow_sender
+from pipelines.tracking.mlflow_uri import shown, tracking_uri, without_password
 
 pytestmark = pytest.mark.process
 ABOUT = {"params": {"lr": 0.1}, "tags": {"ajepa.job": "test"}}
@@ -59,7 +60,7 @@ def test_a_server_that_is_away_is_told_later(mlflow_wire, tmp_path, capsys):  # 
     mlflow_wire.break_now()
     output = str(tmp_path / "out")
     Path(output).mkdir()
-    tracker = tracking.start_run(uri(mlflow_wire), "later", output=output, **ABOUT)
+    tracker = mlflow_run.start_run(uri(mlflow_wire), "later", output=output, **ABOUT)
     with tracker.recording():
         record(tracker, tmp_path)
     assert tracker.run_id == ""
@@ -67,7 +68,7 @@ def test_a_server_that_is_away_is_told_later(mlflow_wire, tmp_path, capsys):  # 
     assert said.count("cannot record to MLflow") == 1 and "did not get 3 records" in said
     mlflow_wire.mend()
     assert not found_runs(mlflow_wire.database, "later")
-    tracking.send_unsent(output, uri(mlflow_wire))
+    mlflow_run.send_unsent(output, uri(mlflow_wire))
     assert_complete(mlflow_wire, "later")
     assert list(Path(output).iterdir()) == []
 
@@ -75,11 +76,11 @@ def test_a_server_that_is_away_is_told_later(mlflow_wire, tmp_path, capsys):  # 
 def test_still_away_nothing_is_lost(mlflow_wire, tmp_path):  # noqa: F811
     mlflow_wire.break_now()
     output = str(tmp_path / "out")
-    with (tracker := tracking.start_run(uri(mlflow_wire), "again", output=output, **ABOUT)).recording():
+    with (tracker := mlflow_run.start_run(uri(mlflow_wire), "again", output=output, **ABOUT)).recording():
         record(tracker, tmp_path)
-    tracking.send_unsent(output, uri(mlflow_wire))
+    mlflow_run.send_unsent(output, uri(mlflow_wire))
     mlflow_wire.mend()
-    with tracking.start_run(uri(mlflow_wire), "another", output=output, **ABOUT).recording():
+    with mlflow_run.start_run(uri(mlflow_wire), "another", output=output, **ABOUT).recording():
         pass  # the next command on the output
     assert_complete(mlflow_wire, "again")
     assert len(found_runs(mlflow_wire.database, "another")) == 1 and list(Path(output).iterdir()) == []
@@ -87,7 +88,7 @@ def test_still_away_nothing_is_lost(mlflow_wire, tmp_path):  # noqa: F811
 
 def test_a_break_in_the_middle_is_caught_up(mlflow_wire, tmp_path, capsys):  # noqa: F811
     output = str(tmp_path)
-    tracker = tracking.start_run(uri(mlflow_wire), "break", output=output, histories=True, **ABOUT)
+    tracker = mlflow_run.start_run(uri(mlflow_wire), "break", output=output, histories=True, **ABOUT)
     with tracker.recording():
         for step in range(1, 10):
             if step == 3:
@@ -112,7 +113,7 @@ def test_a_server_that_does_not_answer_holds_nobody_up(tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow_sender, "PATIENCE", 5.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        tracker = tracking.start_run(address, "silent", output=str(tmp_path), **ABOUT)
+        tracker = mlflow_run.start_run(address, "silent", output=str(tmp_path), **ABOUT)
         began = time.monotonic()
         with tracker.recording():
             for step in range(1000):
@@ -182,7 +183,7 @@ def test_no_password_is_printed_or_stored(mlflow_wire, small_dataset, tmp_path, 
 
 
 def test_a_record_that_is_refused_stops_no_other(mlflow_uri, tmp_path, capsys):
-    tracker = tracking.start_run(mlflow_uri, "refused", output=str(tmp_path), **ABOUT)
+    tracker = mlflow_run.start_run(mlflow_uri, "refused", output=str(tmp_path), **ABOUT)
     with tracker.recording():
         tracker.log_metrics(1, {"what?": 1.0})
         tracker.log_metrics(1, {"good": 2.0})
@@ -193,7 +194,7 @@ def test_a_record_that_is_refused_stops_no_other(mlflow_uri, tmp_path, capsys):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, MemoryError])
 def test_a_run_never_stays_running(mlflow_uri, tmp_path, error):
-    tracker = tracking.start_run(mlflow_uri, "ended", output=str(tmp_path), **ABOUT)
+    tracker = mlflow_run.start_run(mlflow_uri, "ended", output=str(tmp_path), **ABOUT)
     with pytest.raises(error), tracker.recording():
         raise error
     (run,) = found_runs(mlflow_uri, "ended")
@@ -221,7 +222,7 @@ def test_an_address_that_can_never_work_is_refused(tmp_path, monkeypatch, given,
 def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "mlflow.db").write_text("no database " * 100)
     with pytest.raises(UserError, match="cannot record to MLflow"):
-        tracking.start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", output=str(tmp_path), **ABOUT)
+        mlflow_run.start_run(f"sqlite:///{tmp_path}/mlflow.db", "x", output=str(tmp_path), **ABOUT)
 
 
 def test_a_relative_database_lies_in_this_folder(migrated_mlflow, tmp_path, monkeypatch):
@@ -229,7 +230,7 @@ def test_a_relative_database_lies_in_this_folder(migrated_mlflow, tmp_path, monk
     shutil.copy(migrated_mlflow, tmp_path / "mlflow.db")
     address = tracking_uri("sqlite:///mlflow.db", "out")
     assert address == f"sqlite:///{tmp_path}/mlflow.db"
-    with (tracker := tracking.start_run(address, "x", output="out", **ABOUT)).recording():
+    with (tracker := mlflow_run.start_run(address, "x", output="out", **ABOUT)).recording():
         tracker.log_text("a", "a.txt")
     assert len(list((tmp_path / "mlartifacts").rglob("a.txt"))) == 1
 

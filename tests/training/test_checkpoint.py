@@ -9,7 +9,7 @@ from helpers.training_state import make_inputs, make_state, save_run
 
 from ajepa.checkpoints import find_checkpoint, latest_checkpoint, read_info, read_weights
 from ajepa.errors import UserError
-from ajepa.training.checkpoint import restore
+from ajepa.training.snapshot import restore
 from ajepa.training.step import train_step
 
 

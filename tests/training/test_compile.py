@@ -12,9 +12,9 @@ from helpers.workers import run_workers
 
 from ajepa.config import PATCH, Config, TrainConfig
 from ajepa.shards.reader import Batch
+from ajepa.training.async_metrics import NonFiniteLoss
 from ajepa.training.inputs import prepare
 from ajepa.training.step import build_state, train_step
-from ajepa.training.watch import NonFiniteLoss
 
 
 @pytest.mark.process

@@ -9,8 +9,8 @@ from helpers.runs import LOOP_CONFIG
 
 from ajepa.checkpoints import latest_checkpoint, read_weights
 from ajepa.errors import UserError
-from ajepa.training.context import WorkerContext
 from ajepa.training.loop import train
+from ajepa.training.worker import WorkerContext
 
 
 class Interrupted(Exception):

@@ -11,11 +11,11 @@ from ajepa.checkpoints import read_best
 from ajepa.config import Config
 from ajepa.errors import UserError
 from ajepa.shards.reader import ShardReader
-from ajepa.training.context import WorkerContext
 from ajepa.training.diagnostics import MAX_CROPS, Verdict
 from ajepa.training.loop import train
 from ajepa.training.monitor import Collapsed, Monitor
 from ajepa.training.step import build_state
+from ajepa.training.worker import WorkerContext
 
 CPU = torch.device("cpu")
 

@@ -16,9 +16,9 @@ from ajepa.checkpoints import digest, newest_step, write_tensors
 from ajepa.errors import UserError
 from ajepa.shards.dataset import open_dataset
 from ajepa.training import loop
-from ajepa.training.checkpoint import optimizer_moments, resume
-from ajepa.training.context import WorkerContext
+from ajepa.training.snapshot import optimizer_moments, resume
 from ajepa.training.step import build_state, train_step
+from ajepa.training.worker import WorkerContext
 
 
 def count_opened(patch) -> list[str]:

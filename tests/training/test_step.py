@@ -9,9 +9,9 @@ from ajepa.audio.normalise import Normaliser
 from ajepa.audio.statistics import Statistics
 from ajepa.config import Config, TrainConfig
 from ajepa.model.ajepa import build_model
+from ajepa.training.async_metrics import NonFiniteLoss
 from ajepa.training.inputs import mask_batch, prepare
 from ajepa.training.step import train_step
-from ajepa.training.watch import NonFiniteLoss
 
 
 @pytest.fixture

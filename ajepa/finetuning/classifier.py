@@ -1,0 +1,166 @@
+"""Checkpoints of a fine-tuning, in pretraining's format with other contents; and the fine-tuned model as files.
+
+A checkpoint holds model.safetensors, with `ema` average.safetensors, optimizer.safetensors and checkpoint.json. A
+finished model is a folder that `load_encoder` takes, with the head beside it.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ajepa import storage
+from ajepa.checkpoints import MANIFEST, MODEL, OPTIMIZER, DamagedError, Snapshot, digest, read_tensors
+from ajepa.choices import Pooling
+from ajepa.errors import UserError
+from ajepa.finetuning.model import Classifier
+from ajepa.finetuning.step import FinetuneState
+from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.pretrained import load_encoder, write_export
+from ajepa.training.snapshot import host_copies, optimizer_moments, read_once, restore_moments, share, shared_moments
+
+FORMAT = "finetune-1"
+AVERAGE = "average.safetensors"
+HEAD, HEAD_JSON = "head.safetensors", "head.json"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A point of a validation curve."""
+
+    epoch: int
+    step: int
+    score: float
+
+
+def snapshot(state: FinetuneState, curve: list[Score]) -> Snapshot:
+    """Copy everything a training needs to go on."""
+    files: dict[str, dict[str, torch.Tensor]] = {
+        MODEL: dict(state.core.named_weights()),
+        OPTIMIZER: optimizer_moments(state.core.named_weights(), state.optimizer),
+    }
+    if state.average is not None:
+        files[AVERAGE] = dict(state.average.named_weights())
+    manifest = {
+        "format_version": FORMAT,
+        "step": state.step,
+        "total_steps": state.schedule.total_steps,
+        "config": state.config.to_dict(),
+        "curve": [vars(point) for point in curve],
+    }
+    return Snapshot(state.step, host_copies(files), manifest)
+
+
+def restore(folder: str, state: FinetuneState) -> list[Score]:
+    """Load a checkpoint into a state; returns the validation curve so far.
+
+    Raises:
+        UserError: written by another version, or of another model.
+    """
+    where = storage.join(folder, MANIFEST)
+    try:
+        manifest = json.loads(storage.read_text(where))
+        if manifest["format_version"] != FORMAT:
+            raise UserError(f"{folder!r} has checkpoint format {manifest['format_version']}, not {FORMAT}")
+        step, curve = int(manifest["step"]), [Score(**point) for point in manifest["curve"]]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{where!r} is damaged ({error!r})") from error
+    load_weights(folder, state.core, MODEL)
+    if state.average is not None:
+        load_weights(folder, state.average, AVERAGE)
+    if step:  # AdamW keeps nothing before its first step
+        restore_moments(folder, state.core.named_weights(), state.optimizer)
+    state.step = step
+    return curve
+
+
+def resume(run: str, state: FinetuneState) -> list[Score]:
+    """Load the newest intact checkpoint of a stage into the state of every worker; returns the validation curve so far,
+    empty where there is none yet.
+
+    Raises:
+        UserError: there are checkpoints and none is intact, or the workers see different ones.
+    """
+
+    def load(folder: str) -> tuple[int, list[Score]]:
+        curve = restore(folder, state)
+        return state.step, curve
+
+    found = read_once(run, state, load)
+    if found is None:
+        return []
+    state.step, curve = found
+    if state.world_size > 1:
+        models = [state.core] if state.average is None else [state.core, state.average]
+        weights = [parameter for model in models for _, parameter in model.named_weights()]
+        parameters = list(state.core.named_weights())
+        share([*weights, *(shared_moments(parameters, state.optimizer) if state.step else [])])
+    return curve
+
+
+@torch.no_grad()
+def load_weights(folder: str, model: Classifier, file: str) -> None:
+    """Load encoder and head from a file of a checkpoint.
+
+    Raises:
+        UserError: names or shapes differ; another number of labels is named.
+    """
+    weights = read_tensors(folder, file)
+    head = weights.get("head.bias")
+    if head is not None and len(head) != model.head.out_features:
+        raise UserError(
+            f"the head in {folder!r} has {len(head)} labels, the data have {model.head.out_features}: "
+            "go on with the data it was begun with, or choose another --output"
+        )
+    own = dict(model.named_weights())
+    odd = [n for n in {*own, *weights} if n not in own or n not in weights or own[n].shape != weights[n].shape]
+    if odd:
+        raise UserError(f"{folder!r} holds another model: {sorted(odd)[:3]}")
+    for name, parameter in own.items():
+        parameter.copy_(weights[name])
+
+
+def write_model(folder: str, model: Classifier, label_names: tuple[str, ...], notes: dict[str, Any]) -> None:
+    """Write the encoder as an export and the head beside it. What was half written there is replaced.
+
+    Args:
+        notes: what it was fine-tuned on and how, kept in encoder.json.
+    """
+    storage.delete(folder)
+    copies = host_copies({MODEL: dict(model.named_weights()), HEAD: model.plain_head()})
+    audio, weights, data = model.audio, copies[MODEL], safetensors.torch.save(copies[HEAD])
+    encoder = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
+    write_export(folder, audio.encoder.config, audio.front_end, audio.normalise.statistics, encoder, audio.about, notes)
+    with storage.atomic_output(storage.join(folder, HEAD)) as stream:
+        stream.write(data)
+    about = {"pooling": model.pooling, "label_names": list(label_names), "digest": digest(data)}
+    storage.write_text(storage.join(folder, HEAD_JSON), json.dumps(about, indent=1))
+
+
+def load_classifier(folder: str, device: str | torch.device = "cpu") -> tuple[Classifier, list[str]]:
+    """A fine-tuned model, frozen, and the names of its labels in the order of its logits.
+
+    Raises:
+        UserError: no fine-tuned model there, or a damaged one.
+    """
+    audio: AudioEncoder = load_encoder(folder)
+    where = storage.join(storage.absolute(folder), HEAD_JSON)
+    if storage.kind(where) != "file":
+        raise UserError(f"{folder!r} holds an encoder without a head: it was not fine-tuned")
+    try:
+        about = json.loads(storage.read_text(where))
+        with storage.open_input(storage.join(storage.absolute(folder), HEAD)) as stream:
+            data = stream.read()
+        if digest(data) != about["digest"]:
+            raise UserError(f"{folder!r} is damaged: {HEAD} does not match its digest; fine-tune it again")
+        pooling: Pooling = about["pooling"]
+        names: list[str] = about["label_names"]
+        head = safetensors.torch.load(data)
+        model = Classifier(audio, len(names), pooling)
+        model.head.load_state_dict(head)
+    except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder!r} is damaged ({error!r}): fine-tune it again") from error
+    return model.requires_grad_(False).eval().to(device), names

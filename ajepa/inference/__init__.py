@@ -1,0 +1,1 @@
+"""A trained encoder in use: waveforms in, embeddings out."""

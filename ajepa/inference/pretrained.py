@@ -1,0 +1,178 @@
+"""Encoders to and from files: load_encoder() from a run, a checkpoint or an export, export_encoder(), and the random
+initialisation that trained ones are compared with."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ajepa import storage
+from ajepa.audio.statistics import Statistics
+from ajepa.checkpoints import describe, digest, latest_checkpoint, read_info, read_weights
+from ajepa.choices import Branch, Precision
+from ajepa.config import Config, FrontEndConfig, ModelConfig, TrainConfig, from_dict
+from ajepa.errors import UserError
+from ajepa.inference.encoder import AudioEncoder
+from ajepa.model.ajepa import build_model
+from ajepa.model.vit import Encoder
+
+EXPORT_JSON, EXPORT_WEIGHTS, EXPORT_VERSION = "encoder.json", "encoder.safetensors", 2
+
+
+def load_encoder(
+    path: str,
+    branch: Branch | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    precision: Precision = "fp32",
+) -> AudioEncoder:
+    """The encoder of a run folder, a checkpoint or an export, frozen and in eval mode.
+
+    Args:
+        path: local path or URI.
+        branch: "target", the EMA target encoder, which sec. 8 finds slightly better, or "context"; by default the
+            target encoder, or the one that was exported.
+        precision: what its layers multiply in; "bf16" is faster on GPUs and CPUs with such instructions, and good to
+            about 0.01. Embeddings are float32.
+
+    Raises:
+        UserError: nothing there, no intact checkpoint, one of another version, or an export of the other branch.
+    """
+    path = storage.absolute(str(path))
+    exported = storage.kind(storage.join(path, EXPORT_JSON)) == "file"
+    folder = path if exported else latest_checkpoint(path)
+    parts = _read_export(path, branch) if exported else _read_run(folder, branch or "target")
+    encoder = Encoder(parts.model)
+    try:
+        encoder.load_state_dict(parts.weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{folder!r} holds other weights than its config says: {error}") from error
+    return _frozen(encoder, parts.front_end, parts.statistics, parts.about | {"source": path}, precision).to(device)
+
+
+def random_encoder(model: ModelConfig, seed: int, front_end: FrontEndConfig, statistics: Statistics) -> AudioEncoder:
+    """The initialisation that pretraining with this seed starts from: the baseline of every probe."""
+    core = build_model(Config(model=model, train=TrainConfig(seed=seed)))
+    return _frozen(core.target_encoder, front_end, statistics, {"source": "random init", "seed": seed})
+
+
+def export_encoder(
+    source: str, output: str, branch: Branch = "target", notes: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the encoder of a run or checkpoint into a small folder of its own: encoder.safetensors and encoder.json
+    (architecture, front end, statistics, where it comes from, digest), which is written last and returned.
+
+    Args:
+        notes: more about where it comes from, kept in encoder.json.
+
+    Raises:
+        UserError: no intact checkpoint at `source`, or something already at `output`.
+    """
+    folder = latest_checkpoint(storage.absolute(str(source)))
+    parts = _read_run(folder, branch)
+    return write_export(output, parts.model, parts.front_end, parts.statistics, parts.weights, parts.about, notes)
+
+
+def write_export(
+    output: str,
+    model: ModelConfig,
+    front_end: FrontEndConfig,
+    statistics: Statistics,
+    weights: dict[str, Tensor],
+    about: dict[str, Any],
+    notes: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write encoder weights into an export folder; see export_encoder.
+
+    Args:
+        about: "branch", "step" and "dataset_hash" of the pretraining.
+    """
+    output = storage.absolute(str(output))
+    if storage.kind(output) == "file" or storage.contents(output):
+        raise UserError(f"the output {output!r} exists: choose another, or delete it first")
+    data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
+    described = {
+        "format_version": EXPORT_VERSION,
+        **{name: about[name] for name in ("branch", "step", "dataset_hash")},
+        "notes": notes or {},
+        "model": dataclasses.asdict(model),
+        **describe(front_end, statistics),
+        "digest": digest(data),
+    }
+    storage.make_folder(output)
+    with storage.atomic_output(storage.join(output, EXPORT_WEIGHTS)) as stream:
+        stream.write(data)
+    storage.write_text(storage.join(output, EXPORT_JSON), json.dumps(described, indent=1))
+    return described
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    model: ModelConfig
+    front_end: FrontEndConfig
+    statistics: Statistics
+    weights: dict[str, Tensor]
+    about: dict[str, Any]
+
+
+def _read_run(folder: str, branch: Branch) -> _Parts:
+    info = read_info(folder)
+    prefix = f"{branch}_encoder."
+    weights = {k.removeprefix(prefix): v for k, v in read_weights(folder).items() if k.startswith(prefix)}
+    about = {"branch": branch, "step": info.step, "dataset_hash": info.dataset_hash}
+    return _Parts(info.config.model, info.front_end, info.statistics, weights, about)
+
+
+def _read_export(folder: str, branch: Branch | None) -> _Parts:
+    where = storage.join(folder, EXPORT_JSON)
+    try:
+        described = json.loads(storage.read_text(where))
+        if described["format_version"] != EXPORT_VERSION:
+            raise UserError(
+                f"{folder!r} has export format {described['format_version']}, this version reads {EXPORT_VERSION}: "
+                "export the run again"
+            )
+        if branch is not None and branch != described["branch"]:
+            raise UserError(f"{folder!r} holds the {described['branch']} encoder, not the {branch} encoder")
+        with storage.open_input(storage.join(folder, EXPORT_WEIGHTS)) as stream:
+            data = stream.read()
+        if digest(data) != described["digest"]:
+            raise UserError(f"{folder!r} is damaged: {EXPORT_WEIGHTS} does not match its digest; export it again")
+        return _Parts(
+            from_dict(ModelConfig, described["model"]),
+            from_dict(FrontEndConfig, described["front_end"]),
+            Statistics.from_dict(described["statistics"]),
+            safetensors.torch.load(data),
+            {name: described[name] for name in ("branch", "step", "dataset_hash", "notes")},
+        )
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder!r} is damaged ({error!r}): export it again") from error
+
+
+def _frozen(
+    encoder: Encoder,
+    front_end: FrontEndConfig,
+    statistics: Statistics,
+    about: dict[str, Any],
+    precision: Precision = "fp32",
+) -> AudioEncoder:
+    about = about | {"digest": encoder_digest(encoder, front_end, statistics)}
+    frozen = AudioEncoder(encoder.requires_grad_(False), front_end, statistics, precision=precision, about=about)
+    return frozen.eval()
+
+
+def encoder_digest(encoder: Encoder, front_end: FrontEndConfig, statistics: Statistics) -> str:
+    """BLAKE2b-128 of everything that embeddings depend on: weights, architecture, front end and statistics."""
+    model = dataclasses.asdict(encoder.config)
+    total = hashlib.blake2b(
+        json.dumps([model, describe(front_end, statistics)], sort_keys=True).encode(), digest_size=16
+    )
+    for name, value in sorted(encoder.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()

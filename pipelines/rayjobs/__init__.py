@@ -1,0 +1,1 @@
+"""Jobs on Ray: blocks of clips with Ray Data, training with Ray Train."""

@@ -1,0 +1,36 @@
+"""What a worker of pretrain.py does: train, and on rank 0 watch the labels as well."""
+
+import logging
+
+from ajepa import storage
+from ajepa.config import Config
+from ajepa.evaluation.online import build_online_probe
+from ajepa.shards.dataset import ShardDataset, open_dataset
+from ajepa.training.loop import train
+from ajepa.training.run_folder import HISTORY, read_history
+from ajepa.training.step import TrainState
+from ajepa.training.worker import WorkerContext
+
+
+def pretrain(worker: WorkerContext, *, config: Config, data: str, output: str, resume_anyway: bool) -> None:
+    """Train from the newest checkpoint of `output` to the last step, or until asked to stop."""
+    worker.resume_anyway = resume_anyway
+    dataset = open_dataset(data)
+    if worker.rank == 0:
+        watch_labels(worker, dataset, config, output)
+    train(config, dataset, output, worker)
+
+
+def watch_labels(worker: WorkerContext, dataset: ShardDataset, config: Config, output: str) -> None:
+    """Give rank 0 what it watches beside the loss: an online probe where clips have labels, and the reports so far."""
+    worker.history = read_history(output) if storage.kind(storage.join(output, HISTORY)) == "file" else []
+    probe, what = build_online_probe(dataset, config)
+    logging.getLogger(__name__).info("%s", what)
+    if probe is None:
+        return
+
+    def score(state: TrainState) -> dict[str, float]:
+        baselines = probe.baselines(state.device) if state.step == 0 else {}
+        return probe.score(state.core.target_encoder) | baselines
+
+    worker.score = score

@@ -1,0 +1,83 @@
+"""Training with Ray Train workers, or inside this process: what pretrain.py and finetune.py start once a run's folder
+is ready. Ray is imported only where it is asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ajepa import storage
+from ajepa.errors import UserError
+from ajepa.training.worker import WorkerContext
+from pipelines.cli.arguments import choose_threads
+from pipelines.rayjobs.stop_requests import STOP_FILE, StopRequests, graceful
+
+
+class Callback(Protocol):
+    """Hears every report of all workers, as Ray's own UserCallback does."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many train, with what, and how often they are replaced."""
+
+    number: int | tuple[int, int]  # as from parse_workers; 0 trains inside this process
+    threads: int | None  # of each, None: this machine's CPUs shared out
+    device: str  # "auto", "cpu" or "cuda"
+    max_failures: int
+
+
+def require_resources(workers: Workers) -> None:
+    """Check, before anything is written, that there is what the workers need; starts Ray where it trains.
+
+    Raises:
+        UserError: too few CPUs or GPUs, or no GPU where one is asked for.
+    """
+    if workers.number != 0:
+        from pipelines.rayjobs.train_workers import choose_resource
+
+        choose_resource(workers)
+    elif workers.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch finds no GPU here; --device cpu trains on the CPU")
+
+
+def fit(job: Callable[[WorkerContext], None], output: str, workers: Workers, callbacks: Sequence[Callback]) -> None:
+    """Do a job on every worker, until its end or until asked to stop.
+
+    Args:
+        job: given a worker's place, trains; a function of a module or a partial of one. What it reports goes to the
+            callbacks.
+        output: the run folder.
+
+    Raises:
+        UserError: too few resources, or what a worker said is the user's to mend.
+        KeyboardInterrupt: Ctrl-C; Terminated: SIGTERM. A checkpoint is written, unless they came twice.
+    """
+    storage.delete(storage.join(output, STOP_FILE))  # left by a command that was killed
+    if workers.number == 0:
+        _fit_here(job, output, workers, callbacks)
+        return
+    from pipelines.rayjobs.train_workers import fit_with_ray
+
+    fit_with_ray(job, output, workers, callbacks)
+
+
+def _fit_here(
+    job: Callable[[WorkerContext], None], output: str, workers: Workers, callbacks: Sequence[Callback]
+) -> None:
+    import torch
+
+    torch.set_num_threads(choose_threads(workers.threads, 1))
+
+    def report(metrics: dict[str, Any]) -> None:
+        for callback in callbacks:
+            callback.after_report(None, [metrics], None)
+
+    chosen = torch.device("cuda" if workers.device != "cpu" and torch.cuda.is_available() else "cpu")
+    worker = WorkerContext(0, 1, chosen, report, StopRequests(output, 0, in_ray=False))
+    with graceful(output):
+        job(worker)

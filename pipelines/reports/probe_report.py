@@ -1,0 +1,104 @@
+"""What a probe leaves behind: tables, results.json and pictures in its folder."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ajepa import storage
+from ajepa.evaluation.comparison import Row, markdown_table
+from ajepa.evaluation.metrics import class_scores, confusion
+from ajepa.evaluation.probe import ProbeResult
+from ajepa.evaluation.splits import Targets
+from pipelines.reports.tables import markdown
+
+OUTPUTS = (
+    "table.md", "table.csv", "per_class.md", "per_class.csv", "results.json", "confusion.png", "map.png",
+)  # fmt: skip
+SMALLEST_MAP = 10  # clips
+
+
+def write_outputs(
+    folder: Path,
+    rows: Sequence[Row],
+    best: Row,
+    vectors: Callable[[], np.ndarray],
+    targets: Targets,
+    about: dict[str, Any],
+    figures: bool = True,
+) -> None:
+    """Write OUTPUTS, the pictures only with `figures`; several labels a clip have no confusion matrix.
+
+    Args:
+        best: the row whose first run is shown class by class and drawn.
+        vectors: [n, D] features of that row, one a clip.
+        about: what results.json says of encoder, dataset and settings.
+    """
+    result = best.first
+    assert result is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in OUTPUTS:  # nothing of an earlier probe stays beside this one's
+        (folder / name).unlink(missing_ok=True)
+    storage.write_text(str(folder / "table.md"), markdown_table(rows) + "\n")
+    flat = [row.as_dict() for row in rows]
+    table = pd.DataFrame(
+        [
+            {k: v for k, v in row.items() if k not in ("metrics", "runs", "interval95", "fold_scores")}
+            | {"low95": row["interval95"][0], "high95": row["interval95"][1]}
+            | row["metrics"]
+            for row in flat
+        ]
+    )
+    storage.write_text(str(folder / "table.csv"), table.to_csv(index=False))
+    classes = per_class(result, targets.names)
+    storage.write_text(str(folder / "per_class.csv"), classes.to_csv(index=False))
+    storage.write_text(str(folder / "per_class.md"), markdown(classes) + "\n")
+    results = {"about": about, "rows": flat, "shown": {"pooling": best.pooling, "label": best.runs[0].label},
+               "per_class": classes.to_dict("records")}  # fmt: skip
+    storage.write_text(str(folder / "results.json"), json.dumps(_plain(results), indent=1))
+    if not figures:
+        return
+    from pipelines.reports.probe_figures import draw_confusion, draw_map  # matplotlib and scikit-learn
+
+    title = f"{about['protocol']} probe, {best.pooling} pooling: {best.metric} {best.runs[0].score:.3f}"
+    if not result.multi_label:
+        table = confusion(*_labels(result), len(targets.names))
+        draw_confusion(table, targets.names, title, folder / "confusion.png")
+    if len(result.clips) >= SMALLEST_MAP:
+        order = np.sort(result.clips)
+        draw_map(
+            vectors()[order], targets.targets[order], targets.names,
+            f"test clips by t-SNE, {best.pooling} pooling", folder / "map.png",
+        )  # fmt: skip
+
+
+def per_class(result: ProbeResult, names: Sequence[str]) -> pd.DataFrame:
+    """A line a class with test clips, the worst first: precision, recall, F1 and clips, or average precision."""
+    support = result.targets.sum(axis=0)
+    if result.multi_label:
+        columns: dict[str, Any] = {"average precision": result.average_precision()}
+        by = "average precision"
+    else:
+        scores = class_scores(confusion(*_labels(result), len(names)))
+        columns = {"precision": scores.precision, "recall": scores.recall, "F1": scores.f1}
+        by = "F1"
+    table = pd.DataFrame({"class": names, **columns, "clips": support})
+    return table[support > 0].sort_values(by, kind="stable").reset_index(drop=True)
+
+
+def _labels(result: ProbeResult) -> tuple[np.ndarray, np.ndarray]:
+    return result.scores.argmax(axis=1), result.targets.argmax(axis=1)
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types; NaN becomes null."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and np.isnan(value) else value

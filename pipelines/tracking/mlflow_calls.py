@@ -1,0 +1,64 @@
+"""Calls of MLflow's client, and what its errors mean: the run is gone, a record is refused for good, or the server is
+away for a while. MLflow takes seconds to import, so it is imported by whoever calls."""
+
+import re
+from typing import Any
+
+from pipelines.tracking import mlflow_uri
+
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_LIMIT_EXCEEDED")
+ANSWERED = re.compile(r"error code (?!408|429)4\d\d")  # of a server: it will say so again
+AWAY = re.compile(
+    r"locked|is full|readonly|timed? ?out|refused|could not (connect|translate)|too many|closed", re.IGNORECASE
+)
+
+
+class RunGoneError(Exception):
+    """The server does not have the run."""
+
+
+def experiment_id(client: Any, uri: str, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=mlflow_uri.artifact_folder(uri)))
+        except MlflowException:  # another process was faster
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def call(method: Any, run_id: str, *values: Any) -> None:
+    """A call about the run.
+
+    Raises:
+        RunGoneError: there is no such run, or it was deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        method(run_id, *values)
+    except MlflowException as error:
+        deleted = "must be in the 'active' state" in str(error)
+        if deleted or (error.error_code in GONE and run_id in str(error)):
+            raise RunGoneError from error
+        raise
+
+
+def dataset_input(context: str, **about: str) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    return DatasetInput(Dataset(**about), [InputTag("mlflow.data.context", context)])
+
+
+def is_final(error: Exception) -> bool:
+    """Whether asking again later is of no use. A database on this machine is there or never will be; a server may
+    come back."""
+    text = str(error)
+    if "API request" in text or isinstance(error, OSError):
+        return bool(ANSWERED.search(text))
+    return not AWAY.search(text)

@@ -1,0 +1,80 @@
+"""Reports of a training run: every one goes to the history file, from which the driver sends it to MLflow, and to the
+terminal, once.
+
+A run of several trainings reports each under its own "part": a folder with a history, and a prefix in MLflow.
+"""
+
+import errno
+import time
+from typing import Any
+
+from ajepa import storage
+from ajepa.errors import UserError
+from ajepa.training.run_folder import append_history
+
+MEASURED = ("effective_rank", "epoch")  # in reports that are written to an object store at once
+RANK_FIGURES = ("loss", "prediction_std", "target_std")  # measured by each worker on its own clips
+
+
+class Reporter:
+    """Controller side: hears every report of all workers."""
+
+    def __init__(self, output: str, quiet: bool = False) -> None:
+        self.output, self.quiet = output, quiet
+        self.pending: dict[str, list[dict[str, Any]]] = {}  # by part, not yet in the history file
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        report = merge(metrics) | {"time": round(time.time(), 3)}
+        part = report.get("part", "")
+        self.pending.setdefault(part, []).append(report)
+        if not storage.is_uri(self.output) or any(name in report for name in MEASURED):
+            self._write(part)
+        if not self.quiet:
+            print(line(report), flush=True)
+
+    def _write(self, part: str) -> None:
+        folder = storage.join(self.output, part) if part else self.output
+        try:
+            if part:
+                storage.make_folder(folder)
+            append_history(folder, self.pending.pop(part))
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise UserError(
+                f"cannot write to {self.output!r}: {reason}. Make room or mend it, then run the same command again"
+            ) from error
+
+
+def merge(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """One report of all workers': rank 0 measures what is measured once; what each measured on its own clips is
+    averaged by the clips."""
+    shares = [m.get("share", 0.0) for m in metrics]
+    averaged = {
+        k: sum(m[k] * share for m, share in zip(metrics, shares, strict=True)) / sum(shares)
+        for k in RANK_FIGURES
+        if k in metrics[0]
+    }
+    return {k: v for k, v in (metrics[0] | averaged).items() if k != "share"}
+
+
+def line(report: dict[str, Any]) -> str:
+    """What the terminal shows of a report."""
+    parts = [report["part"]] if "part" in report else []
+    parts += [f"step {report['step']}/{report['total_steps']}"]
+    if "loss" in report:
+        left = (report["total_steps"] - report["step"]) * report["seconds_per_step"]
+        parts += [
+            f"loss {report['loss']:.4f}",
+            f"{report['clips_per_second']:.0f} clips/s",
+            *([f"MFU {report['mfu']:.2f}"] if "mfu" in report else []),
+            f"waiting {report['data_wait']:.0%}",
+            f"{left / 60:.0f} min left",
+        ]
+    parts += [f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.items() if k.startswith("validation_")]
+    if "online_linear_mel" in report:
+        parts.append(
+            f"online probe: random init {report['online_linear_random']:.2f}, log-mel {report['online_linear_mel']:.2f}"
+        )
+    if "verdict" in report:
+        parts.append(report["verdict"])
+    return "  ".join(parts)
