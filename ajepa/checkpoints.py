@@ -40,7 +40,7 @@ MOST_HEADER = 100 << 20  # bytes, as the library has it
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-said: set[str] = set()  # warnings given: a run looks at a torn checkpoint several times, one line is enough
+warned_messages: set[str] = set()  # warnings given: a run looks at a torn checkpoint several times, one line is enough
 
 
 class DamagedError(UserError):
@@ -96,7 +96,7 @@ def read_info(folder: str) -> CheckpointInfo:
         UserError: no checkpoint there, torn, or written by another version.
     """
     where = storage.join(folder, MANIFEST)
-    if storage.kind(where) != "file":
+    if storage.path_type(where) != "file":
         raise DamagedError(f"{folder!r} is not a checkpoint: it has no {MANIFEST}")
     try:
         manifest = json.loads(storage.read_text(where))
@@ -145,9 +145,9 @@ def load_newest(run: str, load: Callable[[str], T]) -> T | None:
         try:
             return load(folder)
         except DamagedError as error:
-            if str(error) not in said:
+            if str(error) not in warned_messages:
                 logger.warning("passed over: %s", error)
-                said.add(str(error))
+                warned_messages.add(str(error))
     finished = sum(_is_finished(folder) for folder in folders)
     if finished:
         raise UserError(f"{run!r} is no trained run: none of its {finished} checkpoints is intact")
@@ -197,10 +197,10 @@ def latest_checkpoint(run: str) -> str:
     Raises:
         UserError: nothing there, or no intact checkpoint.
     """
-    if storage.kind(run) == "missing":
+    if storage.path_type(run) == "missing":
         raise UserError(f"the run or checkpoint {run!r} does not exist")
     storage.require_folder(run, "the run or checkpoint")
-    if storage.kind(storage.join(run, MANIFEST)) == "file":
+    if storage.path_type(storage.join(run, MANIFEST)) == "file":
         return run
     found = find_checkpoint(run, (MODEL,))
     if found is None:
@@ -219,7 +219,7 @@ def note_best(run: str, step: int, score: float, later_wins: bool = False) -> No
 def read_best(run: str) -> dict[str, Any] | None:
     """{"step", "score"} of the best checkpoint, or None where no score was ever measured."""
     where = storage.join(run, BEST)
-    return json.loads(storage.read_text(where)) if storage.kind(where) == "file" else None
+    return json.loads(storage.read_text(where)) if storage.path_type(where) == "file" else None
 
 
 def prune_checkpoints(run: str, keep: int, step: int) -> None:
@@ -239,13 +239,13 @@ def prune_checkpoints(run: str, keep: int, step: int) -> None:
 def _steps(run: str) -> list[str]:
     """Names of the checkpoint folders of a run, oldest first."""
     where = storage.join(run, CHECKPOINTS)
-    names = storage.list_files(where) if storage.kind(where) == "folder" else []
+    names = storage.list_files(where) if storage.path_type(where) == "folder" else []
     return sorted({name.partition("/")[0] for name, _ in names if "/" in name})
 
 
 def _is_finished(folder: str) -> bool:
     """Whether the manifest, written last, is there."""
-    return storage.kind(storage.join(folder, MANIFEST)) == "file"
+    return storage.path_type(storage.join(folder, MANIFEST)) == "file"
 
 
 def read_tensors(folder: str, name: str) -> dict[str, torch.Tensor]:

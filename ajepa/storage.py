@@ -108,7 +108,7 @@ def join(path: str, *parts: str) -> str:
     return "/".join([path.rstrip("/"), *parts])
 
 
-def kind(path: str) -> str:
+def path_type(path: str) -> str:
     """ "file", "folder" or "missing"."""
     try:
         filesystem, inner = resolve(path)
@@ -121,7 +121,7 @@ def kind(path: str) -> str:
 
 
 def require_folder(path: str, what: str) -> None:
-    found = kind(path)
+    found = path_type(path)
     if found == "missing":
         raise UserError(f"{what} {path!r} does not exist")
     if found == "file":
@@ -150,7 +150,7 @@ def list_folder(path: str) -> list[tuple[str, float]]:
 def contents(path: str) -> set[str]:
     """Names of the files below a folder, without its locks and the temporary ones of processes that were killed; none
     where there is no folder."""
-    names = [name for name, _ in list_files(path)] if kind(path) == "folder" else []
+    names = [name for name, _ in list_files(path)] if path_type(path) == "folder" else []
     return {name for name in names if not TEMPORARY.search(name) and not name.startswith(LOCK)}
 
 

@@ -29,7 +29,7 @@ class Statistics:
         return cls(np.array(values["mean"]), np.array(values["std"]), values["frames"])
 
 
-class Totals:
+class RunningSums:
     """Running totals of rows. They are integers, so adding is exact and knows no order: not that of rows, nor of
     shards, nor of datasets that are merged."""
 

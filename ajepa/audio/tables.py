@@ -38,7 +38,7 @@ def read_table(path: str) -> Manifest:
     Raises:
         UserError: no such table, or a column that looks like one of these under another name: it is not ignored.
     """
-    if storage.kind(path) != "file":
+    if storage.path_type(path) != "file":
         raise UserError(f"the manifest {path!r} is not a file (a CSV or Parquet table is needed)")
     path = storage.absolute(path)
     table, renamed = _known_columns(_read(path), path)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ajepa.evaluation.linear import divisor
-from ajepa.evaluation.metrics import primary, settled
+from ajepa.evaluation.linear import safe_std
+from ajepa.evaluation.metrics import is_saturated, selection_score
 from ajepa.model.optimizer import AdamW
 from ajepa.model.pooling import WeightedLayers
 
@@ -116,12 +116,12 @@ def fit_decays(
         best, kept, checked = (-math.inf, -math.inf), None, 0
         for steps, head in _train(features, targets, multi_label, train, decay, seed, device):
             scores = head.scores(features, validation)
-            reached = primary(scores, targets[validation], multi_label)
+            reached = selection_score(scores, targets[validation], multi_label)
             if reached > best:
                 best, checked, kept = reached, 0, (Setting(decay, steps), copy.deepcopy(head))
             else:
                 checked += 1
-            if checked == PATIENCE or settled(reached):
+            if checked == PATIENCE or is_saturated(reached):
                 break
         assert kept is not None
         yield kept
@@ -193,4 +193,4 @@ def _moments(features: Features, rows: np.ndarray) -> tuple[np.ndarray, np.ndarr
         count, total, squares = count + len(values), total + values.sum(axis=0), squares + (values**2).sum(axis=0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return mean, divisor(mean, std)
+    return mean, safe_std(mean, std)

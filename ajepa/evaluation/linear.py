@@ -33,10 +33,10 @@ def standardise(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(mean, standard deviation) over all axes but the last; a constant feature has the deviation 1."""
     over = tuple(range(features.ndim - 1))
     mean, std = features.mean(axis=over, dtype=np.float64), features.std(axis=over, dtype=np.float64)
-    return mean, divisor(mean, std)
+    return mean, safe_std(mean, std)
 
 
-def divisor(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def safe_std(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """The standard deviation, 1 where nothing but rounding is left of it beside the mean."""
     return np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, 1.0)
 

@@ -45,7 +45,7 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     return float((predicted == labels).mean())
 
 
-def primary(scores: np.ndarray, targets: np.ndarray, multi_label: bool) -> tuple[float, float]:
+def selection_score(scores: np.ndarray, targets: np.ndarray, multi_label: bool) -> tuple[float, float]:
     """What a probe is chosen by, higher is better: accuracy or mAP; where that is equal, minus the loss of logits.
 
     Args:
@@ -59,8 +59,8 @@ def primary(scores: np.ndarray, targets: np.ndarray, multi_label: bool) -> tuple
     return accuracy(scores.argmax(axis=1), targets.argmax(axis=1)), -float(loss)
 
 
-def settled(reached: tuple[float, float]) -> bool:
-    """Whether all is right, and certain: what `primary` found can get no better in a way that matters."""
+def is_saturated(reached: tuple[float, float]) -> bool:
+    """Whether all is right, and certain: what `selection_score` found can get no better in a way that matters."""
     return reached >= (1.0, math.log(CERTAIN))
 
 

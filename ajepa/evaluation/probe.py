@@ -15,13 +15,13 @@ from ajepa.evaluation.metrics import (
     accuracy,
     accuracy_replicates,
     d_prime,
+    is_saturated,
     multi_label_scores,
     nanmean,
     precision_replicates,
-    primary,
-    settled,
+    selection_score,
 )
-from ajepa.evaluation.splits import Part, Splits, Targets
+from ajepa.evaluation.splits import Split, Splits, Targets
 
 PATIENCE = 3  # L2 strengths in a row, ever weaker, that may do worse before the search ends
 
@@ -154,12 +154,12 @@ def choose_linear(
     asked = features[validation]
     best, chosen, worse = (-np.inf, -np.inf), None, 0
     for model in fit_path(features[train], targets[train], multi_label, device=device):
-        reached = primary(model.scores(asked), targets[validation], multi_label)
+        reached = selection_score(model.scores(asked), targets[validation], multi_label)
         if chosen is None or reached > best:
             best, chosen, worse = reached, model, 0
         else:
             worse += 1
-        if worse == PATIENCE or settled(reached):
+        if worse == PATIENCE or is_saturated(reached):
             break
     assert chosen is not None
     if len(final) != len(train):
@@ -168,7 +168,7 @@ def choose_linear(
     return chosen, best[0]
 
 
-def _linear(features: Features, targets: Targets, part: Part, seed: int, device: torch.device | str) -> _Outcome:
+def _linear(features: Features, targets: Targets, part: Split, seed: int, device: torch.device | str) -> _Outcome:
     values, several = features.values, targets.multi_label
     model, reached = choose_linear(
         values, targets.targets, several, part.train, part.validation, part.all_train, device
@@ -176,21 +176,21 @@ def _linear(features: Features, targets: Targets, part: Part, seed: int, device:
     return model.scores(values[part.test]), {"l2": model.strength}, reached
 
 
-def _knn(features: Features, targets: Targets, part: Part, seed: int, device: torch.device | str) -> _Outcome:
+def _knn(features: Features, targets: Targets, part: Split, seed: int, device: torch.device | str) -> _Outcome:
     values, wanted, several = features.values, targets.targets, targets.multi_label
     found = neighbour_scores(values[part.train], wanted[part.train], values[part.validation])
-    reached = {count: primary(scores, wanted[part.validation], several)[0] for count, scores in found.items()}
+    reached = {count: selection_score(scores, wanted[part.validation], several)[0] for count, scores in found.items()}
     count = max(reached, key=lambda c: reached[c])  # the first of equals
     rows = part.all_train
     scores = neighbour_scores(values[rows], wanted[rows], values[part.test], (count,))[count]
     return scores, {"neighbours": count}, reached[count]
 
 
-def _head(features: Features, targets: Targets, part: Part, seed: int, device: torch.device | str) -> _Outcome:
+def _head(features: Features, targets: Targets, part: Split, seed: int, device: torch.device | str) -> _Outcome:
     wanted, several = targets.targets, targets.multi_label
     best, kept = (-np.inf, -np.inf), None
     for setting, head in heads.fit_decays(features, wanted, several, part.train, part.validation, seed, device):
-        reached = primary(head.scores(features, part.validation), wanted[part.validation], several)
+        reached = selection_score(head.scores(features, part.validation), wanted[part.validation], several)
         if kept is None or reached > best:
             best, kept = reached, (setting, head)
     assert kept is not None

@@ -39,7 +39,7 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """One training and test: indices of clips, ascending."""
 
     train: np.ndarray
@@ -57,7 +57,7 @@ class Part:
 class Splits:
     """How a dataset is evaluated. Every clip is in at most one part's test."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Split, ...]
     what: str  # in words
     drawn: bool  # whether a seed decides
 
@@ -202,11 +202,11 @@ def _by_split(
     rest = sorted(set(names) - set(train) - set(validation) - set(test))
     what = f"split {_listed(train)} to train, {_listed(test)} to test"
     if validation:
-        part = Part(rows["train"], rows["validation"], rows["test"], refit=False)
+        part = Split(rows["train"], rows["validation"], rows["test"], refit=False)
         what += f", {_listed(validation)} to choose"
     else:
         chosen = _tenth(targets.targets[rows["train"]], seed)
-        part = Part(rows["train"][~chosen], rows["train"][chosen], rows["test"], refit=True)
+        part = Split(rows["train"][~chosen], rows["train"][chosen], rows["test"], refit=True)
         what += ", a tenth of the training clips drawn to choose"
     left = len(split) - sum(map(len, rows.values()))
     if left:
@@ -240,11 +240,11 @@ def _drawn(dataset: ShardDataset, targets: Targets, seed: int) -> Splits:
     )
 
 
-def _rotate(fold: np.ndarray) -> tuple[Part, ...]:
+def _rotate(fold: np.ndarray) -> tuple[Split, ...]:
     numbers = np.unique(fold)
     following = np.roll(numbers, -1)
     return tuple(
-        Part(
+        Split(
             np.flatnonzero(~np.isin(fold, (own, then))),
             np.flatnonzero(fold == then),
             np.flatnonzero(fold == own),
@@ -275,7 +275,7 @@ def _check_labelled(dataset: ShardDataset, targets: Targets) -> None:
         )
 
 
-def _check_classes(part: Part, targets: Targets) -> None:
+def _check_classes(part: Split, targets: Targets) -> None:
     """A class that is tested or chosen on must have been trained on."""
     for rows, where, known in (
         (part.test, "tested", part.all_train),

@@ -21,7 +21,7 @@ KEY_STREAM = 19  # window w of a clip draws from the stream KEY_STREAM + 256 w
 
 
 @dataclass(frozen=True)
-class Draws:
+class AugmentationParams:
     """What is drawn for each clip."""
 
     weight: Tensor  # [B, 1] float32, of the clip itself; the rest is its partner's
@@ -29,7 +29,7 @@ class Draws:
     frequency: Tensor  # [B, masks, 2] int64, in mel bins
 
 
-def draw(config: FinetuneConfig, samples: np.ndarray, num_frames: np.ndarray, n_mels: int) -> Draws:
+def draw(config: FinetuneConfig, samples: np.ndarray, num_frames: np.ndarray, n_mels: int) -> AugmentationParams:
     """Draw for samples [B] of the run's stream, clips of `num_frames` [B] valid frames."""
     weight = np.ones(len(samples))
     if config.mixup:
@@ -41,7 +41,7 @@ def draw(config: FinetuneConfig, samples: np.ndarray, num_frames: np.ndarray, n_
             weight[-1] = 1.0
     frames = counter_rng.uniform(config.seed, TIME_STREAM, samples, 2 * config.time_masks)
     bins = counter_rng.uniform(config.seed, FREQUENCY_STREAM, samples, 2 * config.frequency_masks)
-    return Draws(
+    return AugmentationParams(
         torch.from_numpy(weight[:, None].astype(np.float32)),
         _spans(frames, num_frames, config.time_mask_frames),
         _spans(bins, np.full(len(samples), n_mels), config.frequency_mask_bins),

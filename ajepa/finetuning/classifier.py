@@ -148,7 +148,7 @@ def load_classifier(folder: str, device: str | torch.device = "cpu") -> tuple[Cl
     """
     audio: AudioEncoder = load_encoder(folder)
     where = storage.join(storage.absolute(folder), HEAD_JSON)
-    if storage.kind(where) != "file":
+    if storage.path_type(where) != "file":
         raise UserError(f"{folder!r} holds an encoder without a head: it was not fine-tuned")
     try:
         about = json.loads(storage.read_text(where))

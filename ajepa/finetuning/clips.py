@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ajepa import counter_rng
 from ajepa.errors import UserError
-from ajepa.finetuning.augment import Draws, draw, mixed_frames
+from ajepa.finetuning.augment import AugmentationParams, draw, mixed_frames
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import Batch, ShardReader
@@ -76,7 +76,7 @@ class Inputs:
     num_frames: Tensor  # [b] int64
     mixed_frames: np.ndarray  # [b] int64 after mixup, on the host: what depends on lengths is worked out there
     targets: Tensor  # [b, C] float32
-    draws: Draws
+    draws: AugmentationParams
     rows: np.ndarray  # [b] rows of the dataset
     samples: np.ndarray  # [b] positions in the run's stream
 
@@ -85,7 +85,7 @@ class Inputs:
 
     def with_tensors(self, *tensors: Tensor) -> "Inputs":
         log_mel, num_frames, targets, weight, time, frequency = tensors
-        draws = Draws(weight, time, frequency)
+        draws = AugmentationParams(weight, time, frequency)
         return Inputs(log_mel, num_frames, self.mixed_frames, targets, draws, self.rows, self.samples)
 
 

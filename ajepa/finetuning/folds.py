@@ -11,7 +11,7 @@ from ajepa.shards.dataset import ShardDataset
 
 
 @dataclass(frozen=True)
-class Fit:
+class FoldPlan:
     """One model: the clips it learns from, the ones its epochs are chosen on, and the ones it is tested on, once.
     Rows are ascending."""
 
@@ -30,7 +30,9 @@ class Fit:
         return np.sort(np.concatenate([self.train, self.validation])) if self.refit else self.train
 
 
-def plan_fits(dataset: ShardDataset, config: FinetuneConfig, seeds: int = 1, fold: int | None = None) -> list[Fit]:
+def plan_folds(
+    dataset: ShardDataset, config: FinetuneConfig, seeds: int = 1, fold: int | None = None
+) -> list[FoldPlan]:
     """All fits, seed by seed and fold by fold.
 
     The linear probe chooses its penalty on the validation part and then learns from training and validation clips
@@ -48,7 +50,7 @@ def plan_fits(dataset: ShardDataset, config: FinetuneConfig, seeds: int = 1, fol
         for part in splits.parts:
             name = f"seed-{seed}" + (f"-fold-{part.fold}" if part.fold is not None else "")
             refit = part.refit if config.refit == "auto" else config.refit == "on"
-            fits.append(Fit(name, seed, part.fold, part.train, part.validation, part.test, refit, splits.drawn))
+            fits.append(FoldPlan(name, seed, part.fold, part.train, part.validation, part.test, refit, splits.drawn))
     if fold is None:
         return fits
     there = sorted({fit.fold for fit in fits if fit.fold is not None})

@@ -12,11 +12,11 @@ from ajepa.finetuning.clips import Labels, prepare
 from ajepa.finetuning.predict import metric_name, outputs, score
 from ajepa.finetuning.step import FinetuneState, train_step
 from ajepa.shards.reader import ShardReader
-from ajepa.training.async_metrics import NonFiniteLoss, out_of_memory, settle
+from ajepa.training.async_metrics import resolve_metrics
 from ajepa.training.checkpoint_writer import CheckpointWriter
 from ajepa.training.inputs import on_device
-from ajepa.training.loop import Stopwatch, leaves, name_clips
-from ajepa.training.worker import GO_ON, WorkerContext
+from ajepa.training.session import Due, Stopwatch, explained_failures, must_stop, save_and_report
+from ajepa.training.worker import StopRequest, WorkerHooks
 
 
 class Stopped(Exception):
@@ -24,7 +24,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingPhase:
     """One training."""
 
     folder: str  # its checkpoints
@@ -39,7 +39,7 @@ def best_of(curve: Sequence[Score]) -> Score:
 
 
 def train(
-    stage: Stage, state: FinetuneState, reader: ShardReader, labels: Labels, worker: WorkerContext
+    stage: TrainingPhase, state: FinetuneState, reader: ShardReader, labels: Labels, worker: WorkerHooks
 ) -> list[Score]:
     """Train a state to the stage's end; returns its validation curve. A stage that is over costs nothing.
 
@@ -49,11 +49,11 @@ def train(
         NonFiniteLoss: a batch that cannot be trained on.
         Stopped, Preempted: `worker.stop` said so; the checkpoint is written.
     """
-    config, schedule = state.config, state.schedule
-    steps = schedule.steps(stage.epochs)
+    config = state.config
+    steps = state.schedule.steps(stage.epochs)
     curve = resume(stage.folder, state)
     writer = CheckpointWriter(stage.folder, config.keep_checkpoints, lambda: snapshot(state, curve), later_wins=True)
-    watch = Stopwatch()
+    stopwatch = Stopwatch()
     batches = reader.batches(state.step, steps)
     pin = worker.device.type == "cuda"
     ahead = (prepare(config, labels, batch, pin) for batch in batches)
@@ -64,63 +64,59 @@ def train(
             writer.save(curve[0].score)
         worker.report({"part": stage.part, "step": 0, "total_steps": steps, "epoch": 0, _named(labels): curve[0].score})
     try:
-        for inputs in on_device(watch.waiting(ahead), worker.device):
-            result = train_step(state, inputs, stop=worker.stop())
-            watch.steps += 1
-            losses.append(result.loss)
-            last = state.step == steps
-            epoch = schedule.ended_epoch(state.step)
-            save = last or epoch is not None or (config.checkpoint_every and state.step % config.checkpoint_every == 0)
-            reached: float | None = None
-            if last or epoch is not None or state.step % config.log_every == 0:
-                settle(state)
-                report: dict[str, Any] = {
-                    "part": stage.part,
-                    "step": state.step,
-                    "total_steps": steps,
-                    "share": len(inputs.log_mel) / config.batch_size,
-                    "loss": torch.stack(losses).mean().item(),
-                    "grad_norm": result.grad_norm.item(),
-                    "encoder_lr": result.encoder_lr,
-                    "head_lr": result.head_lr,
-                    **watch.figures(config.batch_size),
-                }
-                if epoch is not None and len(stage.validation):
-                    reached = evaluate(state, reader, labels, stage.validation, worker)
-                    curve.append(Score(epoch, state.step, reached))
-                    report[_named(labels)] = reached
+        with explained_failures(state, reader, config.batch_size, config.micro_batch):
+            for inputs in on_device(stopwatch.waiting(ahead), worker.device):
+                result = train_step(state, inputs, stop=worker.stop())
+                stopwatch.steps += 1
+                losses.append(result.loss)
+                due, epoch = due_after(state, steps)
+                report: dict[str, Any] = {}
+                reached: float | None = None
+                if due.report:
+                    resolve_metrics(state)
+                    report = {
+                        "part": stage.part,
+                        "step": state.step,
+                        "total_steps": steps,
+                        "share": len(inputs.log_mel) / config.batch_size,
+                        "loss": torch.stack(losses).mean().item(),
+                        "grad_norm": result.grad_norm.item(),
+                        "encoder_lr": result.encoder_lr,
+                        "head_lr": result.head_lr,
+                        **stopwatch.rates(config.batch_size),
+                    }
+                    losses = []
                 if epoch is not None:
                     report["epoch"] = epoch
-                losses = []
-            else:
-                report = {}
-            if save or state.stop_request:
-                settle(state)
-                if worker.rank == 0:
-                    writer.save(reached)
-            if report:
-                worker.report(report)
-                watch.restart()
-            if not last and leaves(state, writer, steps):
-                raise Stopped
-            state.stop_request = GO_ON
-    except NonFiniteLoss as error:
-        raise name_clips(error, reader) from error
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(state, config.batch_size, config.micro_batch) from error
+                    if len(stage.validation):
+                        reached = evaluate(state, reader, labels, stage.validation, worker)
+                        curve.append(Score(epoch, state.step, reached))
+                        report[_named(labels)] = reached
+                save_and_report(state, due, report, reached, writer, worker)
+                if due.report:
+                    stopwatch.restart()
+                if not due.last and must_stop(state, writer, steps):
+                    raise Stopped
+                state.stop_request = StopRequest.GO_ON
     finally:
         batches.close()
         writer.close()
     return curve
 
 
+def due_after(state: FinetuneState, steps: int) -> tuple[Due, int | None]:
+    """What is due at the step a state has reached, of `steps`; and the epoch that ends with it."""
+    config, step = state.config, state.step
+    last, epoch = step == steps, state.schedule.ended_epoch(step)
+    save = last or epoch is not None or bool(config.checkpoint_every and step % config.checkpoint_every == 0)
+    return Due(report=last or epoch is not None or step % config.log_every == 0, save=save, last=last), epoch
+
+
 def _named(labels: Labels) -> str:
     return f"validation_{metric_name(labels)}"
 
 
-def evaluate(
-    state: FinetuneState, reader: ShardReader, labels: Labels, rows: np.ndarray, worker: WorkerContext
-) -> float:
+def evaluate(state: FinetuneState, reader: ShardReader, labels: Labels, rows: np.ndarray, worker: WorkerHooks) -> float:
     """Accuracy or mAP of the state on rows, by all workers together."""
     logits = outputs(state.scored, reader, rows, worker.device, worker.rank, worker.world_size)
     return score(logits.numpy(), labels.targets(rows), labels.multi_label)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ajepa.evaluation.metrics import primary
+from ajepa.evaluation.metrics import selection_score
 from ajepa.finetuning.clips import Labels
 from ajepa.shards.reader import ShardReader
 
@@ -44,7 +44,7 @@ def outputs(
 
 def score(logits: np.ndarray, targets: np.ndarray, multi_label: bool) -> float:
     """Accuracy, or mAP over the classes that occur. logits, targets: [n, C]."""
-    return primary(logits, targets > 0, multi_label)[0]
+    return selection_score(logits, targets > 0, multi_label)[0]
 
 
 def metric_name(labels: Labels) -> str:

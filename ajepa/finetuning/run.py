@@ -17,8 +17,8 @@ from ajepa.choices import Branch
 from ajepa.finetuning.classifier import AVERAGE, Score, load_weights, write_model
 from ajepa.finetuning.clips import Labels, open_reader, read_labels
 from ajepa.finetuning.config import FinetuneConfig
-from ajepa.finetuning.folds import Fit, plan_fits
-from ajepa.finetuning.loop import Stage, Stopped, best_of, train
+from ajepa.finetuning.folds import FoldPlan, plan_folds
+from ajepa.finetuning.loop import Stopped, TrainingPhase, best_of, train
 from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.predict import outputs, score
 from ajepa.finetuning.probe_head import ProbeHead, probe_head
@@ -28,7 +28,7 @@ from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.shards.reader import ShardReader
-from ajepa.training.worker import WorkerContext
+from ajepa.training.worker import WorkerHooks
 
 RESULT = "result.json"  # of a fit, written last
 TEST_LOGITS = "test.safetensors"  # of a fit: "rows" [n] and "logits" [n, C]
@@ -65,7 +65,7 @@ class Result:
     probe: float | None = None  # test score of the frozen encoder's linear probe
 
 
-def finetune(job: Job, worker: WorkerContext) -> None:
+def finetune(job: Job, worker: WorkerHooks) -> None:
     """Do every fit of a job that has no result yet. Returns early, with checkpoints written, when asked to stop.
 
     Raises:
@@ -73,7 +73,7 @@ def finetune(job: Job, worker: WorkerContext) -> None:
     """
     dataset = open_dataset(job.data)
     labels = read_labels(dataset)
-    fits = plan_fits(dataset, job.config, job.seeds, job.fold)
+    fits = plan_folds(dataset, job.config, job.seeds, job.fold)
     left = [fit for fit in fits if read_result(job.output, fit.name) is None]
     if worker.world_size > 1:
         dist.barrier()  # all have looked before the first one writes
@@ -95,8 +95,8 @@ class Trainer:
         dataset: ShardDataset,
         labels: Labels,
         audio: AudioEncoder,
-        fit: Fit,
-        worker: WorkerContext,
+        fit: FoldPlan,
+        worker: WorkerHooks,
         features: dict[int, np.ndarray],
     ) -> None:
         self.job, self.dataset, self.labels, self.audio, self.fit, self.worker = (
@@ -115,12 +115,14 @@ class Trainer:
     def run(self) -> None:
         """Choose the number of epochs, train again on more clips where that is wanted, test once, write the model."""
         fit = self.fit
-        stage = Stage(storage.join(self.folder, "choose"), fit.name, fit.validation, self.config.epochs)
+        stage = TrainingPhase(storage.join(self.folder, "choose"), fit.name, fit.validation, self.config.epochs)
         state, reader = self._start(fit.train)
         curve = train(stage, state, reader, self.labels, self.worker)
         best = best_of(curve)
         if fit.refit:
-            again = Stage(storage.join(self.folder, "refit"), f"{fit.name}-refit", np.empty(0, np.int64), best.epoch)
+            again = TrainingPhase(
+                storage.join(self.folder, "refit"), f"{fit.name}-refit", np.empty(0, np.int64), best.epoch
+            )
             state, reader = self._start(fit.final)
             train(again, state, reader, self.labels, self.worker)
         else:
@@ -211,7 +213,7 @@ class Trainer:
 def read_result(output: str, name: str) -> Result | None:
     """The result of a fit, None while it has none."""
     where = storage.join(output, name, RESULT)
-    return Result(**json.loads(storage.read_text(where))) if storage.kind(where) == "file" else None
+    return Result(**json.loads(storage.read_text(where))) if storage.path_type(where) == "file" else None
 
 
 def read_test_logits(output: str, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ajepa.config import PATCH
 from ajepa.finetuning.augment import key_mask, mask_spans, mix
@@ -15,9 +14,10 @@ from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.model import Classifier, classification_loss, parameter_groups
 from ajepa.finetuning.schedule import Schedule
 from ajepa.inference.encoder import AudioEncoder
-from ajepa.model.optimizer import AdamW
+from ajepa.model.optimizer import AdamW, ema_update
 from ajepa.model.precision import CPU_PATCHES, has_bf16
-from ajepa.training.async_metrics import GPU_LAG, Pending, settle, watch, weighted
+from ajepa.training.async_metrics import PendingMetrics, weighted
+from ajepa.training.update import micro_batches, update, wrap_ddp
 
 
 @dataclass
@@ -35,7 +35,7 @@ class FinetuneState:
     world_size: int = 1
     step: int = 0  # steps done
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
-    pending: deque[Pending] = field(default_factory=deque)
+    pending: deque[PendingMetrics] = field(default_factory=deque)
     stop_request: int = 0  # the largest of all workers so far, the same on all of them
 
     @property
@@ -58,17 +58,14 @@ def build_state(
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16(device))
     core.audio.precision = "bf16" if bf16 else "fp32"
     optimizer = AdamW(parameter_groups(core, config), betas=config.betas, fused=True)
-    wrapped: nn.Module = core
-    if world_size > 1:
-        ids = [device.index] if device.type == "cuda" else None
-        wrapped = DistributedDataParallel(core, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+    wrapped = wrap_ddp(core, device, world_size)
     average = copy.deepcopy(core).requires_grad_(False) if config.ema else None
     return FinetuneState(config, core, wrapped, average, optimizer, schedule, multi_label, device, world_size)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Figures of one step. Tensors stay on the device until someone reads them."""
+    """Metrics of one step. Tensors stay on the device until someone reads them."""
 
     loss: Tensor  # mean over this worker's share
     grad_norm: Tensor  # before clipping
@@ -94,17 +91,10 @@ def train_step(state: FinetuneState, inputs: Inputs, *, stop: int = 0) -> StepRe
         group["lr"] = group["peak_lr"] * factors[group["is_head"]]
     state.optimizer.zero_grad(set_to_none=True)
     loss = _accumulate(state, inputs)
-    grad_norm = nn.utils.clip_grad_norm_(state.core.parameters(), config.grad_clip or float("inf"))
-    watch(state, inputs, loss, grad_norm, stop)
-    settle(state, GPU_LAG if state.device.type == "cuda" else 0)
-    if state.device.type == "cuda":  # the host runs ahead: let the device skip an update that is not finite
-        state.optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
-        state.optimizer.grad_scale = None  # type: ignore[attr-defined]
-    state.optimizer.step()
+    grad_norm = update(state, inputs, state.core.parameters(), loss, config.grad_clip, stop)
     if state.average is not None:
         momentum = min(config.ema, (1 + state.step) / (10 + state.step))  # forgets the start
-        with torch.no_grad():
-            torch._foreach_lerp_(list(state.average.parameters()), list(state.core.parameters()), 1 - momentum)
+        ema_update(state.average, state.core, momentum)
     state.step += 1
     return StepResult(loss, grad_norm, config.encoder_lr * factors[0], config.head_lr * factors[1])
 
@@ -119,11 +109,7 @@ def _accumulate(state: FinetuneState, inputs: Inputs) -> Tensor:
         log_mel = mask_spans(log_mel, audio.normalise.mean, inputs.draws.time, inputs.draws.frequency)
     size = config.micro_batch or (share if state.device.type == "cuda" else fitting_clips(audio, log_mel.shape[-1]))
     total = torch.zeros((), device=state.device)
-    for start in range(0, share, size):
-        part = slice(start, start + size)
-        last = start + size >= share
-        if isinstance(state.model, DistributedDataParallel):
-            state.model.require_backward_grad_sync = last  # as no_sync() does, without leaving the loop's block
+    for part in micro_batches(state.model, share, size):
         keys = key_mask(config, inputs.samples[part], num_frames[part], audio.rows)
         logits = state.model(log_mel[part], num_frames[part], keys)
         loss = classification_loss(logits, targets[part], state.multi_label, config.label_smoothing)

@@ -61,7 +61,7 @@ def open_embeddings(path: str) -> Embeddings:
     """
     storage.require_folder(path, "the embedding folder")
     where = storage.join(storage.absolute(path), EMBEDDINGS_JSON)
-    if storage.kind(where) == "missing":
+    if storage.path_type(where) == "missing":
         raise UserError(
             f"{path!r} has no {EMBEDDINGS_JSON}: it is an unfinished embed job or no embedding folder. "
             "Run the same embed command again to finish it"

@@ -186,7 +186,7 @@ def export_graph(encoder: AudioEncoder, folder: str, format: GraphFormat) -> str
     """
     folder = storage.absolute(str(folder))
     path = storage.join(folder, FILES[format])
-    taken = next((p for p in (folder, path) if storage.kind(p) == "file"), None)
+    taken = next((p for p in (folder, path) if storage.path_type(p) == "file"), None)
     if taken is not None:
         raise UserError(f"the output {taken!r} exists: choose another, or delete it first")
     storage.make_folder(folder)

@@ -44,7 +44,7 @@ def load_encoder(
         UserError: nothing there, no intact checkpoint, one of another version, or an export of the other branch.
     """
     path = storage.absolute(str(path))
-    exported = storage.kind(storage.join(path, EXPORT_JSON)) == "file"
+    exported = storage.path_type(storage.join(path, EXPORT_JSON)) == "file"
     folder = path if exported else latest_checkpoint(path)
     parts = _read_export(path, branch) if exported else _read_run(folder, branch or "target")
     encoder = Encoder(parts.model)
@@ -93,7 +93,7 @@ def write_export(
         about: "branch", "step" and "dataset_hash" of the pretraining.
     """
     output = storage.absolute(str(output))
-    if storage.kind(output) == "file" or storage.contents(output):
+    if storage.path_type(output) == "file" or storage.contents(output):
         raise UserError(f"the output {output!r} exists: choose another, or delete it first")
     data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
     described = {

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ajepa.config import Config
 from ajepa.model.losses import normalise_targets, prediction_loss
+from ajepa.model.optimizer import ema_update
 from ajepa.model.vit import Encoder, Predictor, gather, patchify
 
 
@@ -52,12 +53,9 @@ class AJEPA(nn.Module):
         train = self.config.train
         return normalise_targets(self.target_encoder(patches, last_layers=train.target_layers), train.target_norm)
 
-    @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * context, in place (sec. 4.2)."""
-        torch._foreach_lerp_(
-            list(self.target_encoder.parameters()), list(self.context_encoder.parameters()), 1 - momentum
-        )
+        ema_update(self.target_encoder, self.context_encoder, momentum)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)

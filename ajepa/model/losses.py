@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def normalise_targets(layers: Tensor | list[Tensor], kind: Literal["layer", "instance"] = "layer") -> Tensor:
+def normalise_targets(layers: Tensor | list[Tensor], loss_name: Literal["layer", "instance"] = "layer") -> Tensor:
     """Targets [B, N, D] from the target encoder's last layer, or from a list of its last K layers.
 
     - layer: LayerNorm without affine parameters over D (sec. 4.5), the mean over layers.
@@ -16,7 +16,7 @@ def normalise_targets(layers: Tensor | list[Tensor], kind: Literal["layer", "ins
       of targets is that of data2vec (Baevski et al., arXiv:2202.03555).
     """
     each = layers if isinstance(layers, list) else [layers]
-    if kind == "layer":
+    if loss_name == "layer":
         return _mean([F.layer_norm(x, x.shape[-1:]) for x in each])
     mean = _mean([F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in each])
     return F.layer_norm(mean, mean.shape[-1:])
@@ -32,7 +32,7 @@ def _mean(layers: list[Tensor]) -> Tensor:
 def prediction_loss(
     prediction: Tensor,
     target: Tensor,
-    kind: Literal["smooth_l1", "l1", "mse", "cosine"] = "smooth_l1",
+    loss_name: Literal["smooth_l1", "l1", "mse", "cosine"] = "smooth_l1",
     beta: float = 1.0,
 ) -> Tensor:
     """Mean loss over samples, target patches and dimensions, in float32 or wider.
@@ -44,10 +44,10 @@ def prediction_loss(
     """
     if prediction.dtype != torch.float64:
         prediction, target = prediction.float(), target.float()
-    if kind == "smooth_l1":
+    if loss_name == "smooth_l1":
         return F.smooth_l1_loss(prediction, target, beta=beta)
-    if kind == "l1":
+    if loss_name == "l1":
         return F.l1_loss(prediction, target)
-    if kind == "mse":
+    if loss_name == "mse":
         return F.mse_loss(prediction, target)
     return (1 - F.cosine_similarity(prediction, target, dim=-1)).mean()

@@ -1,8 +1,10 @@
-"""AdamW without the import of torch._dynamo."""
+"""AdamW without the import of torch._dynamo, and the exponential moving average (EMA) of weights."""
 
 import inspect
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class AdamW(torch.optim.AdamW):
@@ -12,3 +14,8 @@ class AdamW(torch.optim.AdamW):
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+def ema_update(average: nn.Module, current: nn.Module, momentum: float) -> None:
+    """average <- momentum * average + (1 - momentum) * current, parameter by parameter, in place."""
+    get_ema_multi_avg_fn(momentum)(list(average.parameters()), list(current.parameters()), None)

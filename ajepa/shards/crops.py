@@ -8,7 +8,7 @@ import numpy as np
 SPARE = 4  # arrays of batches kept for later ones
 
 
-class BatchArrays:
+class BufferPool:
     """Arrays [count, *shape] float16 for batches, in memory of earlier ones that nobody holds any more, neither by a
     view nor by a tensor of it: the fresh pages of new memory cost more than filling it. Always the same count."""
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ajepa import storage
-from ajepa.audio.statistics import Statistics, Totals
+from ajepa.audio.statistics import RunningSums, Statistics
 from ajepa.config import FrontEndConfig, from_dict
 from ajepa.errors import UserError
 from ajepa.shards.schema import BAD, CONTRACT_VERSION, OK, decode_log_mels
@@ -86,7 +86,7 @@ def open_dataset(path: str) -> ShardDataset:
     """
     storage.require_folder(path, "the shard folder")
     where = storage.join(storage.absolute(path), DATASET_JSON)
-    if storage.kind(where) == "missing":
+    if storage.path_type(where) == "missing":
         raise UserError(
             f"{path!r} has no {DATASET_JSON}: it is an unfinished preprocess job or no shard folder. "
             "Run the same preprocess command again to finish it"
@@ -119,13 +119,13 @@ def _from_info(path: str, info: dict[str, Any]) -> ShardDataset:
     )
 
 
-class Reduction:
+class DatasetSummary:
     """What a dataset comes to, taken from its ok rows shard by shard in any order; memory holds the clip ids."""
 
     def __init__(self, front_end: FrontEndConfig, label_names: list[str]) -> None:
         self._about = json.dumps([dataclasses.asdict(front_end), label_names], sort_keys=True)
         self._n_mels = front_end.n_mels
-        self._totals = Totals(front_end.n_mels)
+        self._totals = RunningSums(front_end.n_mels)
         self._ids: list[pa.Array] = []
         self._rows_hash = 0
 
@@ -169,7 +169,7 @@ def finish_dataset(
         UserError: not one clip could be read.
     """
     storage.sweep(output)
-    reduction, shards = Reduction(front_end, label_names), []
+    reduction, shards = DatasetSummary(front_end, label_names), []
     for name, table in read_shards(output, OK, SMALL_COLUMNS):
         reduction.add(table)
         shards.append({"name": f"{OK}/{name}", "rows": table.num_rows})
@@ -226,7 +226,7 @@ def block_ids(output: str, name: str) -> list[str]:
     ids: list[str] = []
     for status in (OK, BAD):
         path = storage.join(output, status, name)
-        if status == OK or storage.kind(path) == "file":
+        if status == OK or storage.path_type(path) == "file":
             with storage.open_input(path) as stream:
                 ids += pq.read_table(stream, columns=["clip_id"], use_threads=False)["clip_id"].to_pylist()
     return ids

@@ -101,7 +101,7 @@ def _refuse_other_output(output: str, found: set[str], plan: dict[str, Any]) -> 
         same = json.loads(storage.read_text(storage.join(output, MERGE_JSON))) == plan
         what = "an unfinished merge of other datasets, or of these before they changed or in another order"
     else:
-        same, what = not found and storage.kind(output) != "file", "something else"
+        same, what = not found and storage.path_type(output) != "file", "something else"
     if not same:
         raise UserError(f"the output {output!r} holds {what}: choose another output, or delete it first")
 
@@ -158,7 +158,7 @@ def _is_copied(dataset: ShardDataset, shard: Shard, output: str, name: str) -> b
 def _read_bad(dataset: ShardDataset, shard: Shard) -> pa.Table:
     """The rejected clips of a shard; no rows where it has no such file."""
     path = storage.join(dataset.path, BAD, shard.name.rpartition("/")[2])
-    if storage.kind(path) == "missing":
+    if storage.path_type(path) == "missing":
         return BAD_SCHEMA.empty_table()
     with storage.open_input(path) as stream:
         return pq.ParquetFile(stream).read()

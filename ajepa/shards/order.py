@@ -53,7 +53,7 @@ def epoch_order(seed: int, epoch: int, rows: np.ndarray, groups: np.ndarray, win
     num_rounds, most = int(lengths.max()), int(sizes.max())
     size = 1 << (window - 1).bit_length()
     flips = counter_rng.uniform(seed, ROUND_STREAM, epoch * num_rounds + np.arange(num_rounds), size)
-    columns = spread(flips)  # [num_rounds, size]
+    columns = owen_scrambled(flips)  # [num_rounds, size]
     rounds = np.broadcast_to(np.arange(num_rounds)[:, None], columns.shape)
     there = columns < window
     rounds, columns = rounds[there], columns[there]
@@ -64,7 +64,7 @@ def epoch_order(seed: int, epoch: int, rows: np.ndarray, groups: np.ndarray, win
     return EpochOrder(rows[line[dealt]], columns.astype(np.int32))
 
 
-def spread(draws: np.ndarray) -> np.ndarray:
+def owen_scrambled(draws: np.ndarray) -> np.ndarray:
     """Random permutations of 0..2^k-1 whose stretches are spread evenly: every aligned stretch of 2^j positions has
     one number of each of the 2^j equal parts of the range. The van der Corput sequence with nested scrambling
     (Owen, 1995).

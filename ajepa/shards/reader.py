@@ -19,10 +19,10 @@ import numpy as np
 
 from ajepa import counter_rng
 from ajepa.errors import UserError
-from ajepa.shards.crops import BatchArrays, fill_crop
+from ajepa.shards.crops import BufferPool, fill_crop
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.order import EpochOrder, epoch_order, heldout_rows
-from ajepa.shards.row_groups import Ahead, RowGroup, RowGroups
+from ajepa.shards.row_groups import PrefetchCache, RowGroup, RowGroups
 from ajepa.shards.schema import ROW_GROUP
 
 CROP_STREAM = 1  # of counter_rng.uniform
@@ -102,11 +102,11 @@ class ShardReader:
             rows = draw(epoch)
             return epoch_order(seed, epoch, rows, source.group_of(rows), window)
 
-        self._orders = Ahead(order)
-        self._groups: Ahead[RowGroup] = Ahead(self._source.read)
+        self._orders = PrefetchCache(order)
+        self._groups: PrefetchCache[RowGroup] = PrefetchCache(self._source.read)
         self._used: dict[int, int] = {}  # call of `batch` that last asked for a row group
         self._calls = 0
-        self._arrays, self._repeat = BatchArrays((dataset.front_end.n_mels, crop_frames)), repeat
+        self._arrays, self._repeat = BufferPool((dataset.front_end.n_mels, crop_frames)), repeat
         row_bytes = 2 * dataset.front_end.n_mels * dataset.front_end.clip_frames
         self._keep_all = dataset.num_clips * row_bytes <= cache_bytes
 

@@ -163,7 +163,7 @@ class RowGroups:
         )
 
 
-class Ahead(Generic[V]):
+class PrefetchCache(Generic[V]):
     """Values by number, made when they are asked for or ahead of that by a pool, and held until they are dropped."""
 
     def __init__(self, make: Callable[[int], V]) -> None:

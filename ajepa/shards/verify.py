@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.errors import UserError
-from ajepa.shards.dataset import SMALL_COLUMNS, Reduction, Shard, ShardDataset, open_dataset
+from ajepa.shards.dataset import SMALL_COLUMNS, DatasetSummary, Shard, ShardDataset, open_dataset
 from ajepa.shards.schema import OK, decode_log_mels
 
 
@@ -30,7 +30,7 @@ def verify_dataset(path: str) -> Iterator[int]:
     if listed != found:
         odd = sorted(listed ^ found)[0]
         raise UserError(f"{dataset.path}: {odd} is {'missing' if odd in listed else 'not listed in dataset.json'}")
-    reduction = Reduction(dataset.front_end, list(dataset.label_names))
+    reduction = DatasetSummary(dataset.front_end, list(dataset.label_names))
     for shard in dataset.shards:
         for table in _verify_shard(dataset, shard):
             reduction.add(table)
@@ -76,7 +76,7 @@ def _verify_rows(dataset: ShardDataset, shard: str, first: int, table: pa.Table)
                 raise UserError(f"{where}: {name} is not that of its log_mel")
 
 
-def _verify_whole(dataset: ShardDataset, reduction: Reduction) -> None:
+def _verify_whole(dataset: ShardDataset, reduction: DatasetSummary) -> None:
     ids = reduction.clip_ids()
     if pc.count_distinct(ids).as_py() != len(ids) or len(ids) != dataset.num_clips:
         raise UserError(f"{dataset.path}: {len(ids)} rows for {dataset.num_clips} clips, or a clip id twice")

@@ -1,4 +1,4 @@
-"""Watching a loss without waiting for it: figures of a step, the workers' requests to stop, and who is to blame for a
+"""Watching a loss without waiting for it: metrics of a step, the workers' requests to stop, and who is to blame for a
 value that is not finite. Pretraining and fine-tuning share it."""
 
 from collections import deque
@@ -37,23 +37,23 @@ class Clips(Protocol):
 
 
 @dataclass
-class Pending:
-    """A step whose figures may still be on their way from the device."""
+class PendingMetrics:
+    """A step whose metrics may still be on their way from the device."""
 
     step: int
     inputs: Clips
-    figures: Tensor  # [loss, gradient norm, stop request], on the host
+    values: Tensor  # [loss, gradient norm, stop request], on the host
     event: torch.cuda.Event | None  # set once they are there
 
 
-class Watched(Protocol):
+class MetricsOwner(Protocol):
     """What of a training state is read and written here."""
 
     step: int
     world_size: int
     device: torch.device
     scaler: torch.amp.GradScaler
-    pending: deque[Pending]
+    pending: deque[PendingMetrics]
     stop_request: int
 
 
@@ -66,7 +66,7 @@ def weighted(loss: Tensor, weight: float) -> Tensor:
     return loss * (weight + 0 * loss.detach())
 
 
-def watch(state: Watched, inputs: Clips, loss: Tensor, grad_norm: Tensor, stop: int) -> None:
+def enqueue_metrics(state: MetricsOwner, inputs: Clips, loss: Tensor, grad_norm: Tensor, stop: int) -> None:
     """Note loss, gradient norm and the workers' stop requests; on a GPU they travel to the host by themselves."""
     request = torch.full((), float(stop), device=state.device)
     if state.world_size > 1:
@@ -79,11 +79,11 @@ def watch(state: Watched, inputs: Clips, loss: Tensor, grad_norm: Tensor, stop: 
         event = torch.cuda.Event()
         event.record()
         seen = host
-    state.pending.append(Pending(state.step, inputs, seen, event))
+    state.pending.append(PendingMetrics(state.step, inputs, seen, event))
 
 
-def settle(state: Watched, lag: int = 0) -> None:
-    """Look at the figures of all but the last `lag` steps, and note their stop requests.
+def resolve_metrics(state: MetricsOwner, lag: int = 0) -> None:
+    """Look at the metrics of all but the last `lag` steps, and note their stop requests.
 
     Raises:
         NonFiniteLoss: one of them was not finite.
@@ -92,14 +92,14 @@ def settle(state: Watched, lag: int = 0) -> None:
         seen = state.pending.popleft()
         if seen.event is not None:
             seen.event.synchronize()
-        loss, grad_norm, request = seen.figures.tolist()
+        loss, grad_norm, request = seen.values.tolist()
         state.stop_request = max(state.stop_request, int(request))
         # With fp16 a gradient may overflow: the scaler skips the step and lowers its scale.
         if not np.isfinite(loss) or not (np.isfinite(grad_norm) or state.scaler.is_enabled()):
             raise _blame(seen, loss, grad_norm)
 
 
-def _blame(seen: Pending, loss: float, grad_norm: float) -> NonFiniteLoss:
+def _blame(seen: PendingMetrics, loss: float, grad_norm: float) -> NonFiniteLoss:
     what = f"step {seen.step}: loss {loss:g}, gradient norm {grad_norm:g}"
     poisoned = ~torch.isfinite(seen.inputs.log_mel.float()).flatten(1).all(dim=1).cpu().numpy()
     if poisoned.any():
@@ -113,7 +113,7 @@ def _blame(seen: Pending, loss: float, grad_norm: float) -> NonFiniteLoss:
     )
 
 
-def out_of_memory(state: Watched, batch_size: int, micro_batch: int) -> UserError:
+def out_of_memory(state: MetricsOwner, batch_size: int, micro_batch: int) -> UserError:
     """What is said where a GPU has too little memory for a worker's share of a step: a restart would meet it again.
 
     Args:
@@ -130,7 +130,7 @@ def out_of_memory(state: Watched, batch_size: int, micro_batch: int) -> UserErro
     return UserError(f"step {state.step}: out of GPU memory with {at_once} clips at a time: {advice}")
 
 
-def require_agreement(state: Watched, step: int) -> None:
+def require_agreement(state: MetricsOwner, step: int) -> None:
     """Check that all workers see the same newest step.
 
     Raises:

@@ -1,62 +1,25 @@
-"""The training loop: from a checkpoint or the start to the last step. Who reports to whom is the caller's affair."""
+"""The training loop: from a checkpoint or the start to the last step. The caller decides where reports go."""
 
-import time
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 
-from ajepa.config import Config
-from ajepa.errors import Preempted, UserError
+from ajepa.config import Config, TrainConfig
+from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import ShardReader
-from ajepa.training.async_metrics import NonFiniteLoss, Watched, out_of_memory, settle
+from ajepa.training.async_metrics import resolve_metrics
 from ajepa.training.checkpoint_writer import CheckpointWriter
 from ajepa.training.inputs import on_device, prepare
 from ajepa.training.monitor import Monitor
 from ajepa.training.schedules import total_steps
+from ajepa.training.session import Due, Stopwatch, explained_failures, must_stop, save_and_report
 from ajepa.training.snapshot import resume, snapshot
 from ajepa.training.step import StepResult, TrainState, build_state, train_step
-from ajepa.training.worker import GO_ON, RESTART, STOP, WorkerContext
-
-T = TypeVar("T")
-
-MAX_NAMED = 16  # clips in the message of a loss that is not finite
+from ajepa.training.worker import StopRequest, WorkerHooks
 
 
-class Stopwatch:
-    """Seconds since the last report, and how many of them were spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
-
-    def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, with the time it takes to get them counted."""
-        iterator = iter(items)
-        while True:
-            asked = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            self.waited += time.perf_counter() - asked
-            yield item
-
-    def figures(self, batch_size: int) -> dict[str, float]:
-        seconds = time.perf_counter() - self.began
-        return {
-            "seconds_per_step": seconds / self.steps,
-            "clips_per_second": batch_size * self.steps / seconds,
-            "data_wait": self.waited / seconds,
-        }
-
-
-def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerContext) -> None:
+def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerHooks) -> None:
     """Train from the newest intact checkpoint of `output`, or from the start, to the last step.
 
     Returns early, with a checkpoint written, when `worker.stop` says STOP.
@@ -98,79 +61,49 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerCont
     elif state.step in (0, steps):
         first = {"step": state.step}
         worker.report((monitor.measure(first) if monitor else first) | {"total_steps": steps})
-    pin = worker.device.type == "cuda"
-    watch = Stopwatch()
+    stopwatch = Stopwatch()
     batches = reader.batches(state.step, steps)
+    pin = worker.device.type == "cuda"
     inputs_ahead = (prepare(config, batch, steps, pin) for batch in batches)
     losses: list[torch.Tensor] = []
     try:
-        for inputs in on_device(watch.waiting(inputs_ahead), worker.device):
-            following = state.step + 1
-            last = following == steps
-            measure, save = following % every.eval_every == 0, following % every.checkpoint_every == 0
-            due = last or measure or save or following % every.log_every == 0
-            result = train_step(state, inputs, figures=due, stop=worker.stop())
-            watch.steps += 1
-            losses.append(result.loss)
-            report = {}
-            if due:
-                settle(state)
-                share = len(inputs.log_mel) / every.batch_size
-                report = _figures(state, result, losses) | {"total_steps": steps, "share": share}
-                report |= watch.figures(every.batch_size)
-                if monitor:
-                    report |= monitor.utilisation(report["clips_per_second"])
-                    report = monitor.measure(report) if last or measure else report
-            if last or save or state.stop_request:
-                settle(state)
-                if worker.rank == 0:
-                    writer.save(report.get("online_linear"))
-            if due:
-                if last:
-                    writer.close()  # a run that reports its last step has its last checkpoint
-                worker.report(report)
-                if monitor and "verdict" in report:
-                    monitor.stop_on_collapse()
-                losses = []
-                watch.restart()
-            if not last and leaves(state, writer, steps):
-                return
-            state.stop_request = GO_ON
-    except NonFiniteLoss as error:
-        raise name_clips(error, reader) from error
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(state, every.batch_size, every.micro_batch) from error
+        with explained_failures(state, reader, every.batch_size, every.micro_batch):
+            for inputs in on_device(stopwatch.waiting(inputs_ahead), worker.device):
+                due, measure = due_after(state.step + 1, steps, every)
+                result = train_step(state, inputs, metrics=due.report, stop=worker.stop())
+                stopwatch.steps += 1
+                losses.append(result.loss)
+                report = {}
+                if due.report:
+                    resolve_metrics(state)
+                    share = len(inputs.log_mel) / every.batch_size
+                    report = _step_metrics(state, result, losses) | {"total_steps": steps, "share": share}
+                    report |= stopwatch.rates(every.batch_size)
+                    if monitor:
+                        report |= monitor.utilisation(report["clips_per_second"])
+                        report = monitor.measure(report) if measure else report
+                save_and_report(state, due, report, report.get("online_linear"), writer, worker)
+                if due.report:
+                    if monitor and "verdict" in report:
+                        monitor.stop_on_collapse()
+                    losses = []
+                    stopwatch.restart()
+                if not due.last and must_stop(state, writer, steps):
+                    return
+                state.stop_request = StopRequest.GO_ON
     finally:
         batches.close()
         writer.close()
 
 
-def leaves(state: Watched, writer: CheckpointWriter, steps: int) -> bool:
-    """Whether a run of `steps` steps ends here because a worker was asked to stop; its checkpoint is then written.
-
-    Raises:
-        Preempted: it is to be started again elsewhere.
-    """
-    if state.stop_request < RESTART:
-        return False
-    writer.close()
-    if state.world_size > 1:
-        dist.barrier()  # the others must not bring the group down while rank 0 writes
-    if state.stop_request == STOP:
-        return True
-    raise Preempted(f"stopped at step {state.step} of {steps}: the machine is being taken away")
+def due_after(step: int, steps: int, config: TrainConfig) -> tuple[Due, bool]:
+    """What is due when `step` of `steps` are done, and whether the representations are measured."""
+    last = step == steps
+    measure, save = last or step % config.eval_every == 0, last or step % config.checkpoint_every == 0
+    return Due(report=measure or save or step % config.log_every == 0, save=save, last=last), measure
 
 
-def name_clips(error: NonFiniteLoss, reader: ShardReader) -> NonFiniteLoss:
-    """The error with the ids of the clips it blames, where it blames any."""
-    if not error.rows:
-        return error
-    names = reader.clip_ids(np.array(error.rows[:MAX_NAMED]))
-    more = f" and {len(error.rows) - MAX_NAMED} more" if len(error.rows) > MAX_NAMED else ""
-    return NonFiniteLoss(f"{error}: clips {', '.join(names)}{more}", error.rows)
-
-
-def _figures(state: TrainState, result: StepResult, losses: list[torch.Tensor]) -> dict[str, Any]:
+def _step_metrics(state: TrainState, result: StepResult, losses: list[torch.Tensor]) -> dict[str, Any]:
     """What every report holds of a step; reads the device."""
     assert result.prediction_std is not None and result.target_std is not None
     return {

@@ -11,7 +11,7 @@ from ajepa.shards.reader import ShardReader
 from ajepa.training.diagnostics import MAX_CROPS, judge, representation_health
 from ajepa.training.flops import gemm_rate, step_flops
 from ajepa.training.step import TrainState
-from ajepa.training.worker import WorkerContext
+from ajepa.training.worker import WorkerHooks
 
 
 class Collapsed(UserError):
@@ -22,7 +22,7 @@ class Monitor:
     """Measures a state; holds a fixed set of at most MAX_CROPS crops on the device, of held-out clips where there are
     some and of training clips where not."""
 
-    def __init__(self, state: TrainState, reader: ShardReader, worker: WorkerContext) -> None:
+    def __init__(self, state: TrainState, reader: ShardReader, worker: WorkerHooks) -> None:
         self.state, self.score = state, worker.score
         self.history = [report for report in worker.history if report["step"] <= state.step]
         self.verdict = judge(self.history, state.config.model.width)

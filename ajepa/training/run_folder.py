@@ -24,7 +24,7 @@ def append_history(output: str, reports: Sequence[dict[str, Any]]) -> None:
                 lines = lines if file.read(1) == b"\n" else "\n" + lines
             file.write(lines.encode())
     else:
-        old = storage.read_text(where) if storage.kind(where) == "file" else ""
+        old = storage.read_text(where) if storage.path_type(where) == "file" else ""
         storage.write_text(where, old + lines)
 
 

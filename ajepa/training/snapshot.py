@@ -22,7 +22,7 @@ from ajepa.checkpoints import (
 )
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
-from ajepa.training.async_metrics import Watched, require_agreement
+from ajepa.training.async_metrics import MetricsOwner, require_agreement
 from ajepa.training.step import TrainState
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, beside its "step"
@@ -100,7 +100,7 @@ def resume(run: str, state: TrainState) -> CheckpointInfo | None:
     return info
 
 
-def read_once(run: str, state: Watched, load: Callable[[str], T]) -> T | None:
+def read_once(run: str, state: MetricsOwner, load: Callable[[str], T]) -> T | None:
     """What `load` makes of the newest intact checkpoint, see `load_newest`. Rank 0 alone reads it: a large one costs
     the store one reading, not one a GPU. What `load` put into its state is to be sent to the others with `share`."""
     require_agreement(state, newest_step(run))

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ajepa.audio.normalise import Normaliser
 from ajepa.audio.statistics import Statistics
@@ -13,9 +12,10 @@ from ajepa.config import Config, TrainConfig
 from ajepa.model.ajepa import AJEPA, build_model
 from ajepa.model.optimizer import AdamW
 from ajepa.model.precision import CPU_PATCHES, autocast_dtype
-from ajepa.training.async_metrics import GPU_LAG, Pending, settle, watch, weighted
+from ajepa.training.async_metrics import PendingMetrics, weighted
 from ajepa.training.inputs import Inputs
 from ajepa.training.schedules import ema_momentum, learning_rate
+from ajepa.training.update import micro_batches, update, wrap_ddp
 
 
 @dataclass
@@ -32,13 +32,13 @@ class TrainState:
     world_size: int = 1
     step: int = 0  # steps done
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
-    pending: deque[Pending] = field(default_factory=deque)
+    pending: deque[PendingMetrics] = field(default_factory=deque)
     stop_request: int = 0  # the largest of all workers so far, the same on all of them; on a GPU GPU_LAG steps old
 
 
 @dataclass
 class StepResult:
-    """Figures of one step. Tensors stay on the device until someone reads them."""
+    """Metrics of one step. Tensors stay on the device until someone reads them."""
 
     loss: Tensor  # mean over this worker's share
     grad_norm: Tensor  # before clipping
@@ -70,16 +70,13 @@ def build_state(
     optimizer = build_optimizer(core, config.train)
     if config.train.compile == "on" or (config.train.compile == "auto" and device.type == "cuda"):
         core.compile(dynamic=False)  # shapes are static: one compilation for the whole run
-    model: nn.Module = core
-    if world_size > 1:
-        ids = [device.index] if device.type == "cuda" else None
-        model = DistributedDataParallel(core, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+    model = wrap_ddp(core, device, world_size)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype(config.train, device) == torch.float16)
     normalise = Normaliser(statistics).to(device)
     return TrainState(config, core, model, optimizer, normalise, device, total_steps, world_size, scaler=scaler)
 
 
-def train_step(state: TrainState, inputs: Inputs, *, figures: bool = False, stop: int = 0) -> StepResult:
+def train_step(state: TrainState, inputs: Inputs, *, metrics: bool = False, stop: int = 0) -> StepResult:
     """Advance the state by one step: forward, backward, clipped AdamW update, EMA update (sec. 7).
 
     The gradient is that of the mean over the whole batch, whatever the workers' shares and micro-batches: each part
@@ -87,7 +84,7 @@ def train_step(state: TrainState, inputs: Inputs, *, figures: bool = False, stop
 
     Args:
         inputs: this worker's share, on the device.
-        figures: measure the spread of predictions and targets as well.
+        metrics: measure the spread of predictions and targets as well.
         stop: this worker's request to stop; the largest of all workers ends up in `state.stop_request`.
 
     Raises:
@@ -100,42 +97,30 @@ def train_step(state: TrainState, inputs: Inputs, *, figures: bool = False, stop
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.zero_grad(set_to_none=True)
-    loss, stds = _accumulate(state, inputs, figures)
+    loss, stds = _accumulate(state, inputs, metrics)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    state.scaler.unscale_(state.optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip or float("inf"))
-    watch(state, inputs, loss, grad_norm, stop)
-    # A host that has read the loss knows; one that runs ahead lets the device skip the update.
-    settle(state, GPU_LAG if state.device.type == "cuda" else 0)
-    if not state.scaler.is_enabled():
-        state.optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
+    grad_norm = update(state, inputs, parameters, loss, config.grad_clip, stop)
     state.core.update_target(ema)
     state.step += 1
     return StepResult(loss, grad_norm, *stds, lr, ema)
 
 
-def _accumulate(state: TrainState, inputs: Inputs, figures: bool) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+def _accumulate(state: TrainState, inputs: Inputs, metrics: bool) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
     """Gradients of this worker's share, in micro-batches; its mean loss, and the spreads of the last one."""
     config, share = state.config.train, len(inputs.log_mel)
     dtype = autocast_dtype(config, state.device)
     size = config.micro_batch or (share if state.device.type == "cuda" else _fitting_clips(state.config))
     total = torch.zeros((), device=state.device)
     stds: tuple[Tensor | None, Tensor | None] = (None, None)
-    for start in range(0, share, size):
-        part = inputs.part(start, start + size)
-        last = start + size >= share
-        clips = len(part.log_mel)
+    for clips in micro_batches(state.model, share, size):
+        part = inputs.part(clips.start, clips.stop)
         with torch.autocast(state.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            if isinstance(state.model, DistributedDataParallel):
-                state.model.require_backward_grad_sync = last  # as no_sync() does, without leaving the loop's block
             loss, prediction, target = state.model(state.normalise(part.log_mel), part.context, part.targets)
         # DDP averages over workers with equal weight; this makes it the mean over the batch's clips.
-        weight = clips * state.world_size / config.batch_size
+        weight = len(part.log_mel) * state.world_size / config.batch_size
         state.scaler.scale(weighted(loss, weight)).backward()
-        total = total + loss.detach().float() * (clips / share)
-        if figures and last:
+        total = total + loss.detach().float() * (len(part.log_mel) / share)
+        if metrics and clips.stop >= share:
             with torch.no_grad():
                 spread = [t.detach().float().flatten(0, 1).std(dim=0).mean() for t in (prediction, target)]
             stds = spread[0], spread[1]

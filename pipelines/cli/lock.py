@@ -62,7 +62,7 @@ def claimed(output: str) -> Iterator[None]:
         UserError: another process holds the output, or nothing can be written there.
     """
     output = storage.absolute(output)
-    if storage.kind(output) == "file":  # refused by the command, which knows what it wants there
+    if storage.path_type(output) == "file":  # refused by the command, which knows what it wants there
         yield
         return
     made = _make_folder(output)
@@ -149,7 +149,7 @@ class _OwnLock:
         while not self._ended.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError, UserError):  # a store that is away for a while
                 newer = [s for s in read_locks(self.output) if s.lock.state == HELD and s.lock.since > self.lock.since]
-                if storage.kind(self.path) != "file" or newer:
+                if storage.path_type(self.path) != "file" or newer:
                     self._end_process()
                 if storage.is_local(self.path):  # a full disk has no room for a new file
                     os.utime(self.path)

@@ -37,7 +37,7 @@ F = TypeVar("F", bound=Finished)
 
 
 @dataclass(frozen=True)
-class Kind(Generic[F]):
+class OutputType(Generic[F]):
     """What a job makes at its output."""
 
     name: str  # "shard folder"
@@ -47,7 +47,7 @@ class Kind(Generic[F]):
     open: Callable[[str], F]
 
 
-SHARDS = Kind("shard folder", "dataset", DATASET_JSON, f"{PLAN}/plan.json", open_dataset)
+SHARDS = OutputType("shard folder", "dataset", DATASET_JSON, f"{PLAN}/plan.json", open_dataset)
 
 
 def make_plan(
@@ -84,7 +84,7 @@ def block_size(clips: int, given: int | None, option: str) -> int:
 
 
 def prepare_output(
-    output: str, kind: Kind[F], plan: dict[str, Any], manifest: Manifest, size: int, overwrite: bool
+    output: str, kind: OutputType[F], plan: dict[str, Any], manifest: Manifest, size: int, overwrite: bool
 ) -> F | None:
     """Make the output ready for the job, or return the finished result of the same job found there.
 
@@ -96,7 +96,7 @@ def prepare_output(
     names = storage.contents(output)
     ours = kind.marker in names or kind.plan in names
     # A job that was killed, or whose disk filled, before its plan stood there left nothing to lose: it starts anew.
-    if storage.kind(output) == "file" or not (ours or names <= {MISSING, MANIFEST}):
+    if storage.path_type(output) == "file" or not (ours or names <= {MISSING, MANIFEST}):
         raise UserError(f"--output {output!r} exists and is no {kind.name}: choose another")
     if ours and overwrite:
         storage.clear(output)

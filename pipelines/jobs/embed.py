@@ -26,7 +26,7 @@ from ajepa.inference.pretrained import EXPORT_JSON, load_encoder
 from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, open_dataset
 from ajepa.shards.schema import BAD, OK
 from pipelines.cli.lock import claimed
-from pipelines.cli.output import Kind, block_size, manifest_hash, prepare_output, warn_relative_output
+from pipelines.cli.output import OutputType, block_size, manifest_hash, prepare_output, warn_relative_output
 from pipelines.embed import EmbedArgs, NeighboursArgs
 from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, start_ray
 from pipelines.rayjobs.data_job import run_blocks, unfinished
@@ -34,7 +34,7 @@ from pipelines.rayjobs.embed_actors import ActorSettings, EmbedActor
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining, recorded_uri
 
-EMBEDDINGS = Kind("embedding folder", "embedding job", EMBEDDINGS_JSON, f"{PLAN}/embed.json", open_embeddings)
+EMBEDDINGS = OutputType("embedding folder", "embedding job", EMBEDDINGS_JSON, f"{PLAN}/embed.json", open_embeddings)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def list_clips(args: EmbedArgs, encoder: AudioEncoder) -> Clips:
     Raises:
         UserError: nothing there, options that do not fit the source, or shards of another front end.
     """
-    shards = args.source == "folder" and storage.kind(storage.join(args.input, DATASET_JSON)) == "file"
+    shards = args.source == "folder" and storage.path_type(storage.join(args.input, DATASET_JSON)) == "file"
     if args.source != "shards" and not shards:
         manifest = load_manifest(args.source, args.input, labels_from_folders=args.labels_from_folders)
         if args.segment is not None:
@@ -89,7 +89,7 @@ def main(args: EmbedArgs) -> Embeddings:
     storage.resolve(output)
     check(args)
     path = storage.absolute(args.encoder)
-    exported = storage.kind(storage.join(path, EXPORT_JSON)) == "file"
+    exported = storage.path_type(storage.join(path, EXPORT_JSON)) == "file"
     checkpoint = path if exported else latest_checkpoint(path)
     encoder = load_encoder(checkpoint, args.branch, precision=args.precision)
     chosen = EmbedSettings(level=args.level, pooling=args.pooling, layers=args.layers, max_seconds=args.max_seconds)
@@ -213,7 +213,7 @@ def neighbours(args: NeighboursArgs) -> list[Neighbour]:
         raise UserError(f"--top must be positive, got {args.top}")
     embeddings = open_embeddings(args.output)
     about, plan = embeddings.encoder, embeddings.info["plan"]
-    kept = storage.kind(about["checkpoint"]) != "missing"  # not pruned by more training since
+    kept = storage.path_type(about["checkpoint"]) != "missing"  # not pruned by more training since
     source = args.encoder or about["checkpoint" if kept else "source"]
     try:
         encoder = load_encoder(source, about["branch"], precision=about["precision"])

@@ -13,7 +13,7 @@ from ajepa import storage
 from ajepa.config import differences
 from ajepa.errors import UserError
 from ajepa.finetuning.clips import Labels, open_reader, read_labels
-from ajepa.finetuning.folds import plan_fits
+from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.predict import metric_name
 from ajepa.finetuning.run import MODEL_FOLDER, Job, Result, finetune, read_result, read_test_logits
 from ajepa.finetuning.summary import Row, class_table, markdown_table, rows_of
@@ -39,7 +39,7 @@ def prepare_output(output: str, settings: dict[str, Any], overwrite: bool) -> di
         UserError: something else is there, or a fine-tuning with other settings.
     """
     names = storage.contents(output)
-    if storage.kind(output) == "file" or (names and FINETUNE_JSON not in names):
+    if storage.path_type(output) == "file" or (names and FINETUNE_JSON not in names):
         raise UserError(f"--output {output!r} exists and holds no fine-tuning: choose another")
     if names and overwrite:
         storage.clear(output)
@@ -69,7 +69,7 @@ def main(args: FinetuneArgs) -> list[Row]:
     audio, dataset = load_encoder(encoder, args.branch), open_dataset(data)
     dataset.require_front_end(audio.front_end)
     labels = read_labels(dataset)
-    fits = plan_fits(dataset, args.config, args.seeds, args.fold)
+    fits = plan_folds(dataset, args.config, args.seeds, args.fold)
     output = output_of(args, encoder, dataset)
     workers = parse_workers(args.num_workers)
     for number in {workers} if isinstance(workers, int) else range(workers[0], workers[1] + 1):
@@ -125,7 +125,7 @@ def output_of(args: FinetuneArgs, encoder: str, dataset: ShardDataset) -> str:
     if args.output is not None:
         warn_relative_output(args.output)
         return storage.absolute(args.output)
-    if storage.kind(storage.join(encoder, RUN_JSON)) != "file":
+    if storage.path_type(storage.join(encoder, RUN_JSON)) != "file":
         raise UserError("--output is needed when the encoder is no run folder")
     return storage.join(encoder, "finetuned", f"{args.preset}-{dataset.content_hash[:8]}")
 

@@ -135,7 +135,7 @@ def main(args: PreprocessArgs) -> ShardDataset:
     with claimed(output):
         finished = prepare_output(output, SHARDS, plan, manifest, plan["shard_size"], args.overwrite)
         if finished is not None:
-            if storage.kind(storage.join(output, REPORT, "report.md")) == "missing":  # killed between the two
+            if storage.path_type(storage.join(output, REPORT, "report.md")) == "missing":  # killed between the two
                 save_report(finished, manifest.remarks, len(manifest.missing))
             mlflow_run.send_unsent(output, uri)
             print(f"nothing to do: {output} is finished ({finished.num_clips} clips, hash {finished.content_hash})")

@@ -35,7 +35,7 @@ def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] 
         UserError: something else is there, or a run of another config or dataset.
     """
     names = storage.contents(args.output)
-    if storage.kind(args.output) == "file" or (names and RUN_JSON not in names):
+    if storage.path_type(args.output) == "file" or (names and RUN_JSON not in names):
         raise UserError(f"--output {args.output!r} exists and is no run folder: choose another")
     if names and args.overwrite:
         storage.clear(args.output)

@@ -1,11 +1,12 @@
 """The Ray that a command finds or starts. Ray itself is imported when one is needed."""
 
-import logging
 import os
 import signal
 import sys
 import threading
 from typing import Any
+
+from pipelines.rayjobs.ray_internals import silence_token
 
 START_ATTEMPTS = 3
 TOO_LATE = "timed out during startup"  # in what Ray raises where its processes do not start within fixed times
@@ -35,8 +36,7 @@ def _start_ray(ray: Any, num_cpus: int | None, dashboard: bool) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Nobody takes this machine back with notice; the process that would watch for it takes seconds to start.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Ray would tell of its token on every start.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    silence_token()
     options = {"num_cpus": num_cpus, "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
     for attempt in range(START_ATTEMPTS):
         try:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from ajepa.shards.dataset import find_incomplete
 from ajepa.shards.schema import OK
 from pipelines.cli.progress import Progress
 from pipelines.rayjobs.cluster import start_ray
+from pipelines.rayjobs.ray_internals import silence_data_progress
 
 
 def unfinished(
@@ -71,8 +71,7 @@ def run_blocks(what: str, todo: Sequence[int], clips: int, function: Any, **opti
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        for name in ("progress", "execution.streaming_executor"):  # which tell that there is no bar of theirs
-            logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
+        silence_data_progress()
         blocks = ray.data.from_items(list(todo), override_num_blocks=len(todo))
         job = blocks.map_batches(function, batch_size=None, **options)
         with Progress(what, clips) as progress:

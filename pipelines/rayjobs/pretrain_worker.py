@@ -9,10 +9,10 @@ from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.training.loop import train
 from ajepa.training.run_folder import HISTORY, read_history
 from ajepa.training.step import TrainState
-from ajepa.training.worker import WorkerContext
+from ajepa.training.worker import WorkerHooks
 
 
-def pretrain(worker: WorkerContext, *, config: Config, data: str, output: str, resume_anyway: bool) -> None:
+def pretrain(worker: WorkerHooks, *, config: Config, data: str, output: str, resume_anyway: bool) -> None:
     """Train from the newest checkpoint of `output` to the last step, or until asked to stop."""
     worker.resume_anyway = resume_anyway
     dataset = open_dataset(data)
@@ -21,9 +21,9 @@ def pretrain(worker: WorkerContext, *, config: Config, data: str, output: str, r
     train(config, dataset, output, worker)
 
 
-def watch_labels(worker: WorkerContext, dataset: ShardDataset, config: Config, output: str) -> None:
+def watch_labels(worker: WorkerHooks, dataset: ShardDataset, config: Config, output: str) -> None:
     """Give rank 0 what it watches beside the loss: an online probe where clips have labels, and the reports so far."""
-    worker.history = read_history(output) if storage.kind(storage.join(output, HISTORY)) == "file" else []
+    worker.history = read_history(output) if storage.path_type(storage.join(output, HISTORY)) == "file" else []
     probe, what = build_online_probe(dataset, config)
     logging.getLogger(__name__).info("%s", what)
     if probe is None:

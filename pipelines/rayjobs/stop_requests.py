@@ -11,7 +11,8 @@ from typing import Any
 
 from ajepa import storage
 from ajepa.errors import Terminated, UserError
-from ajepa.training.worker import GO_ON, RESTART, SAVE, STOP
+from ajepa.training.worker import StopRequest
+from pipelines.rayjobs.ray_internals import is_drained
 
 STOP_FILE = "STOP"
 POLL_SECONDS = 0.2  # between looks for the STOP file
@@ -30,7 +31,7 @@ class Orphaned(Exception):
     """The Ray that started this worker has ended, with its command or its machine's part of the cluster."""
 
 
-class StopRequests:
+class StopPoller:
     """Asked before every step what the world outside wants of this worker.
 
     Raises (from a call):
@@ -44,11 +45,11 @@ class StopRequests:
         self._parent = os.getppid()  # of a worker, the raylet of its node
         self._found, self._looking = False, threading.Lock()
 
-    def __call__(self) -> int:
+    def __call__(self) -> StopRequest:
         if self.in_ray and os.getppid() != self._parent:
             raise Orphaned("Ray has ended")
         if _terminated.is_set():
-            return RESTART if self.in_ray else STOP
+            return StopRequest.RESTART if self.in_ray else StopRequest.STOP
         if self.rank == 0 and time.monotonic() - self._looked > self._poll:
             self._looked = time.monotonic()
             if storage.is_uri(self.where):  # takes as long as a step, or as a store that is away
@@ -56,29 +57,22 @@ class StopRequests:
             else:
                 self._look()
         if self._found:
-            return STOP
-        if self.in_ray and not self._saved and _is_drained():
-            # Ray goes on by itself once the node is gone. The public call waits for all workers, too dear for a step.
+            return StopRequest.STOP
+        if self.in_ray and not self._saved and is_drained():
+            # Ray goes on by itself once the node is gone.
             self._saved = True
-            return SAVE
-        return GO_ON
+            return StopRequest.SAVE
+        return StopRequest.GO_ON
 
     def _look(self) -> None:
         if not self._looking.acquire(blocking=False):
             return  # the look before has no answer yet
         try:
-            self._found = self._found or storage.kind(self.where) == "file"
+            self._found = self._found or storage.path_type(self.where) == "file"
         except UserError:  # a store that does not answer: look again later
             pass
         finally:
             self._looking.release()
-
-
-def _is_drained() -> bool:
-    """Whether Ray has told this worker's group that one of its nodes goes away."""
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None
 
 
 @contextlib.contextmanager

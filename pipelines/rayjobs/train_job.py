@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from ajepa import storage
 from ajepa.errors import UserError
-from ajepa.training.worker import WorkerContext
+from ajepa.training.worker import WorkerHooks
 from pipelines.cli.arguments import choose_threads
-from pipelines.rayjobs.stop_requests import STOP_FILE, StopRequests, graceful
+from pipelines.rayjobs.stop_requests import STOP_FILE, StopPoller, graceful
 
 
 class Callback(Protocol):
@@ -45,7 +45,7 @@ def require_resources(workers: Workers) -> None:
             raise UserError("--device cuda: torch finds no GPU here; --device cpu trains on the CPU")
 
 
-def fit(job: Callable[[WorkerContext], None], output: str, workers: Workers, callbacks: Sequence[Callback]) -> None:
+def fit(job: Callable[[WorkerHooks], None], output: str, workers: Workers, callbacks: Sequence[Callback]) -> None:
     """Do a job on every worker, until its end or until asked to stop.
 
     Args:
@@ -59,16 +59,14 @@ def fit(job: Callable[[WorkerContext], None], output: str, workers: Workers, cal
     """
     storage.delete(storage.join(output, STOP_FILE))  # left by a command that was killed
     if workers.number == 0:
-        _fit_here(job, output, workers, callbacks)
+        _run_here(job, output, workers, callbacks)
         return
-    from pipelines.rayjobs.train_workers import fit_with_ray
+    from pipelines.rayjobs.train_workers import run_with_ray
 
-    fit_with_ray(job, output, workers, callbacks)
+    run_with_ray(job, output, workers, callbacks)
 
 
-def _fit_here(
-    job: Callable[[WorkerContext], None], output: str, workers: Workers, callbacks: Sequence[Callback]
-) -> None:
+def _run_here(job: Callable[[WorkerHooks], None], output: str, workers: Workers, callbacks: Sequence[Callback]) -> None:
     import torch
 
     torch.set_num_threads(choose_threads(workers.threads, 1))
@@ -78,6 +76,6 @@ def _fit_here(
             callback.after_report(None, [metrics], None)
 
     chosen = torch.device("cuda" if workers.device != "cpu" and torch.cuda.is_available() else "cpu")
-    worker = WorkerContext(0, 1, chosen, report, StopRequests(output, 0, in_ray=False))
+    worker = WorkerHooks(0, 1, chosen, report, StopPoller(output, 0, in_ray=False))
     with graceful(output):
         job(worker)

@@ -3,9 +3,7 @@ imports this file, so no model code is imported here: a worker gets it with its 
 
 import contextlib
 import functools
-import logging
 import os
-import sys
 import threading
 import time
 import uuid
@@ -15,27 +13,24 @@ from typing import Any
 import ray.train
 import torch
 from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal import util as error_internals
-from ray.train.v2._internal.execution import callback_manager as callback_internals
-from ray.train.v2._internal.execution import context as report_internals
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.train.v2._internal.execution.controller import controller as controller_internals
 
 from ajepa import storage
-from ajepa.checkpoints import said
-from ajepa.errors import Preempted, UserError
+from ajepa.checkpoints import warned_messages
+from ajepa.errors import UserError
 from ajepa.training.async_metrics import NonFiniteLoss
-from ajepa.training.worker import WorkerContext
+from ajepa.training.worker import WorkerHooks
 from pipelines.cli.arguments import choose_threads
+from pipelines.rayjobs import ray_internals
 from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, start_ray
-from pipelines.rayjobs.stop_requests import StopRequests, graceful, in_thread, watch_sigterm
+from pipelines.rayjobs.stop_requests import StopPoller, graceful, in_thread, watch_sigterm
 from pipelines.rayjobs.train_job import Callback, Workers
 
 # Seconds between the controller's looks at its workers, 2 if it were for Ray. A worker's report waits for the next
 # look, and so does SIGTERM: its handler runs when the main thread next does something.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-VAGUE_SECONDS = 2.0  # a worker that cannot name the clips lets the one that can speak first
+UNNAMED_DELAY_SECONDS = 2.0  # a worker that cannot name the clips waits for the one that can to raise first
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -43,57 +38,26 @@ def train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, output = context.get_world_rank(), settings["output"]
     torch.set_num_threads(choose_threads(settings["threads"], context.get_local_world_size()))
-    # Ray names this logger by its file, so LoggingConfig misses it; it would print every report of every rank.
-    logging.getLogger(report_internals.__file__).setLevel(logging.WARNING)
-    logging.getLogger(error_internals.__name__).addFilter(SaidElsewhere())
-    said.update(settings["said"])  # by the command already
-    worker = WorkerContext(
+    ray_internals.silence_reports()
+    ray_internals.hide_user_errors(ray_internals.WORKER_ERRORS)
+    warned_messages.update(settings["warned"])  # by the command already
+    worker = WorkerHooks(
         rank,
         context.get_world_size(),
         ray.train.torch.get_device(),
         ray.train.report,
-        StopRequests(output, rank, in_ray=True),
+        StopPoller(output, rank, in_ray=True),
     )
     try:
         settings["job"](worker)
     except NonFiniteLoss as error:
         if not error.rows:
-            time.sleep(VAGUE_SECONDS)
+            time.sleep(UNNAMED_DELAY_SECONDS)
         raise
 
 
-class Unmendable(WorkerGroupCallback):
-    """Ends the run at a worker's UserError, which Ray's restarts would only meet again."""
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        for module in (controller_internals, callback_internals):
-            logging.getLogger(module.__name__).addFilter(SaidElsewhere())
-
-    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        mistakes = [e for e in worker_group_status.errors.values() if isinstance(e, UserError)]
-        if mistakes:
-            raise ControllerError(max(mistakes, key=lambda error: bool(getattr(error, "rows", ()))))
-
-
-class SaidElsewhere(logging.Filter):
-    """Keeps what Ray prints of a worker's error to what the command will not say itself."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = sys.exc_info()[1]
-        if isinstance(error, Preempted):
-            record.msg = str(error)
-        return not isinstance(error, UserError)
-
-
-class SigtermWatcher(WorkerGroupCallback):
-    """Lets every worker of a group note SIGTERM: the training function runs in a thread, which may not ask for it."""
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        ray.get([worker.execute_async(watch_sigterm) for worker in worker_group.get_workers()])
-
-
 class Reports(UserCallback):
-    """Hands every report to those who want to hear of it."""
+    """Hands every report to the callbacks, and ends the run at a worker's UserError: a restart would meet it again."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = callbacks
@@ -101,6 +65,28 @@ class Reports(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         for callback in self.callbacks:
             callback.after_report(run_context, metrics, checkpoint)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        mistakes = [error for error in worker_exceptions.values() if isinstance(error, UserError)]
+        if mistakes:  # of several, one that names clips
+            raise max(mistakes, key=lambda error: bool(getattr(error, "rows", ())))
+
+
+class SignalledTorchConfig(TorchConfig):
+    """torch.distributed, with workers that note SIGTERM. The handler is set here, in a worker's main thread: its
+    training function runs in another one."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        torch_backend = super().backend_cls
+
+        class SignalledBackend(torch_backend):  # type: ignore[misc, valid-type]
+            def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                ray_internals.hide_user_errors(ray_internals.CONTROLLER_ERRORS)
+                super().on_start(worker_group, backend_config)
+                worker_group.execute(watch_sigterm)
+
+        return SignalledBackend
 
 
 def choose_resource(workers: Workers) -> str:
@@ -119,8 +105,8 @@ def choose_resource(workers: Workers) -> str:
     return resource
 
 
-def fit_with_ray(
-    job: Callable[[WorkerContext], None], output: str, workers: Workers, callbacks: Sequence[Callback]
+def run_with_ray(
+    job: Callable[[WorkerHooks], None], output: str, workers: Workers, callbacks: Sequence[Callback]
 ) -> None:
     """Do a job on every worker; see `pipelines.rayjobs.train_job.fit`."""
     use_gpu = choose_resource(workers) == "GPU"
@@ -128,10 +114,10 @@ def fit_with_ray(
         # After a loss Ray first tries as many workers again, on what it still takes for the cluster, for 60 s if it
         # were for Ray; only then fewer.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    settings = {"job": job, "output": output, "threads": workers.threads, "said": said}
+    settings = {"job": job, "output": output, "threads": workers.threads, "warned": warned_messages}
     trainer = TorchTrainer(
         functools.partial(train_worker, settings),  # as train_loop_config the controller would unpickle the job as well
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=SignalledTorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers.number, use_gpu=use_gpu),
         # Checkpoints are the run folder's own, written by rank 0 and found again by every attempt. Ray only hears of
         # figures; its state gets a fresh name each time, for a name that finished once would silently do nothing.
@@ -139,11 +125,11 @@ def fit_with_ray(
             storage_path=storage.join(output, "ray"),
             name=uuid.uuid4().hex[:12],
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            callbacks=[Reports(callbacks), SigtermWatcher(), Unmendable()],
+            callbacks=[Reports(callbacks)],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    with _one_line():
+    with _unwrap_user_error():
         if threading.current_thread() is not threading.main_thread():  # a trial of Ray Tune
             trainer.fit()
             return
@@ -152,7 +138,7 @@ def fit_with_ray(
 
 
 @contextlib.contextmanager
-def _one_line() -> Iterator[None]:
+def _unwrap_user_error() -> Iterator[None]:
     """Turn what Ray makes of a UserError back into it."""
     try:
         yield

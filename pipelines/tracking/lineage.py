@@ -14,12 +14,12 @@ def pretraining(encoder: str) -> dict[str, str]:
     where it is not known. An export knows the run alone, and a tracking store may have moved since."""
     where = storage.absolute(encoder)
     exported = storage.join(where, EXPORT_JSON)
-    if storage.kind(exported) == "file":
+    if storage.path_type(exported) == "file":
         found: dict[str, Any] = json.loads(storage.read_text(exported)).get("notes", {})
     else:
         folders = [where, where.rstrip("/").rpartition("/")[0].rpartition("/")[0]]  # RUN or RUN/checkpoints/STEP
         runs = [storage.join(folder, RUN_JSON) for folder in folders if folder]
-        found = next((json.loads(storage.read_text(run)) for run in runs if storage.kind(run) == "file"), {})
+        found = next((json.loads(storage.read_text(run)) for run in runs if storage.path_type(run) == "file"), {})
     return {name: found[name] for name in ("mlflow_run", "mlflow_uri") if found.get(name)}
 
 

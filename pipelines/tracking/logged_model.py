@@ -67,7 +67,7 @@ def log_encoder(tracker: Tracker, encoder: str, branch: Branch | None = None) ->
 def local_export(encoder: str, branch: Branch | None, folder: str) -> str:
     """An export folder on this machine: the encoder itself if it is one, else made at `folder`."""
     encoder = storage.absolute(encoder)
-    if storage.kind(storage.join(encoder, EXPORT_JSON)) != "file":
+    if storage.path_type(storage.join(encoder, EXPORT_JSON)) != "file":
         export_encoder(encoder, folder, branch or "target")
         return folder
     if storage.is_local(encoder):

@@ -13,7 +13,7 @@ from ajepa.errors import UserError
 from ajepa.training.run_folder import append_history
 
 MEASURED = ("effective_rank", "epoch")  # in reports that are written to an object store at once
-RANK_FIGURES = ("loss", "prediction_std", "target_std")  # measured by each worker on its own clips
+RANK_METRICS = ("loss", "prediction_std", "target_std")  # measured by each worker on its own clips
 
 
 class Reporter:
@@ -51,7 +51,7 @@ def merge(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     shares = [m.get("share", 0.0) for m in metrics]
     averaged = {
         k: sum(m[k] * share for m, share in zip(metrics, shares, strict=True)) / sum(shares)
-        for k in RANK_FIGURES
+        for k in RANK_METRICS
         if k in metrics[0]
     }
     return {k: v for k, v in (metrics[0] | averaged).items() if k != "share"}

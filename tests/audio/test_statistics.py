@@ -9,7 +9,7 @@ from helpers.properties import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ajepa.audio.statistics import STD_FLOOR, Totals
+from ajepa.audio.statistics import STD_FLOOR, RunningSums
 
 
 def rows_of(clips):
@@ -27,7 +27,7 @@ def pick(rows, order):
 
 def reduce_statistics(*parts):
     """The statistics of rows that are added part by part."""
-    totals = Totals(parts[0][1].shape[1])
+    totals = RunningSums(parts[0][1].shape[1])
     for part in parts:
         totals.add(*part)
     return totals.statistics()
@@ -106,10 +106,10 @@ def test_a_small_variance_within_rows_survives_a_big_mean():
 
 def test_no_frames_are_refused():
     with pytest.raises(ValueError, match="no valid frames"):
-        Totals(8).statistics()
+        RunningSums(8).statistics()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_sums_that_are_not_finite_are_refused(value):
     with pytest.raises(ValueError, match="not finite"):
-        Totals(1).add(np.array([1]), np.array([[0.0]]), np.array([[value]]))
+        RunningSums(1).add(np.array([1]), np.array([[0.0]]), np.array([[value]]))

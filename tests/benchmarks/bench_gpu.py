@@ -23,7 +23,7 @@ from ajepa.model.losses import normalise_targets
 from ajepa.model.precision import autocast_dtype
 from ajepa.model.vit import Encoder, Predictor, gather, patchify
 from ajepa.shards.reader import Batch
-from ajepa.training.async_metrics import settle
+from ajepa.training.async_metrics import resolve_metrics
 from ajepa.training.flops import gemm_rate, step_flops
 from ajepa.training.inputs import Inputs, on_device, prepare
 from ajepa.training.step import TrainState, build_state, train_step
@@ -170,7 +170,7 @@ def bench_row(preset: str, batch: int, variant: str, steps: int, device: torch.d
     else:
         state = make_state(config, device)
         timing = time_steps(lambda i: train_step(state, inputs[i % 4]), steps, device)
-        settle(state)
+        resolve_metrics(state)
     rate = gemm_rate(device, dtype)  # right after, so that the clock is that of the step
     share = batch / timing.seconds * step_flops(config).total / rate
     median, low, high = (batch / s for s in (timing.seconds, timing.high, timing.low))

@@ -16,7 +16,7 @@ from ajepa.evaluation.heads import Features
 from ajepa.evaluation.lbfgs import Minimiser
 from ajepa.evaluation.metrics import multi_label_scores, precision_replicates, resamples
 from ajepa.evaluation.probe import probe
-from ajepa.evaluation.splits import Part, Splits, Targets
+from ajepa.evaluation.splits import Split, Splits, Targets
 
 CLIPS, WIDTH, CLASSES, TEST = 20_000, 768, 527, 2_000
 
@@ -56,7 +56,7 @@ def fit(kind: str) -> None:
 
     Minimiser.minimise = counted  # type: ignore[method-assign]
     rows = np.arange(CLIPS)
-    part = Part(rows[rows % 10 != 0], rows[rows % 10 == 0], np.arange(CLIPS, CLIPS + TEST), refit=True)
+    part = Split(rows[rows % 10 != 0], rows[rows % 10 == 0], np.arange(CLIPS, CLIPS + TEST), refit=True)
     targets = Targets(tuple(map(str, range(CLASSES))), labels)
     start = time.perf_counter()
     result = probe(Features(features), targets, Splits((part,), "", drawn=False))

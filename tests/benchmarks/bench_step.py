@@ -31,7 +31,7 @@ from ajepa.training.inputs import prepare
 from ajepa.training.loop import train
 from ajepa.training.run_folder import read_history
 from ajepa.training.step import build_state, train_step
-from ajepa.training.worker import WorkerContext
+from ajepa.training.worker import WorkerHooks
 from pipelines.jobs import pretrain
 
 pytestmark = pytest.mark.timeout(3_600)
@@ -102,7 +102,7 @@ def test_waiting_for_data(long_dataset, tmp_path):
     """Share of the time of `base` steps that the loop waits for its reader."""
     config = make_config("base", 8, max_steps=6, log_every=3, eval_every=100, checkpoint_every=100, epochs=100)
     reports = []
-    train(config, long_dataset, str(tmp_path / "run"), WorkerContext(0, 1, CPU, reports.append))
+    train(config, long_dataset, str(tmp_path / "run"), WorkerHooks(0, 1, CPU, reports.append))
     waits = [report["data_wait"] for report in reports if "data_wait" in report]
     say("base: share of the time waiting for data", waits)
     assert max(waits) < 1

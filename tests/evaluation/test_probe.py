@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.linear import fit_path
 from ajepa.evaluation.probe import probe
-from ajepa.evaluation.splits import Part, Splits, Targets
+from ajepa.evaluation.splits import Split, Splits, Targets
 
 
 def data(n: int = 150, signal: float = 3.0, seed: int = 0):
@@ -25,7 +25,7 @@ def data(n: int = 150, signal: float = 3.0, seed: int = 0):
 
 def splits(folds: np.ndarray) -> Splits:
     parts = [
-        Part(
+        Split(
             np.flatnonzero((folds != f) & (folds != (f + 1) % 5)),
             np.flatnonzero(folds == (f + 1) % 5), np.flatnonzero(folds == f), refit=True, fold=f,
         )

@@ -8,7 +8,7 @@ from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.finetuning.clips import Labels, epoch_rows, open_reader, read_labels
 from ajepa.finetuning.config import FinetuneConfig
-from ajepa.finetuning.folds import plan_fits
+from ajepa.finetuning.folds import plan_folds
 
 LISTS = [[0], [1, 2], [2], [0, 2], [1]]
 LABELS = Labels(
@@ -103,7 +103,7 @@ def test_clips_without_a_label_are_counted(build_dataset, small_dataset, tmp_pat
         tmp_path, clips, shard_size=6, front_end=FrontEndConfig(clip_frames=256), label_names=["a", "b"]
     )
     with pytest.raises(UserError, match=r"3 of 6 clips .* have no label: --unlabelled drop leaves them out"):
-        plan_fits(bare, FinetuneConfig())
+        plan_folds(bare, FinetuneConfig())
     labels = read_labels(bare)
     assert labels.targets(np.arange(6)).sum(axis=1).tolist() == [0, 1, 0, 1, 0, 1]
     assert labels.weights(np.arange(6)) == pytest.approx([1 / 3, 1 / 2, 1 / 3, 1, 1 / 3, 1 / 2])

@@ -14,14 +14,14 @@ from ajepa.evaluation.features import encoder_features
 from ajepa.finetuning.classifier import Score, load_classifier
 from ajepa.finetuning.clips import open_reader, read_labels
 from ajepa.finetuning.config import FinetuneConfig
-from ajepa.finetuning.folds import plan_fits
+from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.loop import best_of
 from ajepa.finetuning.predict import outputs, score
 from ajepa.finetuning.probe_head import probe_head
 from ajepa.finetuning.run import Job, finetune, read_result, read_test_logits
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder, write_export
-from ajepa.training.worker import GO_ON, STOP, WorkerContext
+from ajepa.training.worker import StopRequest, WorkerHooks
 
 CPU = torch.device("cpu")
 CONFIG = FinetuneConfig(
@@ -63,9 +63,9 @@ def run(job: Job, stop_after: int | None = None, kill_at: int | None = None) -> 
 
     def stop():
         asked.append(1)
-        return STOP if len(asked) == stop_after else GO_ON
+        return StopRequest.STOP if len(asked) == stop_after else StopRequest.GO_ON
 
-    finetune(job, WorkerContext(0, 1, CPU, report, stop))
+    finetune(job, WorkerHooks(0, 1, CPU, report, stop))
     return reports
 
 
@@ -133,7 +133,7 @@ def test_where_no_epoch_is_better_the_probe_itself_is_what_comes_out(job, small_
     result = read_result(job.output, NAME)
     assert result.epoch == 0 and reports[0]["epoch"] == 0 and reports[0]["validation_accuracy"] == result.validation
     labels = read_labels(small_dataset)
-    (fit,) = plan_fits(small_dataset, config, fold=1)
+    (fit,) = plan_folds(small_dataset, config, fold=1)
     features = encoder_features(load_encoder(job.encoder), small_dataset)[config.pooling]
     everything = labels.targets(np.arange(small_dataset.num_clips))
     final = fit.train if refit == "off" else np.sort(np.concatenate([fit.train, fit.validation]))
@@ -156,7 +156,7 @@ def test_the_model_left_behind_has_the_scores_that_are_reported(undisturbed, sma
     model, names = load_classifier(str(Path(job.output, NAME, "model")))
     assert names == list(small_dataset.label_names)
     labels = read_labels(small_dataset)
-    (fit,) = plan_fits(small_dataset, CONFIG, fold=1)
+    (fit,) = plan_folds(small_dataset, CONFIG, fold=1)
     reader = open_reader(CONFIG, small_dataset, labels, fit.train, 0, 1)
     rows, logits = read_test_logits(job.output, NAME)
     assert np.array_equal(rows, fit.test)
@@ -177,7 +177,7 @@ def test_without_a_refit_the_best_epochs_weights_are_kept(job, small_dataset):
     run(job)
     result = read_result(job.output, NAME)
     labels = read_labels(small_dataset)
-    (fit,) = plan_fits(small_dataset, CONFIG, fold=1)
+    (fit,) = plan_folds(small_dataset, CONFIG, fold=1)
     model, _ = load_classifier(str(Path(job.output, NAME, "model")))
     reader = open_reader(CONFIG, small_dataset, labels, fit.train, 0, 1)
     found = outputs(model, reader, fit.validation, CPU).numpy()
@@ -192,7 +192,7 @@ def test_the_test_clips_change_nothing_but_their_score(job, undisturbed, small_d
     def shuffled(dataset):
         labels = read_labels(dataset)
         values = labels.values.copy()
-        fit = plan_fits(dataset, CONFIG, fold=1)[0]
+        fit = plan_folds(dataset, CONFIG, fold=1)[0]
         values[fit.test] = (values[fit.test] + 1) % 4
         return dataclasses.replace(labels, values=values)
 
@@ -258,7 +258,7 @@ def test_a_fold_that_is_not_there_is_refused(job):
 def test_the_parts_of_a_fold_are_the_probes(small_dataset):
     """Each fold tested once, the next one chosen on, all others trained on."""
     fold = small_dataset.read_columns(["fold"])["fold"].to_numpy()
-    for fit in plan_fits(small_dataset, CONFIG):
+    for fit in plan_folds(small_dataset, CONFIG):
         following = fit.fold % 5 + 1
         assert set(fold[fit.test]) == {fit.fold} and set(fold[fit.validation]) == {following}
         assert sorted({*fold[fit.train]}) == sorted({1, 2, 3, 4, 5} - {fit.fold, following}) and fit.refit

@@ -19,7 +19,7 @@ from ajepa.finetuning.schedule import Schedule
 from ajepa.finetuning.step import FinetuneState, build_state, train_step
 from ajepa.inference.pretrained import random_encoder
 from ajepa.shards.reader import Batch
-from ajepa.training.async_metrics import settle
+from ajepa.training.async_metrics import resolve_metrics
 from ajepa.training.inputs import on_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -72,5 +72,5 @@ def test_a_step_never_waits_for_the_device(changes):
             train_step(state, inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    settle(state)
+    resolve_metrics(state)
     assert state.step == 6

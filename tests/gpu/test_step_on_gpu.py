@@ -10,7 +10,7 @@ from helpers.training_state import STATISTICS, make_batch, make_inputs, make_sta
 
 from ajepa.config import Config, ModelConfig, TrainConfig
 from ajepa.shards.reader import Batch
-from ajepa.training.async_metrics import GPU_LAG, NonFiniteLoss, settle
+from ajepa.training.async_metrics import GPU_LAG, NonFiniteLoss, resolve_metrics
 from ajepa.training.inputs import Inputs, on_device, prepare
 from ajepa.training.snapshot import host_copies, optimizer_moments
 from ajepa.training.step import TrainState, build_state, train_step
@@ -27,7 +27,7 @@ def _full_precision(monkeypatch):
 def train(state: TrainState, first: int, last: int) -> list[float]:
     batches = (prepare(state.config, make_batch(step), state.total_steps, pin=True) for step in range(first, last))
     losses = [train_step(state, inputs).loss for inputs in on_device(batches, state.device)]
-    settle(state)
+    resolve_metrics(state)
     return [float(loss) for loss in losses]
 
 
@@ -81,7 +81,7 @@ def test_a_step_never_waits_for_the_device(masks):
             train_step(state, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    settle(state)
+    resolve_metrics(state)
     assert state.step == 8
 
 
@@ -154,7 +154,7 @@ def test_a_step_without_room_says_so_and_micro_batches_fit():
             Config(model=config, train=TrainConfig(**train, micro_batch=4)), STATISTICS, 50, torch.device("cuda")
         )
         train_step(parts, inputs)
-        settle(parts)
+        resolve_metrics(parts)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert parts.step == 1

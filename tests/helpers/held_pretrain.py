@@ -16,17 +16,17 @@ def step_that_holds(folder: str, output: str, in_ray: bool):
     from pathlib import Path
 
     from ajepa.training.step import train_step
-    from ajepa.training.worker import GO_ON
+    from ajepa.training.worker import StopRequest
     from pipelines.rayjobs import stop_requests
 
-    asked = stop_requests.StopRequests(output, 0, in_ray)
+    asked = stop_requests.StopPoller(output, 0, in_ray)
 
     def step_then_hold(state, *args, **kwargs):
         result = train_step(state, *args, **kwargs)
         hold = Path(folder, f"hold-{state.step}")
         if hold.exists():
             Path(folder, f"held-{state.step}").touch()
-        while hold.exists() and asked() == GO_ON:
+        while hold.exists() and asked() == StopRequest.GO_ON:
             time.sleep(0.01)
         return result
 

@@ -15,7 +15,7 @@ from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features
 from ajepa.evaluation.splits import read_targets
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
-from ajepa.finetuning.folds import plan_fits
+from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.predict import score
 from ajepa.finetuning.probe_head import probe_head
 from ajepa.finetuning.run import read_test_logits
@@ -107,7 +107,7 @@ def test_a_model_names_the_runs_it_comes_from(run, done):
 
 
 def test_the_probe_beside_it_is_that_of_the_frozen_features(done, small_dataset):
-    (fit,) = plan_fits(small_dataset, CONFIG, fold=2)
+    (fit,) = plan_folds(small_dataset, CONFIG, fold=2)
     features = encoder_features(load_encoder(done.args.encoder), small_dataset)[CONFIG.pooling]
     targets = read_targets(small_dataset).targets
     head = probe_head(features, targets, False, fit.train, fit.validation, fit.final)

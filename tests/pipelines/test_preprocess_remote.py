@@ -79,7 +79,7 @@ def test_from_a_bucket_to_a_bucket(uploaded, command, sounds, tmp_path, mlflow_u
     assert "in/tone/töne 9% #1.wav" in " ".join(dataset.read_columns(["uri"])["uri"].to_pylist())
     batch = ShardReader(dataset, crop_frames=64, batch_size=4, seed=0).batch(0)
     assert batch.log_mel.shape == (4, 128, 64)
-    assert storage.kind("s3://sounds/shards/report/report.md") == "file"
+    assert storage.path_type("s3://sounds/shards/report/report.md") == "file"
     code, out = command(*options, *to)
     assert code == 0 and "nothing to do" in out, out
     local = main(

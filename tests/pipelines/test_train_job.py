@@ -11,12 +11,12 @@ import pytest
 from helpers.faults import PATH, PATIENCE, ROOT, wait_for
 
 from ajepa.errors import UserError
-from ajepa.training.worker import GO_ON, STOP
+from ajepa.training.worker import StopRequest
 from pipelines.ablate import AblateArgs
 from pipelines.cli.arguments import choose_threads, parse_workers
 from pipelines.jobs import ablate
 from pipelines.rayjobs import stop_requests
-from pipelines.rayjobs.stop_requests import StopRequests, Terminated, graceful
+from pipelines.rayjobs.stop_requests import StopPoller, Terminated, graceful
 from pipelines.tracking.reporter import line, merge
 
 
@@ -51,10 +51,10 @@ def test_the_terminal_line_names_step_loss_speed_time_and_verdict():
 
 def test_a_stop_file_stops_rank_0(tmp_path, monkeypatch):
     monkeypatch.setattr(stop_requests, "POLL_SECONDS", 0.0)
-    requests = [StopRequests(str(tmp_path), rank, in_ray=False) for rank in (0, 1)]
-    assert [ask() for ask in requests] == [GO_ON, GO_ON]
+    requests = [StopPoller(str(tmp_path), rank, in_ray=False) for rank in (0, 1)]
+    assert [ask() for ask in requests] == [StopRequest.GO_ON, StopRequest.GO_ON]
     (tmp_path / "STOP").touch()
-    assert [ask() for ask in requests] == [STOP, GO_ON]
+    assert [ask() for ask in requests] == [StopRequest.STOP, StopRequest.GO_ON]
 
 
 def test_a_store_that_does_not_answer_holds_up_no_step(monkeypatch):
@@ -62,18 +62,18 @@ def test_a_store_that_does_not_answer_holds_up_no_step(monkeypatch):
     monkeypatch.setattr(stop_requests, "STORE_POLL_SECONDS", 0.0)
     asked, answer = threading.Event(), threading.Event()
 
-    def kind(path):
+    def path_type(path):
         asked.set()
         answer.wait(PATIENCE)
         return "file"
 
-    monkeypatch.setattr(stop_requests.storage, "kind", kind)
-    ask = StopRequests("s3://bucket/run", 0, in_ray=False)
-    assert ask() == GO_ON
+    monkeypatch.setattr(stop_requests.storage, "path_type", path_type)
+    ask = StopPoller("s3://bucket/run", 0, in_ray=False)
+    assert ask() == StopRequest.GO_ON
     asked.wait(PATIENCE)
-    assert [ask() for _ in range(5)] == [GO_ON] * 5
+    assert [ask() for _ in range(5)] == [StopRequest.GO_ON] * 5
     answer.set()
-    wait_for(lambda: ask() == STOP, "the answer")
+    wait_for(lambda: ask() == StopRequest.STOP, "the answer")
 
 
 def test_cpus_are_shared_out_where_linux_is_not(monkeypatch):
@@ -105,13 +105,13 @@ def test_trials_take_no_more_than_there_is(monkeypatch, workers, gpus, expected)
 
 ORPHAN = """
 import os, sys, time
-from pipelines.rayjobs.stop_requests import Orphaned, StopRequests
+from pipelines.rayjobs.stop_requests import Orphaned, StopPoller
 ready, tell = os.pipe()
 parent = os.getpid()
 if os.fork():
     os.read(ready, 1)
     os._exit(0)
-ask = StopRequests(sys.argv[1], 1, in_ray=True)
+ask = StopPoller(sys.argv[1], 1, in_ray=True)
 os.write(tell, b"x")
 while os.getppid() == parent:
     time.sleep(0.01)
@@ -136,10 +136,10 @@ def test_a_first_signal_asks_and_leaves_no_trace(tmp_path, number, error):
     before = signal.getsignal(number)
     with pytest.raises(error), graceful(str(tmp_path)):
         os.kill(os.getpid(), number)
-        assert StopRequests(str(tmp_path), 1, in_ray=False)() == STOP
+        assert StopPoller(str(tmp_path), 1, in_ray=False)() == StopRequest.STOP
         assert Path(tmp_path, "STOP").exists()
     assert not list(tmp_path.iterdir()) and signal.getsignal(number) == before
-    assert StopRequests(str(tmp_path), 0, in_ray=False)() == GO_ON
+    assert StopPoller(str(tmp_path), 0, in_ray=False)() == StopRequest.GO_ON
 
 
 def test_a_second_signal_ends_at_once(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
-from ajepa.shards.order import epoch_order, heldout_rows, spread
+from ajepa.shards.order import epoch_order, heldout_rows, owen_scrambled
 
 SHARDS = (500,) * 24  # as preprocess writes them: 7 row groups of 64 and one of 52
 ROWS = sum(SHARDS)
@@ -60,14 +60,14 @@ def test_the_order_is_what_it_was():
 
 @given(k=st.integers(0, 7), rounds=st.integers(1, 5), seed=st.integers(0, 2**31))
 def test_every_stretch_of_a_round_is_spread_over_the_columns(k, rounds, seed):
-    numbers = spread(np.random.default_rng(seed).random((rounds, 1 << k)))
+    numbers = owen_scrambled(np.random.default_rng(seed).random((rounds, 1 << k)))
     for j in range(k + 1):
         parts = np.sort((numbers >> (k - j)).reshape(rounds, -1, 1 << j), axis=-1)
         np.testing.assert_array_equal(parts, np.broadcast_to(np.arange(1 << j), parts.shape))
 
 
 def test_every_column_may_come_at_every_place_of_a_round():
-    numbers = spread(np.random.default_rng(0).random((4000, 8)))
+    numbers = owen_scrambled(np.random.default_rng(0).random((4000, 8)))
     counts = np.stack([np.bincount(place, minlength=8) for place in numbers.T])
     assert counts.min() > 400 and counts.max() < 600
 

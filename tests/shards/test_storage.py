@@ -88,7 +88,7 @@ def test_a_file_uri_may_hold_escapes(tmp_path):
 def test_kinds_are_told_apart(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     paths = (tmp_path, tmp_path / "a.txt", tmp_path / "none")
-    assert [storage.kind(str(path)) for path in paths] == ["folder", "file", "missing"]
+    assert [storage.path_type(str(path)) for path in paths] == ["folder", "file", "missing"]
 
 
 def test_join_puts_one_slash_between():

@@ -10,7 +10,7 @@ from helpers.runs import LOOP_CONFIG
 from ajepa.checkpoints import latest_checkpoint, read_weights
 from ajepa.errors import UserError
 from ajepa.training.loop import train
-from ajepa.training.worker import WorkerContext
+from ajepa.training.worker import WorkerHooks
 
 
 class Interrupted(Exception):
@@ -25,7 +25,7 @@ def run(output, dataset, stop_at: int | None = None) -> list[dict]:
         if stop_at is not None and metrics["step"] >= stop_at:
             raise Interrupted
 
-    worker = WorkerContext(0, 1, torch.device("cpu"), report)
+    worker = WorkerHooks(0, 1, torch.device("cpu"), report)
     train(LOOP_CONFIG, dataset, str(output), worker)
     return reports
 
@@ -59,7 +59,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path, small_dataset):
     config = dataclasses.replace(
         LOOP_CONFIG, train=dataclasses.replace(LOOP_CONFIG.train, checkpoint_every=2, keep_checkpoints=2)
     )
-    train(config, small_dataset, str(tmp_path), WorkerContext(0, 1, torch.device("cpu"), lambda _: None))
+    train(config, small_dataset, str(tmp_path), WorkerHooks(0, 1, torch.device("cpu"), lambda _: None))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000008", "step-00000010"]
 
 
@@ -79,7 +79,7 @@ def test_a_finished_run_does_no_more_steps(undisturbed, tmp_path, small_dataset)
 
 def test_the_seed_changes_the_run(undisturbed, tmp_path, small_dataset):
     other = dataclasses.replace(LOOP_CONFIG, train=dataclasses.replace(LOOP_CONFIG.train, seed=1))
-    train(other, small_dataset, str(tmp_path), WorkerContext(0, 1, torch.device("cpu"), lambda _: None))
+    train(other, small_dataset, str(tmp_path), WorkerHooks(0, 1, torch.device("cpu"), lambda _: None))
     a, b = (read_weights(latest_checkpoint(str(folder))) for folder in (undisturbed[0], tmp_path))
     assert not torch.equal(a["predictor.embed.weight"], b["predictor.embed.weight"])
 
@@ -92,4 +92,4 @@ def test_out_of_gpu_memory_is_one_line_that_says_what_helps(tmp_path, small_data
     monkeypatch.setattr("ajepa.training.loop.train_step", raise_it)
     config = dataclasses.replace(LOOP_CONFIG, train=dataclasses.replace(LOOP_CONFIG.train, micro_batch=micro_batch))
     with pytest.raises(UserError, match=f"step 0: out of GPU memory with {micro_batch or 8} clips .*{advice}"):
-        train(config, small_dataset, str(tmp_path), WorkerContext(0, 1, torch.device("cpu"), lambda metrics: None))
+        train(config, small_dataset, str(tmp_path), WorkerHooks(0, 1, torch.device("cpu"), lambda metrics: None))

@@ -15,7 +15,7 @@ from ajepa.training.diagnostics import MAX_CROPS, Verdict
 from ajepa.training.loop import train
 from ajepa.training.monitor import Collapsed, Monitor
 from ajepa.training.step import build_state
-from ajepa.training.worker import WorkerContext
+from ajepa.training.worker import WorkerHooks
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def make_monitor(dataset, **changes) -> Monitor:
     config = with_train(**changes)
     state = build_state(config, dataset.statistics, 10, CPU)
     reader = ShardReader(dataset, crop_frames=64, batch_size=8, seed=0, holdout=config.train.holdout)
-    return Monitor(state, reader, WorkerContext(0, 1, CPU, lambda _: None))
+    return Monitor(state, reader, WorkerHooks(0, 1, CPU, lambda _: None))
 
 
 def test_crops_are_the_same_in_every_start_of_a_run(small_dataset):
@@ -45,7 +45,7 @@ def test_held_out_clips_are_never_trained_on(small_dataset, tmp_path, monkeypatc
 
     seen, prepare = set(), loop.prepare
     monkeypatch.setattr(loop, "prepare", lambda c, batch, *a: seen.update(batch.rows.tolist()) or prepare(c, batch, *a))
-    train(with_train(holdout=10), small_dataset, str(tmp_path), WorkerContext(0, 1, CPU, lambda _: None))
+    train(with_train(holdout=10), small_dataset, str(tmp_path), WorkerHooks(0, 1, CPU, lambda _: None))
     held = ShardReader(small_dataset, crop_frames=64, batch_size=8, seed=0, holdout=10).heldout_rows
     assert len(seen) == 30 and not seen & set(held.tolist())
 
@@ -70,7 +70,7 @@ def test_a_rate_measured_in_a_busy_moment_is_measured_again(small_dataset):
 
 
 def test_reports_after_the_checkpoint_do_not_count(small_dataset):
-    worker = WorkerContext(0, 1, CPU, lambda _: None, history=[{"step": s, "effective_rank": 9.0} for s in (0, 5, 10)])
+    worker = WorkerHooks(0, 1, CPU, lambda _: None, history=[{"step": s, "effective_rank": 9.0} for s in (0, 5, 10)])
     state = build_state(LOOP_CONFIG, small_dataset.statistics, 10, CPU)
     state.step = 5
     reader = ShardReader(small_dataset, crop_frames=64, batch_size=8, seed=0)
@@ -84,15 +84,15 @@ def test_a_collapse_stops_the_run_only_if_told_to(small_dataset, tmp_path, monke
     config = with_train(stop_on_collapse=stop)
     if stop:
         with pytest.raises(Collapsed, match=r"step 5: rank 1.0: collapsing; see README"):
-            train(config, small_dataset, str(tmp_path), WorkerContext(0, 1, CPU, reports.append))
+            train(config, small_dataset, str(tmp_path), WorkerHooks(0, 1, CPU, reports.append))
     else:
-        train(config, small_dataset, str(tmp_path), WorkerContext(0, 1, CPU, reports.append))
+        train(config, small_dataset, str(tmp_path), WorkerHooks(0, 1, CPU, reports.append))
     assert reports[-1]["step"] == (5 if stop else 10)
 
 
 def test_the_best_checkpoint_outlives_newer_ones(small_dataset, tmp_path):
     scores = iter([0.1, 0.9, 0.2, 0.3, 0.4, 0.5])
-    worker = WorkerContext(0, 1, CPU, lambda _: None, score=lambda _: {"online_linear": next(scores)})
+    worker = WorkerHooks(0, 1, CPU, lambda _: None, score=lambda _: {"online_linear": next(scores)})
     config = with_train(eval_every=2, checkpoint_every=2, keep_checkpoints=1)
     train(config, small_dataset, str(tmp_path), worker)
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
@@ -100,14 +100,14 @@ def test_the_best_checkpoint_outlives_newer_ones(small_dataset, tmp_path):
 
 
 def test_another_stream_of_clips_is_refused_unless_asked_for(small_dataset, tmp_path):
-    train(with_train(max_steps=4), small_dataset, str(tmp_path), WorkerContext(0, 1, CPU, lambda _: None))
+    train(with_train(max_steps=4), small_dataset, str(tmp_path), WorkerHooks(0, 1, CPU, lambda _: None))
     manifest = tmp_path / "checkpoints" / "step-00000004" / "checkpoint.json"
     values = json.loads(manifest.read_text())
     values["reader"]["shard_sizes"] = "others"
     manifest.write_text(json.dumps(values))
     with pytest.raises(UserError, match="another stream of clips: shard_sizes"):
-        train(LOOP_CONFIG, small_dataset, str(tmp_path), WorkerContext(0, 1, CPU, lambda _: None))
+        train(LOOP_CONFIG, small_dataset, str(tmp_path), WorkerHooks(0, 1, CPU, lambda _: None))
     reports = []
-    worker = WorkerContext(0, 1, CPU, reports.append, resume_anyway=True)
+    worker = WorkerHooks(0, 1, CPU, reports.append, resume_anyway=True)
     train(LOOP_CONFIG, small_dataset, str(tmp_path), worker)
     assert reports[-1]["step"] == 10

@@ -18,7 +18,7 @@ from ajepa.shards.dataset import open_dataset
 from ajepa.training import loop
 from ajepa.training.snapshot import optimizer_moments, resume
 from ajepa.training.step import build_state, train_step
-from ajepa.training.worker import WorkerContext
+from ajepa.training.worker import WorkerHooks
 
 
 def count_opened(patch) -> list[str]:
@@ -138,7 +138,7 @@ def test_a_run_killed_before_its_last_report_reports_it(small_dataset, tmp_path,
             raise KeyboardInterrupt
         reports.append(report)
 
-    worker = WorkerContext(0, 1, torch.device("cpu"), hears)
+    worker = WorkerHooks(0, 1, torch.device("cpu"), hears)
     dataset = open_dataset(small_dataset.path)
     if not known:
         snapshot = loop.snapshot
@@ -154,7 +154,7 @@ def test_a_run_killed_before_its_last_report_reports_it(small_dataset, tmp_path,
 
 def test_a_run_that_is_further_than_asked_for_is_said(small_dataset, tmp_path):
     save_run(tmp_path, small_dataset, 3)
-    worker = WorkerContext(0, 1, torch.device("cpu"), lambda _: None, resume_anyway=True)
+    worker = WorkerHooks(0, 1, torch.device("cpu"), lambda _: None, resume_anyway=True)
     config = make_state(max_steps=2).config
     with pytest.raises(UserError, match="is at step 3 already, beyond the 2 steps asked for"):
         loop.train(config, open_dataset(small_dataset.path), str(tmp_path), worker)

@@ -124,7 +124,7 @@ def test_a_gradient_that_overflows_in_fp16_skips_the_step_and_lowers_the_scale()
 def test_the_spread_of_predictions_is_measured_when_asked_for():
     state = make_state()
     assert train_step(state, make_inputs(state)).prediction_std is None
-    result = train_step(state, make_inputs(state, 1), figures=True)
+    result = train_step(state, make_inputs(state, 1), metrics=True)
     assert result.prediction_std > 0 and result.target_std > 0
 
 

@@ -1,0 +1,57 @@
+"""What the jobs use of Ray beyond its public interface, all in one place. tests/pipelines/test_ray_internals.py names
+what an upgrade of Ray changed. Names are looked up when used, so importing this file imports nothing of Ray."""
+
+import importlib
+import logging
+import sys
+
+from ajepa.errors import Preempted, UserError
+
+# Loggers of Ray, named after its modules.
+DATA_PROGRESS = ("ray.data._internal.progress", "ray.data._internal.execution.streaming_executor")
+TOKEN = "ray._private.authentication.authentication_token_setup"  # noqa: S105 (a module)
+WORKER_ERRORS = ("ray.train.v2._internal.util",)
+CONTROLLER_ERRORS = (
+    "ray.train.v2._internal.execution.callback_manager",
+    "ray.train.v2._internal.execution.controller.controller",
+)
+TRAIN_CONTEXT = "ray.train.v2._internal.execution.context"  # its logger is named after its file
+
+
+class HideUserErrors(logging.Filter):
+    """Leaves out what Ray logs of a UserError, which the command prints in one line, and shortens a Preempted."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = sys.exc_info()[1]
+        if isinstance(error, Preempted):
+            record.msg = str(error)
+        return not isinstance(error, UserError)
+
+
+def hide_user_errors(loggers: tuple[str, ...]) -> None:
+    """In this process, for WORKER_ERRORS or CONTROLLER_ERRORS."""
+    for name in loggers:
+        logging.getLogger(name).addFilter(HideUserErrors())
+
+
+def silence_data_progress() -> None:
+    """Ray Data would log that there is no progress bar of its own."""
+    for name in DATA_PROGRESS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def silence_token() -> None:
+    """Ray would log its authentication token's place on every start."""
+    logging.getLogger(TOKEN).setLevel(logging.ERROR)
+
+
+def silence_reports() -> None:
+    """Ray Train would log every report of every rank; its LoggingConfig does not reach this logger."""
+    logging.getLogger(importlib.import_module(TRAIN_CONTEXT).__file__).setLevel(logging.WARNING)
+
+
+def is_drained() -> bool:
+    """Whether Ray has told this worker's group that one of its nodes goes away. The public `get_preemption_info` waits
+    for all workers, which is too slow to ask before every step."""
+    context = importlib.import_module(TRAIN_CONTEXT).get_train_context()
+    return context.preemption_context.preemption_info is not None
