@@ -23,7 +23,7 @@ from ajepa.shards.dataset import open_dataset
 from ajepa.training.run_folder import read_history
 from pipelines.ablate import AblateArgs
 from pipelines.cli.lock import claimed
-from pipelines.cli.output import warn_relative_output
+from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_relative_output
 from pipelines.jobs import pretrain, probe
 from pipelines.pretrain import PretrainArgs
 from pipelines.probe import ProbeArgs
@@ -31,6 +31,9 @@ from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, start_ray
 from pipelines.reports.tables import markdown
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining
+
+ABLATION_JSON = "ablation.json"
+ABLATION = OutputType("ablation folder", (ABLATION_JSON,))
 
 
 @dataclass(frozen=True)
@@ -164,17 +167,12 @@ def prepare_output(
     about: dict[str, Any] = {
         "name": f"ablate {args.ablation}", "output": args.output, "params": params, "tags": {"ajepa.job": "ablate"},
     }  # fmt: skip
-    where = Path(args.output, "ablation.json")
-    if where.exists():
-        old = json.loads(where.read_text())
-        if {k: old[k] for k in settings} != settings:
-            raise UserError(f"--output {args.output!r} holds another ablation or other data: choose another folder")
-        tracker = mlflow_run.start_run(uri, resumed=old["mlflow_run"], **about)
-    elif Path(args.output).is_file() or storage.contents(args.output):
-        raise UserError(f"--output {args.output!r} exists and is no ablation folder: choose another")
-    else:
-        tracker = mlflow_run.start_run(uri, **about)
-    return settings, tracker
+    found = open_output(args.output, ABLATION)
+    if found is None:
+        return settings, mlflow_run.start_run(uri, **about)
+    old = {name: found.content[name] for name in settings}
+    refuse_changes(args.output, "another ablation or other data", old, settings, "choose another folder")
+    return settings, mlflow_run.start_run(uri, resumed=found.content["mlflow_run"], **about)
 
 
 def trial_resources(args: AblateArgs) -> tuple[dict[str, float], int]:
@@ -209,7 +207,7 @@ def main(args: AblateArgs) -> pd.DataFrame:
         settings, tracker = prepare_output(args, base, dataset.content_hash, uri)
         with tracker.recording():
             about = settings | {"mlflow_run": tracker.run_id}
-            storage.write_text(storage.join(args.output, "ablation.json"), json.dumps(about))
+            storage.write_text(storage.join(args.output, ABLATION_JSON), json.dumps(about))
             start_ray()
             resources, limit = trial_resources(args)
             os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

@@ -26,15 +26,16 @@ from ajepa.inference.pretrained import EXPORT_JSON, load_encoder
 from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, open_dataset
 from ajepa.shards.schema import BAD, OK
 from pipelines.cli.lock import claimed
-from pipelines.cli.output import OutputType, block_size, manifest_hash, prepare_output, warn_relative_output
+from pipelines.cli.output import warn_relative_output
 from pipelines.embed import EmbedArgs, NeighboursArgs
 from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, start_ray
 from pipelines.rayjobs.data_job import run_blocks, unfinished
 from pipelines.rayjobs.embed_actors import ActorSettings, EmbedActor
+from pipelines.rayjobs.plan import ClipJob, block_size, manifest_hash, prepare_output
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining, recorded_uri
 
-EMBEDDINGS = OutputType("embedding folder", "embedding job", EMBEDDINGS_JSON, f"{PLAN}/embed.json", open_embeddings)
+EMBEDDINGS = ClipJob("embedding folder", "embedding job", EMBEDDINGS_JSON, f"{PLAN}/embed.json", open_embeddings)
 
 
 @dataclass(frozen=True)

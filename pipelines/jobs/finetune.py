@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from ajepa import storage
-from ajepa.config import differences
 from ajepa.errors import UserError
 from ajepa.finetuning.clips import Labels, open_reader, read_labels
 from ajepa.finetuning.folds import plan_folds
@@ -22,7 +21,7 @@ from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.training.run_folder import RUN_JSON
 from pipelines.cli.arguments import parse_workers
 from pipelines.cli.lock import claimed
-from pipelines.cli.output import warn_relative_output
+from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_relative_output
 from pipelines.finetune import FinetuneArgs
 from pipelines.rayjobs.train_job import Workers, fit, require_resources
 from pipelines.tracking import mlflow_run
@@ -32,33 +31,27 @@ from pipelines.tracking.reporter import Reporter
 FINETUNE_JSON = "finetune.json"  # what the output is; "finished" once everything is written
 
 
+FINETUNING = OutputType("fine-tuning folder", (FINETUNE_JSON,))
+
+
 def prepare_output(output: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Check what the output holds. None: start afresh; else finetune.json of what is to be resumed or finished.
 
     Raises:
         UserError: something else is there, or a fine-tuning with other settings.
     """
-    names = storage.contents(output)
-    if storage.path_type(output) == "file" or (names and FINETUNE_JSON not in names):
-        raise UserError(f"--output {output!r} exists and holds no fine-tuning: choose another")
-    if names and overwrite:
-        storage.clear(output)
-    if not names or overwrite:
+    found = open_output(output, FINETUNING, overwrite)
+    if found is None:
         return None
-    found = json.loads(storage.read_text(storage.join(output, FINETUNE_JSON)))
-    old, new = found["settings"], json.loads(json.dumps(settings))
-    if len(old["label_names"]) != len(new["label_names"]):
+    old = found.content["settings"]
+    if len(old["label_names"]) != len(settings["label_names"]):
         raise UserError(
             f"--output {output!r} holds heads of {len(old['label_names'])} labels, the data have "
-            f"{len(new['label_names'])}: go on with the data it was begun with, or choose another --output"
+            f"{len(settings['label_names'])}: go on with the data it was begun with, or choose another --output"
         )
-    changed = differences(old, new)
-    if changed:
-        raise UserError(
-            f"--output {output!r} holds a fine-tuning with other settings ({'; '.join(changed[:4])}): resume it with "
-            "its own, choose another --output, or --overwrite to replace it"
-        )
-    return found
+    advice = "resume it with its own, choose another --output, or --overwrite to replace it"
+    refuse_changes(output, "a fine-tuning with other settings", old, settings, advice)
+    return found.content
 
 
 def main(args: FinetuneArgs) -> list[Row]:

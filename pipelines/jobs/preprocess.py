@@ -24,10 +24,11 @@ from ajepa.shards.schema import BAD, OK
 from ajepa.shards.verify import verify_dataset
 from ajepa.shards.writer import shard_path
 from pipelines.cli.lock import claimed
-from pipelines.cli.output import MISSING, SHARDS, make_plan, prepare_output, warn_relative_output
+from pipelines.cli.output import warn_relative_output
 from pipelines.cli.progress import Progress
 from pipelines.preprocess import MergeArgs, PreprocessArgs, VerifyArgs
 from pipelines.rayjobs.data_job import run_blocks, unfinished
+from pipelines.rayjobs.plan import MISSING, SHARDS, make_plan, prepare_output
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.mlflow_run import Tracker
 

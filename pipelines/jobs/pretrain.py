@@ -19,13 +19,15 @@ from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.training.run_folder import RUN_JSON, read_history
 from pipelines.cli.arguments import parse_workers
 from pipelines.cli.lock import claimed
-from pipelines.cli.output import warn_relative_output
+from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_relative_output
 from pipelines.pretrain import PretrainArgs
 from pipelines.rayjobs.pretrain_worker import pretrain
 from pipelines.rayjobs.train_job import Workers, fit, require_resources
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import resumed_uri
 from pipelines.tracking.reporter import Reporter
+
+RUN = OutputType("run folder", (RUN_JSON,))
 
 
 def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] | None:
@@ -34,29 +36,22 @@ def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] 
     Raises:
         UserError: something else is there, or a run of another config or dataset.
     """
-    names = storage.contents(args.output)
-    if storage.path_type(args.output) == "file" or (names and RUN_JSON not in names):
-        raise UserError(f"--output {args.output!r} exists and is no run folder: choose another")
-    if names and args.overwrite:
-        storage.clear(args.output)
+    found = open_output(args.output, RUN, args.overwrite)
+    if found is None:
         return None
-    if not names:
-        return None
-    run = json.loads(storage.read_text(storage.join(args.output, RUN_JSON)))
-    changed = differences(run["config"], json.loads(args.config.to_json()))
-    if run["dataset_hash"] != dataset.content_hash:
-        changed.append(f"dataset: {run['dataset_hash']} -> {dataset.content_hash}")
-    if not changed:
-        return run
+    run = found.content
+    old = run["config"] | {"dataset": run["dataset_hash"]}
+    new = json.loads(args.config.to_json()) | {"dataset": dataset.content_hash}
     if not args.resume_anyway:
-        raise UserError(
-            f"--output {args.output!r} holds a run with other settings ({'; '.join(changed[:4])}): resume it with its "
-            "own settings, choose another --output, --resume-anyway to go on with the new ones, or --overwrite to "
-            "replace it"
+        advice = (
+            "resume it with its own settings, choose another --output, --resume-anyway to go on with the new ones, or "
+            "--overwrite to replace it"
         )
-    print(f"resuming although these differ: {'; '.join(changed)}", file=sys.stderr)
-    run |= {"config": args.config.to_dict(), "dataset_hash": dataset.content_hash, "finished": False}
-    storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run, indent=1))
+        refuse_changes(args.output, "a run with other settings", old, new, advice)
+    if changed := differences(old, new):
+        print(f"resuming although these differ: {'; '.join(changed)}", file=sys.stderr)
+        run |= {"config": args.config.to_dict(), "dataset_hash": dataset.content_hash, "finished": False}
+        storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run, indent=1))
     return run
 
 

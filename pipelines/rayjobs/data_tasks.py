@@ -13,7 +13,7 @@ from ajepa import storage
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.shards.writer import ShardResult, write_shard
-from pipelines.cli.output import read_block
+from pipelines.rayjobs.plan import read_block
 
 
 def make_blocks(batch: dict[str, np.ndarray], output: str, make: Callable[[int], ShardResult]) -> dict[str, Any]:

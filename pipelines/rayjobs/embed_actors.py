@@ -15,8 +15,8 @@ from ajepa.inference.pretrained import load_encoder
 from ajepa.shards.dataset import open_dataset
 from ajepa.shards.row_groups import RowGroups
 from ajepa.shards.writer import ShardResult
-from pipelines.cli.output import read_block
 from pipelines.rayjobs.data_tasks import make_blocks
+from pipelines.rayjobs.plan import read_block
 
 
 @dataclass(frozen=True, kw_only=True)

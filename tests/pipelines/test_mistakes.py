@@ -162,7 +162,7 @@ MISTAKES = {
     ),
     "fine-tuning into a run": (
         finetune, ["--data", "{shards}", "--encoder", "{run}", "--output", "{run}", "--num-workers", "0"],
-        "holds no fine-tuning",
+        "is no fine-tuning folder",
     ),
     "encoder missing": (probe, ["--encoder", "{gone}", "--data", "{shards}"], "does not exist"),
     "encoder folder without a run": (probe, ["--encoder", "{empty}", "--data", "{shards}"], "no checkpoint"),

@@ -1,0 +1,123 @@
+"""The plan of a job over clips, kept at its output until it is done: the same job goes on with it."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ajepa import storage
+from ajepa.audio.manifest import Manifest
+from ajepa.config import FrontEndConfig
+from ajepa.errors import UserError
+from ajepa.shards.dataset import DATASET_JSON, PLAN, open_dataset
+from ajepa.shards.schema import BAD, OK
+from pipelines.cli.output import OutputType, open_output, refuse_changes
+
+MANIFEST = f"{PLAN}/manifest.parquet"  # the clips of an unfinished job, a row group a block
+MISSING = "missing.txt"  # clips the source lists and has no audio of, a line each
+MAX_BLOCK = 500  # clips
+ADVICE = "choose another --output, or --overwrite to replace it"
+
+
+class Finished(Protocol):
+    """What a job leaves when it is done."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The contents of its last file, with the job's "plan"."""
+
+
+F = TypeVar("F", bound=Finished)
+
+
+@dataclass(frozen=True)
+class ClipJob(Generic[F]):
+    """What a job over clips makes at its output."""
+
+    name: str  # "shard folder"
+    result: str  # "dataset"
+    marker: str  # the file that is written last
+    plan: str  # file of an unfinished job, beside its manifest
+    open: Callable[[str], F]
+
+    @property
+    def output(self) -> OutputType:
+        # A job that was killed, or whose disk filled, before its plan stood there left these: it starts anew.
+        return OutputType(self.name, (self.marker, self.plan), frozenset({MISSING, MANIFEST}))
+
+
+SHARDS = ClipJob("shard folder", "dataset", DATASET_JSON, f"{PLAN}/plan.json", open_dataset)
+
+
+def make_plan(
+    source: str, path: str, manifest: Manifest, clips_per_shard: int | None, front_end: FrontEndConfig
+) -> dict[str, Any]:
+    """A preprocess job's clips, labels, front end and shard size."""
+    return {
+        "source": source,
+        "input": storage.absolute(path),
+        "clips": manifest.clips.num_rows,
+        "manifest_hash": manifest_hash(manifest.clips),
+        "shard_size": block_size(manifest.clips.num_rows, clips_per_shard, "--clips-per-shard"),
+        "front_end": dataclasses.asdict(front_end),
+        "label_names": manifest.label_names,
+    }
+
+
+def manifest_hash(clips: pa.Table) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for start in range(0, clips.num_rows, 1 << 16):  # in pieces: the table of millions is not copied whole
+        buffer = pa.BufferOutputStream()
+        with pa.ipc.new_stream(buffer, clips.schema) as stream:
+            stream.write_table(clips.slice(start, 1 << 16).combine_chunks())
+        digest.update(buffer.getvalue())
+    return digest.hexdigest()
+
+
+def block_size(clips: int, given: int | None, option: str) -> int:
+    """Clips a block: as given, or an eighth of them, between 32 and MAX_BLOCK."""
+    size = min(MAX_BLOCK, max(32, -(-clips // 8))) if given is None else given
+    if size <= 0:
+        raise UserError(f"{option} must be positive, got {size}")
+    return size
+
+
+def prepare_output(
+    output: str, job: ClipJob[F], plan: dict[str, Any], manifest: Manifest, size: int, overwrite: bool
+) -> F | None:
+    """Make the output ready for the job, or return the finished result of the same job found there.
+
+    The manifest is stored in row groups of `size` clips, one a block; one without clips is not stored.
+
+    Raises:
+        UserError: the output holds something else.
+    """
+    found = open_output(output, job.output, overwrite)
+    if found is not None and found.marker == job.marker:
+        finished = job.open(output)
+        old, what = finished.info.get("plan", {}), f"a finished {job.result} made from other input or settings"
+        refuse_changes(output, what, old, plan, ADVICE)
+        return finished
+    if found is not None:
+        refuse_changes(output, "an unfinished job made from other input or settings", found.content, plan, ADVICE)
+        return None
+    for folder in (PLAN, OK, BAD):
+        storage.make_folder(storage.join(output, folder))
+    if manifest.missing:
+        storage.write_text(storage.join(output, MISSING), "".join(f"{clip}\n" for clip in manifest.missing))
+    if manifest.clips.num_rows:
+        with storage.atomic_output(storage.join(output, MANIFEST)) as stream:
+            pq.write_table(manifest.clips, stream, row_group_size=size)
+    storage.write_text(storage.join(output, job.plan), json.dumps(plan))
+    return None
+
+
+def read_block(output: str, index: int) -> pa.Table:
+    """The clips of one block of an unfinished job."""
+    with storage.open_input(storage.join(output, MANIFEST)) as stream:
+        return pq.ParquetFile(stream).read_row_group(index)
