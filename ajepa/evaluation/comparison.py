@@ -12,6 +12,7 @@ from ajepa.evaluation.heads import Features
 from ajepa.evaluation.metrics import REPLICATES, interval, resamples
 from ajepa.evaluation.probe import ProbeResult, probe
 from ajepa.evaluation.splits import Splits, Targets
+from ajepa.evaluation.tables import markdown_table
 
 PRETRAINED, RANDOM, MEL = "pretrained", "random init", "log-mel statistics"
 
@@ -147,25 +148,24 @@ def _needed(seeds: tuple[int, ...], features: Features, splits: Mapping[int, Spl
     return seeds if varies else seeds[:1]
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def comparison_table(rows: Sequence[Row]) -> str:
     """A line a kind of features and pooling: score, its spread over encoders or seeds, its interval over clips, and
     what each encoder or seed reached."""
-    several = len(rows[0].metrics()) > 1
-    columns = ["features", "pooling", rows[0].metric, "95% interval", *(["AUC", "d'"] if several else []),
+    multi_label = len(rows[0].metrics()) > 1
+    heading = ["features", "pooling", rows[0].metric, "95% interval", *(["AUC", "d'"] if multi_label else []),
                "lowest to highest fold", "each encoder or seed", "D"]  # fmt: skip
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines: list[list[object]] = []
     for row in rows:
         values, folds, all_metrics = list(row.by_label.values()), row.fold_scores, row.metrics()
         spread = "" if np.isnan(row.std) else f" ± {row.std:.3f}"
-        cells = [
+        lines.append([
             row.features,
             row.pooling,
             f"{row.mean:.3f}{spread}",
             f"{row.interval[0]:.3f} to {row.interval[1]:.3f}",
-            *([f"{all_metrics['AUC']:.3f}", f"{all_metrics['d_prime']:.2f}"] if several else []),
-            f"{min(folds):.3f} to {max(folds):.3f}" if len(folds) > 1 else "–",
-            " ".join(f"{value:.3f}" for value in values) if len(values) > 1 else "–",
-            str(row.dimension),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            *([all_metrics["AUC"], f"{all_metrics['d_prime']:.2f}"] if multi_label else []),
+            f"{min(folds):.3f} to {max(folds):.3f}" if len(folds) > 1 else None,
+            " ".join(f"{value:.3f}" for value in values) if len(values) > 1 else None,
+            row.dimension,
+        ])  # fmt: skip
+    return markdown_table(heading, lines)

@@ -1,4 +1,4 @@
-"""What came of a fine-tuning: beside its own linear probe, by fold and seed, and class by class."""
+"""Results of a fine-tuning: beside its own linear probe, by fold and seed, and class by class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ajepa.evaluation.metrics import class_scores, confusion, multi_label_scores
+from ajepa.evaluation.tables import markdown_table
 from ajepa.finetuning.clips import Labels
 from ajepa.finetuning.run import Result
 
@@ -44,21 +45,20 @@ def rows_of(results: Sequence[Result]) -> list[Row]:
     return [tuned, Row(PROBE, probes)] if probes else [tuned]
 
 
-def markdown_table(rows: Sequence[Row], metric: str) -> str:
+def summary_table(rows: Sequence[Row], metric: str) -> str:
     """A line a model: mean and standard deviation over folds, and over seeds where there are several; each fold."""
     folds = [fold for fold in rows[0].by_fold if fold is not None]
-    lines = [
-        f"| model | {metric} | over seeds |" + "".join(f" fold {fold} |" for fold in folds),
-        "|---|---|---|" + "---|" * len(folds),
-    ]
+    lines: list[list[object]] = []
     for row in rows:
         seeds = row.by_seed
-        name = f"{row.model} ({len(seeds)} seeds)" if len(seeds) > 1 else row.model
         spread = f" ± {np.std(list(row.by_fold.values())):.3f}" if folds else ""
-        over = f"± {np.std(seeds, ddof=1):.3f}" if len(seeds) > 1 else "–"
-        cells = "".join(f" {row.by_fold[fold]:.3f} |" for fold in folds)
-        lines.append(f"| {name} | {row.mean:.3f}{spread} | {over} |{cells}")
-    return "\n".join(lines)
+        lines.append([
+            f"{row.model} ({len(seeds)} seeds)" if len(seeds) > 1 else row.model,
+            f"{row.mean:.3f}{spread}",
+            f"± {np.std(seeds, ddof=1):.3f}" if len(seeds) > 1 else None,
+            *(row.by_fold[fold] for fold in folds),
+        ])  # fmt: skip
+    return markdown_table(["model", metric, "over seeds", *(f"fold {fold}" for fold in folds)], lines)
 
 
 def class_table(

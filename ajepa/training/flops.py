@@ -10,7 +10,6 @@ import torch
 
 from ajepa.config import PATCH, Config
 from ajepa.model.masking import target_count
-from ajepa.model.vit import Encoder, Predictor
 
 CPU_SIZE, GPU_SIZE = 1024, 4096  # sides of the square matrices gemm_rate multiplies
 GPU_LAUNCHES = 20  # products between two synchronisations, so that launching them costs nothing
@@ -40,6 +39,7 @@ class StepFlops:
 def step_flops(config: Config) -> StepFlops:
     """FLOPs of all matrix products of a step, for one clip: linear layers, attention scores and values.
 
+    Counted by formula, which a test holds to PyTorch's own counter: that one takes seconds to import (torch._dynamo).
     The usual model FLOPs of MFU (Chowdhery et al., 2022, app. B): a backward pass is two products for each of the
     forward pass, nothing is counted for recomputation, norms, activations, optimizer or EMA. The patch embedding
     has no gradient to hand on, so its backward pass is a single product.
@@ -68,13 +68,6 @@ def step_flops(config: Config) -> StepFlops:
         predictor_forward=predictor,
         predictor_backward=2 * predictor,
     )
-
-
-def parameter_counts(config: Config) -> dict[str, int]:
-    """{"encoder": n, "predictor": n}: parameters of one encoder (there are two, one is trained) and the predictor."""
-    with torch.device("meta"):  # shapes only
-        parts = {"encoder": Encoder(config.model), "predictor": Predictor(config.model)}
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 
 def gemm_rate(device: torch.device, dtype: torch.dtype, size: int | None = None, rounds: int = 5) -> float:

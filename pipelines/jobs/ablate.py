@@ -19,6 +19,7 @@ from ajepa.choices import POOLINGS
 from ajepa.config import PRESETS, Config
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
+from ajepa.evaluation.tables import markdown_table
 from ajepa.shards.dataset import open_dataset
 from ajepa.training.run_folder import read_history
 from pipelines.ablate import AblateArgs
@@ -28,7 +29,6 @@ from pipelines.jobs import pretrain, probe
 from pipelines.pretrain import PretrainArgs
 from pipelines.probe import ProbeArgs
 from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, start_ray
-from pipelines.reports.tables import markdown
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining
 
@@ -271,7 +271,8 @@ def write_report(
     from pipelines.reports import training_figures
 
     folder = Path(args.output)
-    storage.write_text(str(folder / "table.md"), markdown(table) + "\n")
+    text = markdown_table(list(table.columns), table.to_numpy(object).tolist())
+    storage.write_text(str(folder / "table.md"), text + "\n")
     storage.write_text(str(folder / "table.csv"), table.to_csv(index=False))
     accuracies = [[score(t, PRETRAINED, "mean") for t in trials if t["value"] == v] for v in table["setting"]]
     baselines = {
@@ -282,4 +283,4 @@ def write_report(
     training_figures.draw_ablation(title, list(table["setting"]), accuracies, baselines, folder / "figure.png")
     for name in ("table.md", "table.csv", "figure.png"):
         tracker.log_file(folder / name)
-    print(markdown(table))
+    print(text)

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import pandas as pd
-
 from ajepa import storage
 from ajepa.errors import UserError
+from ajepa.evaluation.tables import markdown_table
 from ajepa.finetuning.clips import Labels, open_reader, read_labels
 from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.predict import metric_name
 from ajepa.finetuning.run import MODEL_FOLDER, Job, Result, finetune, read_result, read_test_logits
-from ajepa.finetuning.summary import Row, class_table, markdown_table, rows_of
+from ajepa.finetuning.summary import Row, class_table, rows_of, summary_table
 from ajepa.inference.pretrained import load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.training.run_folder import RUN_JSON
@@ -77,7 +76,7 @@ def main(args: FinetuneArgs) -> list[Row]:
         if found and found["finished"]:
             rows = [Row(r["model"], {(s, f): v for s, f, v in r["scores"]}) for r in found["rows"]]
             mlflow_run.send_unsent(output, resumed_uri(args.mlflow_uri, output, found))
-            table = markdown_table(rows, found["metric"])
+            table = summary_table(rows, found["metric"])
             print(f"nothing to do: {output} is finished (--overwrite starts again)\n\n{table}")
             return rows
         on = Workers(number=workers, threads=args.threads, device=args.device, max_failures=args.max_failures)
@@ -164,18 +163,15 @@ def write_results(
 ) -> str:
     """results.json, table.md and per_class.md, at the output and in MLflow; returns the table."""
     metric = metric_name(labels)
-    table = markdown_table(rows, metric)
+    table = summary_table(rows, metric)
     logits = [read_test_logits(output, result.name) for result in results]
-    classes = pd.DataFrame(class_table(labels, dataset.label_names, logits))
-    per_class = "\n".join(
-        [f"| {' | '.join(classes.columns)} |", "|---" * len(classes.columns) + "|"]
-        + [f"| {' | '.join(map(str, row))} |" for row in classes.itertuples(index=False)]
-    )
+    classes = class_table(labels, dataset.label_names, logits)
+    per_class = markdown_table(list(classes[0]), [list(row.values()) for row in classes])
     everything = {
         "metric": metric,
         "scores": {row.model: {"mean": row.mean, "by_seed": row.by_seed} for row in rows},
         "models": [dataclasses.asdict(result) for result in results],
-        "classes": classes.to_dict(orient="records"),
+        "classes": classes,
     }
     files = {
         "results.json": json.dumps(everything, indent=1),

@@ -12,7 +12,7 @@ import torch
 from ajepa import storage
 from ajepa.choices import POOLINGS
 from ajepa.errors import UserError
-from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Row, Source, compare, markdown_table
+from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Row, Source, compare, comparison_table
 from ajepa.evaluation.feature_cache import FeatureCache, default_cache
 from ajepa.evaluation.features import mel_statistics
 from ajepa.evaluation.heads import Features
@@ -75,7 +75,7 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
             for name in OUTPUTS:
                 if (folder / name).exists():
                     tracker.log_file(folder / name)
-        print(f"\n{args.protocol} probe on {dataset.num_clips} clips ({splits[0].what})\n\n{markdown_table(rows)}")
+        print(f"\n{args.protocol} probe on {dataset.num_clips} clips ({splits[0].what})\n\n{comparison_table(rows)}")
         print(
             f"\n{best.metric} {best.mean:.3f} with {best.pooling} pooling, chosen on validation clips; all in {folder}"
         )

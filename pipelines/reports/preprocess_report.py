@@ -15,9 +15,10 @@ from matplotlib.ticker import MaxNLocator
 
 from ajepa import storage
 from ajepa.audio.statistics import STD_FLOOR
+from ajepa.evaluation.tables import escape, markdown_table, plain
 from ajepa.shards.dataset import ShardDataset, read_shards
 from ajepa.shards.schema import BAD, OK, decode_log_mels
-from pipelines.reports.training_figures import BLUE, ORANGE, plain, save
+from pipelines.reports.plots import BLUE, ORANGE, save
 
 COLUMNS = ["duration_s", "source_rate", "split", "fold", "labels"]  # all that is read of every ok row
 KINDS = 20  # of failures that are listed
@@ -50,7 +51,11 @@ def write_report(dataset: ShardDataset, folder: Path, remarks: Sequence[str] = (
     draw_sample_rates(dataset, rows["source_rate"], folder / "sample_rates.png")
     draw_bins(dataset, folder / "bins.png")
     draw_log_mels(dataset, rows["labels"], folder / "log_mels.png")
-    parts = ["# Preprocess report", _table(("figure", "value"), _figures(dataset, rows, missing)), "## Failures"]
+    parts = [
+        "# Preprocess report",
+        markdown_table(("figure", "value"), _overview(dataset, rows, missing)),
+        "## Failures",
+    ]
     kinds = failure_kinds(dataset)
     if kinds:
         listed = list(kinds.items())[:KINDS]
@@ -58,7 +63,7 @@ def write_report(dataset: ShardDataset, folder: Path, remarks: Sequence[str] = (
         parts += [
             "Reasons that differ only in numbers (N), quoted text ('...') and paths (PATH) are one kind; "
             f"every failed clip is in `{BAD}/`.",
-            _table(("kind", "clips", "share of failures", "example", "its reason"), lines),
+            markdown_table(("kind", "clips", "share of failures", "example", "its reason"), lines),
         ]
         if len(kinds) > KINDS:
             rest = dataset.num_failed - sum(n for _, (n, _, _) in listed)
@@ -66,7 +71,7 @@ def write_report(dataset: ShardDataset, folder: Path, remarks: Sequence[str] = (
     else:
         parts.append("No clip failed.")
     if remarks:
-        parts += ["## Remarks", "\n".join(f"- {_escape(remark)}" for remark in remarks)]
+        parts += ["## Remarks", "\n".join(f"- {escape(remark)}" for remark in remarks)]
     parts.append("## Pictures")
     parts += [f"![{name}]({name})\n\n{caption}" for name, caption in PICTURES.items()]
     (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8", errors="replace")
@@ -94,7 +99,7 @@ def kind_of(error: str, uri: str = "") -> str:
     return re.sub(r"(?<![\w.])(?<!status )(?<!Errno )[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?", "N", text)
 
 
-def _figures(dataset: ShardDataset, rows: pa.Table, missing: int) -> list[tuple[str, str]]:
+def _overview(dataset: ShardDataset, rows: pa.Table, missing: int) -> list[tuple[str, str]]:
     """Name and value of each line of the first table."""
     config = dataset.front_end
     clips = dataset.num_clips + dataset.num_failed
@@ -267,14 +272,3 @@ def _count_axis(axis: Axes, counts: np.ndarray) -> None:
     axis.set_axisbelow(True)
     axis.set_ylabel("clips (log scale)" if log else "clips")
     axis.grid(axis="y", alpha=0.3)
-
-
-def _escape(text: object) -> str:
-    """Text that Markdown shows as it is, in a table too. Underscores within a word need no escape."""
-    text = re.sub(r"([\\`*\[\]<>|~$&#])", r"\\\1", plain(str(text)))
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [heading, ["---"] * len(heading), *([_escape(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -10,7 +10,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from ajepa.evaluation.linear import standardise
-from pipelines.reports.training_figures import GREY, plain, save
+from ajepa.evaluation.tables import plain
+from pipelines.reports.plots import GREY, save
 
 CLASSES = 60  # drawn in a confusion matrix; of more, those with the most errors
 NAMED_CLASSES = 50  # of a map

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from ajepa import storage
-from ajepa.evaluation.comparison import Row, markdown_table
+from ajepa.evaluation.comparison import Row, comparison_table
 from ajepa.evaluation.metrics import class_scores, confusion
 from ajepa.evaluation.probe import ProbeResult
 from ajepa.evaluation.splits import Targets
-from pipelines.reports.tables import markdown
+from ajepa.evaluation.tables import markdown_table
 
 OUTPUTS = (
     "table.md", "table.csv", "per_class.md", "per_class.csv", "results.json", "confusion.png", "map.png",
@@ -42,7 +42,7 @@ def write_outputs(
     folder.mkdir(parents=True, exist_ok=True)
     for name in OUTPUTS:  # nothing of an earlier probe stays beside this one's
         (folder / name).unlink(missing_ok=True)
-    storage.write_text(str(folder / "table.md"), markdown_table(rows) + "\n")
+    storage.write_text(str(folder / "table.md"), comparison_table(rows) + "\n")
     flat = [row.as_dict() for row in rows]
     table = pd.DataFrame(
         [
@@ -55,7 +55,9 @@ def write_outputs(
     storage.write_text(str(folder / "table.csv"), table.to_csv(index=False))
     classes = per_class(result, targets.names)
     storage.write_text(str(folder / "per_class.csv"), classes.to_csv(index=False))
-    storage.write_text(str(folder / "per_class.md"), markdown(classes) + "\n")
+    storage.write_text(
+        str(folder / "per_class.md"), markdown_table(list(classes.columns), classes.to_numpy(object).tolist()) + "\n"
+    )
     results = {"about": about, "rows": flat, "shown": {"pooling": best.pooling, "label": best.runs[0].label},
                "per_class": classes.to_dict("records")}  # fmt: skip
     storage.write_text(str(folder / "results.json"), json.dumps(_plain(results), indent=1))

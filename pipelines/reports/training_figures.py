@@ -1,14 +1,8 @@
 """The pictures: log-mels with masks and prediction errors, masking strategies, training curves, an ablation's table."""
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
-
-import matplotlib
-
-matplotlib.use("Agg")
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,18 +10,18 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from ajepa import storage
 from ajepa.audio.normalise import Normaliser
-from ajepa.config import Config, MaskConfig, MaskStrategy
+from ajepa.config import Config
+from ajepa.evaluation.tables import plain
 from ajepa.model.ajepa import AJEPA
 from ajepa.model.masking import sample_masks
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import Batch, ShardReader
 from ajepa.training.diagnostics import MAX_CROPS, RANK_SHARE, judge, latest, prediction_errors
+from pipelines.reports.plots import BLUE, GREEN, GREY, ORANGE, save
 
 CANDIDATES = 256  # crops, the first of a run, that the pictures choose from
 SILENT = 0.5  # log units: a crop that varies less shows nothing
-BLUE, ORANGE, GREEN, GREY = "#4878a8", "#d9822b", "#4f9d69", "0.55"
 VERDICT_COLOURS = {"learning": "#2e7d4f", "watch": "#b36b00", "collapsing": "#b3261e"}
 
 
@@ -49,40 +43,6 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
         axis.set_ylabel("mel bin")
     share = len(targets[0]) / config.model.num_patches
     figure.suptitle(f"log-mel crops; the {share:.0%} of patches under the veil are predicted from the rest")
-    save(figure, path)
-
-
-def draw_mask_strategies(config: MaskConfig, path: Path, seed: int = 0) -> None:
-    """Each strategy under the settings of `config`, on the 8 x 64 and the 8 x 8 grid: two masks of a batch, and how
-    often each patch is context over 4000 masks. A curriculum is shown at the start and at the end of training."""
-    strategies, grids, count = get_args(MaskStrategy), ((8, 64), (8, 8)), 4000
-    figure, axes = plt.subplots(
-        len(strategies), 6, figsize=(16, 1.4 * len(strategies) + 1), layout="constrained", squeeze=False,
-        width_ratios=(8, 8, 8, 3, 3, 3),
-    )  # fmt: skip
-    for line, strategy in zip(axes, strategies, strict=True):
-        for i, grid in enumerate(grids):
-            context, _ = sample_masks(
-                replace(config, strategy=strategy), grid, seed, np.arange(count), np.linspace(0, 1, count)
-            )
-            shown = np.zeros((count, grid[0] * grid[1]))
-            np.put_along_axis(shown, context, 1, axis=1)
-            often = shown.mean(axis=0)
-            for axis, picture in zip(line[3 * i : 3 * i + 3], (shown[0], shown[-1], often), strict=True):
-                image = axis.imshow(
-                    picture.reshape(grid), origin="lower", aspect="auto", cmap="magma", vmin=0, vmax=1,
-                    interpolation="nearest",
-                )  # fmt: skip
-                axis.set_xticks([])
-                axis.set_yticks([])
-            line[3 * i + 2].set_xlabel(f"{100 * often.min():.0f} to {often.max():.0%}")
-            line[3 * i].set_xlabel(f"context {context.shape[1] / often.size:.1%}")
-        line[0].set_ylabel(strategy.replace("_", "\n"))
-    for i, title in enumerate(("8 x 64: a mask", "another", "over all masks", "8 x 8: a mask", "another", "over all")):
-        axes[0, i].set_title(title, fontsize=11)
-    bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.01)
-    bar.set_label("share of masks in which the patch is context (0: always a target)")
-    figure.suptitle(f"bright patches are context, dark ones targets; placement {config.placement}")
     save(figure, path)
 
 
@@ -273,18 +233,3 @@ def _curves(
         axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_ylim(bottom=bottom)
-
-
-def plain(text: str, longest: int | None = None) -> str:
-    """One printable line of any text, its middle left out where it has more than `longest` (over 14) characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if longest is None or len(line) <= longest else f"{line[: longest - 14]}...{line[-11:]}"
-
-
-def save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a script the font lacks is drawn as boxes
-        with storage.atomic_output(str(path)) as stream:
-            figure.savefig(stream, dpi=120, format="png")
-    plt.close(figure)

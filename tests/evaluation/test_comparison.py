@@ -8,7 +8,7 @@ from helpers.training_state import MODEL
 
 from ajepa.choices import POOLINGS
 from ajepa.errors import UserError
-from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Source, compare, markdown_table
+from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Source, compare, comparison_table
 from ajepa.evaluation.features import encoder_features, mel_statistics
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.splits import make_splits, read_targets
@@ -70,4 +70,4 @@ def test_the_comparison_has_a_row_a_kind_and_pooling(encoder, small_dataset):
     ]
     for row in rows:
         assert row.interval[0] <= row.mean <= row.interval[1] and len(row.fold_scores) == 5
-    assert f"{rows[0].mean:.3f}" in markdown_table(rows)
+    assert f"{rows[0].mean:.3f}" in comparison_table(rows)

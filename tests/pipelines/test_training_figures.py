@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from helpers.runs import tiny_config
 
-from ajepa.config import FrontEndConfig, MaskConfig
+from ajepa.config import FrontEndConfig
 from ajepa.model.ajepa import build_model
 from pipelines.reports.training_figures import (
     choose_crops,
-    draw_mask_strategies,
     draw_masks,
     draw_predictions,
     draw_training,
@@ -81,10 +80,3 @@ def test_awkward_label_names(small_dataset, tmp_path):
     dataset = dataclasses.replace(small_dataset, label_names=names)
     draw_predictions(build_model(tiny_config()), dataset, tmp_path / "predictions.png")
     check(tmp_path / "predictions.png")
-
-
-@pytest.mark.parametrize("placement", ["wrap", "inside"])
-def test_masking_strategies_are_drawn_under_the_settings_given(tmp_path, placement):
-    draw_mask_strategies(MaskConfig(placement=placement, mask_ratio=0.5), tmp_path / "new" / "masks.png")
-    height, width, _ = matplotlib.image.imread(tmp_path / "new" / "masks.png").shape
-    assert width > height > 1000

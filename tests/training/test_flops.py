@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ajepa.config import PRESETS, Config, MaskConfig, ModelConfig, TrainConfig
 from ajepa.model.ajepa import build_model
-from ajepa.training.flops import gemm_rate, parameter_counts, step_flops
+from ajepa.training.flops import gemm_rate, step_flops
 from ajepa.training.inputs import mask_batch
 
 SMALL = Config(
@@ -69,14 +69,6 @@ def test_more_masks_share_one_target_pass():
     one, four = (step_flops(dataclasses.replace(SMALL, train=TrainConfig(masks_per_clip=m))) for m in (1, 4))
     assert four.target_forward == one.target_forward
     assert four.context_backward == 4 * one.context_backward and four.predictor_forward == 4 * one.predictor_forward
-
-
-def test_parameters_are_those_of_the_model():
-    model = build_model(PRESETS["nano"])
-    assert parameter_counts(PRESETS["nano"]) == {
-        "encoder": sum(p.numel() for p in model.context_encoder.parameters()),
-        "predictor": sum(p.numel() for p in model.predictor.parameters()),
-    }
 
 
 def test_gemm_rate_is_a_rate():
