@@ -1,4 +1,4 @@
-"""Is it learning or collapsing? Figures that need no labels, and the verdict drawn from a run's history of them."""
+"""Is it learning or collapsing? Metrics that need no labels, and the verdict drawn from a run's history of them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from ajepa.model.vit import Encoder, gather, patchify
 
 MAX_CROPS = 256  # of the fixed set that health is measured on
 CHUNK_PATCHES = 8192  # through the encoder at a time: 16 crops of `base`, about half a GB of activations in float32
-PATCHES_PER_CROP = 16  # kept for the figures over patches: 4096 of width 768 are 25 MB in float64
+PATCHES_PER_CROP = 16  # kept for the metrics over patches: 4096 of width 768 are 25 MB in float64
 
 
 # Thresholds of `judge`, from runs of `nano` (width 192) measured every 20 steps: effective rank of clips, of patches,
@@ -32,7 +32,7 @@ PATCHES_PER_CROP = 16  # kept for the figures over patches: 4096 of width 768 ar
 #   preset, steps 0-300        59.4, 43.3 at 180, 48.7         122, 108               +0.06
 #   squeezed into 300 steps    59.4, 27.9 at 220, 28.3         122, 94                -0.01
 # With EMA 0 and 0.5 features shrink as well: clip cosine from 0.36 to 0.9, target deviation from 0.78 to 0.3-0.4.
-# Cosines are held against the start too: a fresh `base` has 0.48 on ESC-10 and 0.81 on the demo's sounds (24 crops).
+# Cosines are compared with the start too: a fresh `base` has 0.48 on ESC-10 and 0.81 on the demo's sounds (24 crops).
 RANK_SHARE = 0.05  # of the largest rank there can be: below it, and fallen, is collapse
 RANK_FALL = 0.5  # of its start: a clips' rank below it has fallen
 RANK_WATCH = 0.6  # of its start
@@ -40,7 +40,7 @@ PATCH_RANK_FALL = 0.45  # of its start: a patches' rank above it still speaks ag
 COSINE, COSINE_WATCH = 0.99, 0.8  # between clips, at less than half the start's distance from 1: all look the same
 STD = 0.1  # of targets, which are layer-normed: below it they hardly vary; and of predictions over that of targets
 PROBE_GAP = 0.05  # below the random initialisation, in accuracy
-README = "see README, 'Is it learning or collapsing?'"
+PAGE = "see ajepa/training/README.md"
 
 
 @dataclass(frozen=True)
@@ -51,72 +51,96 @@ class Verdict:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.state}" + (f"; {README}" if self.state == "collapsing" else "")
+        return f"{self.reason}: {self.state}" + (f"; {PAGE}" if self.state == "collapsing" else "")
 
 
 def judge(history: Sequence[Mapping[str, Any]], width: int, crops: int = MAX_CROPS) -> Verdict:
-    """Learning or collapsing, by the thresholds above.
+    """Learning or collapsing, by the rules in README.md beside this file: the first rule that holds decides.
 
-    It takes two measurements of health in succession to call a collapse: the rank always dips in the first few
-    hundred steps. What a report does not hold is not judged.
+    A collapse takes two measurements in succession, for the rank always dips in the first few hundred steps. What a
+    report does not hold is not judged.
 
     Args:
-        history: reports in order of steps from the start of the run, not of the last resume: ranks are held
-            against their first value. Keys are those of `representation_health`, of the loop and of the online probe.
+        history: reports in order of steps from the start of the run, not of the last resume: ranks are compared with
+            their first value. Keys are those of `representation_health`, of the loop and of the online probe.
         width: of the encoder.
         crops: that health was measured on.
     """
     measured = [h for h in history if _finite(h, "effective_rank") is not None]
     if not measured:
         return Verdict("watch", "nothing measured yet")
+    first, last = measured[0], measured[-1]
+    recent = measured[-2:] if len(measured) > 2 else []  # the first one is the start itself
+    start, now = first["effective_rank"], last["effective_rank"]
     largest = min(width, max(1, crops - 1))  # centring takes one
     limit = f"width {width}" if largest == width else f"the {largest} that {crops} crops allow"
-    start, now = measured[0]["effective_rank"], measured[-1]["effective_rank"]
     rank = f"effective rank {now:.1f}"
     if len(measured) == 1:
-        return Verdict("watch", f"{rank} of {width}, nothing to hold it against yet")
-    recent = measured[-2:] if len(measured) > 2 else []  # the first one is the start itself
+        return Verdict("watch", f"{rank} of {width}, no other measurement to compare it with yet")
 
-    def small(h: Mapping[str, Any]) -> bool:
-        return h["effective_rank"] < RANK_SHARE * largest
+    def small(report: Mapping[str, Any]) -> bool:
+        return report["effective_rank"] < RANK_SHARE * largest
 
-    def fallen(h: Mapping[str, Any]) -> bool:
-        patches, patches_start = _finite(h, "patch_rank"), _finite(measured[0], "patch_rank")
-        kept = patches is not None and patches_start is not None and patches > PATCH_RANK_FALL * patches_start
-        return h["effective_rank"] < RANK_FALL * start and not kept
-
-    def alike(h: Mapping[str, Any], limit: float) -> bool:
-        cosine, cosine_start = _finite(h, "clip_cosine"), _finite(measured[0], "clip_cosine")
-        return cosine is not None and cosine > limit and 1 - cosine < 0.5 * (1 - (cosine_start or 0.0))
-
-    if recent and all(small(h) and fallen(h) for h in recent):
-        return Verdict("collapsing", f"{rank}, below {RANK_SHARE:.0%} of {limit} and fallen from {start:.1f}")
-    if recent and all(alike(h, COSINE) for h in recent):
-        return Verdict("collapsing", f"clips have a mean cosine of {recent[-1]['clip_cosine']:.3f}, all look the same")
     target, prediction = latest(history, "target_std"), latest(history, "prediction_std")
-    if recent and target is not None and target < STD:
-        return Verdict("collapsing", f"targets hardly vary any more (standard deviation {target:.3f})")
     score, random = latest(history, "online_linear"), latest(history, "online_linear_random")
     probe = "" if score is None else f", online probe {score:.2f}"
     probe += "" if not probe or random is None else f" (random init {random:.2f})"
     below = score is not None and random is not None and score < random - PROBE_GAP
-    if recent and below and all(fallen(h) for h in recent):
-        return Verdict("collapsing", f"{rank}, fallen from {start:.1f}{probe}")
-    if small(measured[-1]) and now < start:
-        return Verdict("watch", f"{rank} is below {RANK_SHARE:.0%} of {limit} ({start:.1f} at the start){probe}")
-    if now < RANK_WATCH * start:
-        return Verdict("watch", f"{rank}, fallen from {start:.1f}{probe}")
-    if below:
-        return Verdict("watch", f"{rank} ({start:.1f} at the start){probe}: worse than no training")
-    if alike(measured[-1], COSINE_WATCH):
-        return Verdict("watch", f"clips grow alike: mean cosine {measured[-1]['clip_cosine']:.2f}; {rank}{probe}")
-    if prediction is not None and target is not None and prediction < STD * target:
-        return Verdict("watch", f"predictions hardly vary (standard deviation {prediction:.3f}); {rank}{probe}")
-    return Verdict("learning", f"{rank} of {width} ({start:.1f} at the start){probe}")
+    fallen = bool(recent) and all(_has_fallen(h, first) for h in recent)
+    cosine, std = _shown(last, "clip_cosine"), f"standard deviation {target or 0:.3f}"
+    rules: list[tuple[Literal["learning", "watch", "collapsing"], bool, str]] = [
+        (
+            "collapsing", fallen and all(small(h) for h in recent),
+            f"{rank}, below {RANK_SHARE:.0%} of {limit} and fallen from {start:.1f}",
+        ),
+        (
+            "collapsing", bool(recent) and all(_are_alike(h, first, COSINE) for h in recent),
+            f"clips have a mean cosine of {cosine}, all look the same",
+        ),
+        (
+            "collapsing", bool(recent) and target is not None and target < STD,
+            f"targets hardly vary any more ({std})",
+        ),
+        ("collapsing", fallen and below, f"{rank}, fallen from {start:.1f}{probe}"),
+        (
+            "watch", small(last) and now < start,
+            f"{rank} is below {RANK_SHARE:.0%} of {limit} ({start:.1f} at the start){probe}",
+        ),
+        ("watch", now < RANK_WATCH * start, f"{rank}, fallen from {start:.1f}{probe}"),
+        ("watch", below, f"{rank} ({start:.1f} at the start){probe}: worse than no training"),
+        (
+            "watch", _are_alike(last, first, COSINE_WATCH),
+            f"clips become alike: mean cosine {cosine}; {rank}{probe}",
+        ),
+        (
+            "watch", prediction is not None and target is not None and prediction < STD * target,
+            f"predictions hardly vary (standard deviation {prediction or 0:.3f}); {rank}{probe}",
+        ),
+        ("learning", True, f"{rank} of {width} ({start:.1f} at the start){probe}"),
+    ]  # fmt: skip
+    return next(Verdict(state, reason) for state, holds, reason in rules if holds)
+
+
+def _has_fallen(report: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
+    """The rank of clips is below RANK_FALL of its start, and that of patches does not speak against it."""
+    patches, patches_start = _finite(report, "patch_rank"), _finite(first, "patch_rank")
+    kept = patches is not None and patches_start is not None and patches > PATCH_RANK_FALL * patches_start
+    return report["effective_rank"] < RANK_FALL * first["effective_rank"] and not kept
+
+
+def _are_alike(report: Mapping[str, Any], first: Mapping[str, Any], limit: float) -> bool:
+    """The mean cosine between clips is above the limit, and its distance from 1 has halved since the start."""
+    cosine, cosine_start = _finite(report, "clip_cosine"), _finite(first, "clip_cosine")
+    return cosine is not None and cosine > limit and 1 - cosine < 0.5 * (1 - (cosine_start or 0.0))
+
+
+def _shown(report: Mapping[str, Any], key: str) -> str:
+    value = _finite(report, key)
+    return "" if value is None else f"{value:.3f}"
 
 
 def latest(history: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """The newest finite value of a figure in a run's reports."""
+    """The newest finite value of a metric in a run's reports."""
     return next((h[key] for h in reversed(history) if _finite(h, key) is not None), None)
 
 

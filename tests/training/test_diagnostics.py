@@ -154,8 +154,7 @@ def test_a_collapse_is_called_once_it_is_measured_twice_and_stays_called(ranks, 
 def test_the_message_says_what_and_where_to_read():
     verdict = judge(history([(19.4, 83.9), (3.3, 9.0), (3.1, 8.0)]), 192)
     assert str(verdict) == (
-        "effective rank 3.1, below 5% of width 192 and fallen from 19.4: collapsing; "
-        "see README, 'Is it learning or collapsing?'"
+        "effective rank 3.1, below 5% of width 192 and fallen from 19.4: collapsing; see ajepa/training/README.md"
     )
 
 

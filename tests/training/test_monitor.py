@@ -83,7 +83,7 @@ def test_a_collapse_stops_the_run_only_if_told_to(small_dataset, tmp_path, monke
     reports = []
     config = with_train(stop_on_collapse=stop)
     if stop:
-        with pytest.raises(Collapsed, match=r"step 5: rank 1.0: collapsing; see README"):
+        with pytest.raises(Collapsed, match=r"step 5: rank 1.0: collapsing; see ajepa/training/README.md"):
             train(config, small_dataset, str(tmp_path), WorkerHooks(0, 1, CPU, reports.append))
     else:
         train(config, small_dataset, str(tmp_path), WorkerHooks(0, 1, CPU, reports.append))
