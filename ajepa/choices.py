@@ -1,7 +1,7 @@
 """The words that functions and command options take, in one place that imports nothing: a command shows its --help
 and refuses a wrong option before torch is imported."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 SourceName = Literal["folder", "manifest", "esc50", "speech_commands", "audioset"]
 """Where clips come from."""
@@ -9,11 +9,17 @@ LastSegment = Literal["pad", "drop"]
 """The shorter piece at the end of a recording that is cut: kept or left out."""
 Branch = Literal["target", "context"]
 """Which encoder of a run: the EMA target encoder or the context encoder."""
+Placement = Literal["wrap", "inside"]
+"""Where blocks of a mask may lie: around both edges, or inside the grid."""
+LossName = Literal["smooth_l1", "l1", "mse", "cosine"]
+"""Distance between prediction and target representations."""
 Precision = Literal["fp32", "bf16"]
 """What an encoder multiplies in."""
 Pooling = Literal["mean", "mean+std", "bands mean+std"]
 """How a clip's patches become one vector; see `ajepa.model.pooling.pool`."""
-POOLINGS: tuple[Pooling, ...] = ("mean", "mean+std", "bands mean+std")
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+ProbePooling = Literal[Pooling, "attentive"]
+"""The same, or a pooling that is learned with the probe."""
 Combine = Literal["concat", "stack"]
 """Several layers as one long vector, or along an axis of their own."""
 Bands = Literal["mean", "concat"]

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
+from ajepa.choices import LossName, Placement
 from ajepa.errors import UserError
 
 T = TypeVar("T")
@@ -133,7 +134,7 @@ class MaskConfig:
     the defaults four or five."""
     block_aspect: tuple[float, float] = (0.75, 1.5)
     """Time over frequency side of a block on the normalised grid, drawn uniformly."""
-    placement: Literal["wrap", "inside"] = "wrap"
+    placement: Placement = "wrap"
     """Where blocks may lie: around both edges (every patch equally likely) or inside the grid (literal)."""
     candidates: int = 8
     """Places drawn for each block; the one that covers most new patches is kept. 1 is a plain draw."""
@@ -182,7 +183,7 @@ class TrainConfig:
     """EMA momentum at the last step (cosine in between)."""
     grad_clip: float = 3.0
     """Largest gradient norm; 0 turns clipping off."""
-    loss: Literal["smooth_l1", "l1", "mse", "cosine"] = "smooth_l1"
+    loss: LossName = "smooth_l1"
     """Distance between prediction and target representations (sec. 4.5)."""
     smooth_l1_beta: float = 1.0
     """Threshold between the quadratic and the linear part of smooth L1."""

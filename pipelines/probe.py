@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ajepa.choices import POOLINGS, Branch, Protocol, Unlabelled
+from ajepa.choices import POOLINGS, Branch, ProbePooling, Protocol, Unlabelled
 from pipelines.cli.arguments import parse
 from pipelines.cli.command import announce, run_command
 
@@ -24,7 +24,7 @@ class ProbeArgs:
     """`linear`: one linear layer on standardised features. `knn`: cosine nearest neighbours."""
     branch: Branch | None = None
     """Which encoder of a run: the EMA target encoder (default) or the context encoder."""
-    pooling: tuple[Literal["mean", "mean+std", "bands mean+std", "attentive"], ...] = POOLINGS
+    pooling: tuple[ProbePooling, ...] = POOLINGS
     """How a clip's patches become one vector; `attentive` learns it with the linear layer."""
     layers: str | None = None
     """Layers to take, numbered from 1, like 1,2,3; by default the last one."""

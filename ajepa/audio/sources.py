@@ -1,7 +1,8 @@
 """Where clips come from: each source lists its clips as one manifest table, and says what it left out."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pyarrow.compute as pc
@@ -15,6 +16,14 @@ from ajepa.choices import SourceName
 from ajepa.errors import UserError
 
 
+@dataclass(frozen=True)
+class SourceOptions:
+    """Options that single sources have."""
+
+    labels_from_folders: bool = False
+    whole_videos: bool = False
+
+
 def load_manifest(
     source: SourceName, path: str, *, labels_from_folders: bool = False, whole_videos: bool = False
 ) -> Manifest:
@@ -24,16 +33,7 @@ def load_manifest(
         UserError: nothing there, no audio, missing columns, a clip id that occurs twice, or containers that need PyAV
             where it is not installed.
     """
-    if source == "folder":
-        manifest = _folder(path, labels_from_folders)
-    elif source == "esc50":
-        manifest = corpora.esc50(path)
-    elif source == "speech_commands":
-        manifest = corpora.speech_commands(path)
-    elif source == "audioset":
-        manifest = corpora.audioset(path, whole_videos)
-    else:
-        manifest = read_table(path)
+    manifest = SOURCES[source](path, SourceOptions(labels_from_folders, whole_videos))
     if not manifest.clips.num_rows:
         raise UserError(f"no clips in {path!r}")
     require_decoders(manifest.clips["uri"].to_pylist())
@@ -85,6 +85,15 @@ def _folder(path: str, labels_from_folders: bool) -> Manifest:
     if unnameable:
         remarks.append(f"{len(unnameable)} audio files whose names are not UTF-8 left out: {unnameable[0]!r}")
     return Manifest(table, names, tuple(remarks))
+
+
+SOURCES: dict[SourceName, Callable[[str, SourceOptions], Manifest]] = {
+    "folder": lambda path, options: _folder(path, options.labels_from_folders),
+    "manifest": lambda path, options: read_table(path),
+    "esc50": lambda path, options: corpora.esc50(path),
+    "speech_commands": lambda path, options: corpora.speech_commands(path),
+    "audioset": lambda path, options: corpora.audioset(path, options.whole_videos),
+}
 
 
 def _is_junk(name: str) -> bool:

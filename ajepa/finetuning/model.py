@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ajepa.choices import Pooling
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.inference.encoder import AudioEncoder
-from ajepa.model.pooling import pool
+from ajepa.model.pooling import METHODS, pool
 
 
 class Classifier(nn.Module):
@@ -26,8 +26,7 @@ class Classifier(nn.Module):
     def __init__(self, audio: AudioEncoder, num_classes: int, pooling: Pooling) -> None:
         super().__init__()
         self.audio, self.pooling = copy.deepcopy(audio).requires_grad_(True), pooling
-        factor = {"mean": 1, "mean+std": 2, "bands mean+std": 2 * audio.rows}[pooling]
-        self.head = nn.Linear(factor * audio.width, num_classes)
+        self.head = nn.Linear(METHODS[pooling].size(audio.rows) * audio.width, num_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("shift", torch.zeros(self.head.in_features), persistent=False)
@@ -47,7 +46,7 @@ class Classifier(nn.Module):
     ) -> Tensor:
         """The pooled patches, [B, D']."""
         tokens, valid = self.audio.tokens(log_mel, num_frames, key_mask=key_mask)
-        return pool(tokens, valid)[self.pooling]
+        return pool(tokens, valid, self.pooling)
 
     @torch.no_grad()
     def start_from(self, weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor) -> None:

@@ -108,7 +108,7 @@ class Embedder:
             num_frames = torch.tensor([log_mels[i].shape[-1] for i in batch])
             tokens, valid = self.encoder.tokens(padded, num_frames, layers=self.settings.layers)  # [b, R, C, D]
             if self.settings.level == "clip":
-                vectors = pool(tokens, valid)[self.settings.pooling][:, None].cpu().numpy()
+                vectors = pool(tokens, valid, self.settings.pooling)[:, None].cpu().numpy()
                 found_here = list(vectors)
             else:
                 values = (tokens.mean(dim=1, keepdim=True) if self.settings.level == "frame" else tokens).cpu().numpy()

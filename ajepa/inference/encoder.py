@@ -16,7 +16,7 @@ from ajepa.audio.logmel import LogMel
 from ajepa.audio.normalise import Normaliser
 from ajepa.audio.statistics import Statistics
 from ajepa.audio.waveforms import Waveforms, as_clips
-from ajepa.choices import Bands, Combine, Pooling, Precision
+from ajepa.choices import POOLINGS, Bands, Combine, Pooling, Precision
 from ajepa.config import PATCH, FrontEndConfig
 from ajepa.model.pooling import cover, overlap_average, pool, valid_columns
 from ajepa.model.precision import CPU_PATCHES
@@ -232,7 +232,8 @@ class AudioEncoder(nn.Module):
         combine: Combine = "concat",
     ) -> dict[Pooling, Tensor]:
         """Every pooling of raw log-mels [B, n_mels, T] over their valid frames [B]: see `tokens` and `pool`."""
-        return pool(*self.tokens(log_mel, num_frames, layers=layers, combine=combine))
+        tokens, valid = self.tokens(log_mel, num_frames, layers=layers, combine=combine)
+        return {pooling: pool(tokens, valid, pooling) for pooling in POOLINGS}
 
     def tokens(
         self,

@@ -13,7 +13,8 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,6 @@ from ajepa.inference.encoder import AudioEncoder
 OPSET = 18
 INPUT, OUTPUTS = "waveform", ("clip_embeddings", "frame_embeddings")
 ABOUT = "ajepa.json"  # extra file in a .pt2: what ONNX keeps in its metadata
-FILES: dict[GraphFormat, str] = {"onnx": "encoder.onnx", "torch": "encoder.pt2"}
 
 
 class LogMelGraph(nn.Module):
@@ -178,19 +178,36 @@ def export_onnx(encoder: AudioEncoder, path: str) -> None:
     _write(path, model.SerializeToString())
 
 
+@dataclass(frozen=True)
+class Exporter:
+    """A format of graphs."""
+
+    file: str  # its name in the output folder
+    write: Callable[[AudioEncoder, str], None]
+    load: str  # how Python runs it, with {path}
+
+
+EXPORTERS: dict[GraphFormat, Exporter] = {
+    "onnx": Exporter(
+        "encoder.onnx", export_onnx, 'onnxruntime.InferenceSession("{path}").run(None, {{"waveform": waveform}})'
+    ),
+    "torch": Exporter("encoder.pt2", save_program, 'torch.export.load("{path}").module()(waveform)'),
+}
+
+
 def export_graph(encoder: AudioEncoder, folder: str, format: GraphFormat) -> str:
-    """Write encoder.onnx or encoder.pt2 into a folder, made where it is missing, and return its path.
+    """Write an encoder's graph (one of EXPORTERS) into a folder, made where it is missing, and return its path.
 
     Raises:
         UserError: the file is there, or `folder` is one.
     """
     folder = storage.absolute(str(folder))
-    path = storage.join(folder, FILES[format])
+    path = storage.join(folder, EXPORTERS[format].file)
     taken = next((p for p in (folder, path) if storage.path_type(p) == "file"), None)
     if taken is not None:
         raise UserError(f"the output {taken!r} exists: choose another, or delete it first")
     storage.make_folder(folder)
-    {"onnx": export_onnx, "torch": save_program}[format](encoder, path)
+    EXPORTERS[format].write(encoder, path)
     return path
 
 

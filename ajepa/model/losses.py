@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ajepa.choices import LossName
 
-def normalise_targets(layers: Tensor | list[Tensor], loss_name: Literal["layer", "instance"] = "layer") -> Tensor:
+
+def normalise_targets(layers: Tensor | list[Tensor], norm: Literal["layer", "instance"] = "layer") -> Tensor:
     """Targets [B, N, D] from the target encoder's last layer, or from a list of its last K layers.
 
     - layer: LayerNorm without affine parameters over D (sec. 4.5), the mean over layers.
@@ -16,7 +18,7 @@ def normalise_targets(layers: Tensor | list[Tensor], loss_name: Literal["layer",
       of targets is that of data2vec (Baevski et al., arXiv:2202.03555).
     """
     each = layers if isinstance(layers, list) else [layers]
-    if loss_name == "layer":
+    if norm == "layer":
         return _mean([F.layer_norm(x, x.shape[-1:]) for x in each])
     mean = _mean([F.instance_norm(x.transpose(1, 2)).transpose(1, 2) for x in each])
     return F.layer_norm(mean, mean.shape[-1:])
@@ -32,7 +34,7 @@ def _mean(layers: list[Tensor]) -> Tensor:
 def prediction_loss(
     prediction: Tensor,
     target: Tensor,
-    loss_name: Literal["smooth_l1", "l1", "mse", "cosine"] = "smooth_l1",
+    loss_name: LossName = "smooth_l1",
     beta: float = 1.0,
 ) -> Tensor:
     """Mean loss over samples, target patches and dimensions, in float32 or wider.

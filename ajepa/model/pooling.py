@@ -3,6 +3,9 @@
 Shape legend: B clips, R rows (frequency bands) and C columns (16 frames) of patches, D width, W windows, L layers.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -21,21 +24,38 @@ class WeightedLayers(nn.Module):
         return torch.tensordot(self.weights.softmax(dim=0), stacked.movedim(1, 0), dims=1)
 
 
-def pool(tokens: Tensor, valid: Tensor) -> dict[Pooling, Tensor]:
-    """Pool patch embeddings [B, R, C, D] (or [B, L, R, C, D]) over the valid columns [B, C].
+def _mean(tokens: Tensor, weight: Tensor) -> Tensor:
+    return _moments(tokens, weight.expand(*tokens.shape[:-1], 1), (-3, -2))[0]
 
-    Returns:
-        "mean" [B, D] and "mean+std" [B, 2 D] over all patches; "bands mean+std" [B, R * 2 D] over time alone, each
-        row of patches (a frequency band) by itself: its mean, then its standard deviation.
-    """
+
+def _mean_std(tokens: Tensor, weight: Tensor) -> Tensor:
+    return torch.cat(_moments(tokens, weight.expand(*tokens.shape[:-1], 1), (-3, -2)), dim=-1)
+
+
+def _bands_mean_std(tokens: Tensor, weight: Tensor) -> Tensor:
+    return torch.cat(_moments(tokens, weight, (-2,)), dim=-1).flatten(-2)  # moments [B, R, D]
+
+
+@dataclass(frozen=True)
+class PoolingMethod:
+    """One way to make a vector of a clip's patches."""
+
+    size: Callable[[int], int]  # of the vector, in widths of the encoder, by the number of rows R
+    function: Callable[[Tensor, Tensor], Tensor]  # [..., R, C, D] and weights [..., 1, C, 1] -> [..., size * D]
+
+
+METHODS: dict[Pooling, PoolingMethod] = {
+    "mean": PoolingMethod(lambda rows: 1, _mean),  # over all patches
+    "mean+std": PoolingMethod(lambda rows: 2, _mean_std),  # and their standard deviation
+    # Over time alone, each row of patches (a frequency band) by itself: its mean, then its standard deviation.
+    "bands mean+std": PoolingMethod(lambda rows: 2 * rows, _bands_mean_std),
+}
+
+
+def pool(tokens: Tensor, valid: Tensor, pooling: Pooling) -> Tensor:
+    """Pool patch embeddings [B, (L,) R, C, D] over the valid columns [B, C]: [B, (L,) D']."""
     weight = valid.reshape(len(valid), *[1] * (tokens.ndim - 3), -1, 1).to(tokens.dtype)
-    mean, std = _moments(tokens, weight.expand(*tokens.shape[:-1], 1), (-3, -2))
-    band_mean, band_std = _moments(tokens, weight, (-2,))  # [B, R, D] each
-    return {
-        "mean": mean,
-        "mean+std": torch.cat([mean, std], dim=-1),
-        "bands mean+std": torch.cat([band_mean, band_std], dim=-1).flatten(-2),
-    }
+    return METHODS[pooling].function(tokens, weight)
 
 
 def _moments(tokens: Tensor, weight: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from ajepa import storage
 from ajepa.checkpoints import latest_checkpoint
 from ajepa.choices import GraphFormat
 from ajepa.errors import UserError
-from ajepa.inference.graph import export_graph
+from ajepa.inference.graph import EXPORTERS, export_graph
 from ajepa.inference.pretrained import EXPORT_WEIGHTS, export_encoder, load_encoder
 from pipelines.cli.lock import claimed
 from pipelines.export import ExportArgs
@@ -36,14 +36,10 @@ def export_file(args: ExportArgs, format: GraphFormat) -> None:
     encoder = load_encoder(args.run, args.branch)
     path = export_graph(encoder, args.output, format)
     size = dict(storage.list_files(storage.absolute(args.output)))[path.rsplit("/", 1)[-1]]
-    load = {
-        "onnx": f'onnxruntime.InferenceSession("{path}").run(None, {{"waveform": waveform}})',
-        "torch": f'torch.export.load("{path}").module()(waveform)',
-    }
     print(
         f"{args.branch} encoder {encoder.depth} x {encoder.width} of step {encoder.about['step']}: {size / 1e6:.1f} MB "
         f"in {path}; float32 waveform [batch, samples] at {encoder.sample_rate} Hz to clip and frame embeddings: "
-        f"{load[format]}"
+        f"{EXPORTERS[format].load.format(path=path)}"
     )
 
 

@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from ajepa import storage
-from ajepa.choices import POOLINGS
+from ajepa.choices import POOLINGS, ProbePooling
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Row, Source, compare, comparison_table
 from ajepa.evaluation.feature_cache import FeatureCache, default_cache
@@ -91,7 +91,7 @@ def check(args: ProbeArgs) -> list[int] | None:
     if args.seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {args.seeds}")
     if not args.pooling:
-        raise UserError("--pooling takes at least one of mean, mean+std, bands mean+std, attentive")
+        raise UserError(f"--pooling takes at least one of {', '.join(get_args(ProbePooling))}")
     attentive, weighted = ATTENTIVE in args.pooling, args.combine == "weighted"
     if args.protocol == "knn" and (attentive or weighted):
         raise UserError(
