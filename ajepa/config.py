@@ -1,6 +1,6 @@
 """Every default of the project: frozen dataclasses and the presets built from them.
 
-Values marked "sec. 4.x" or "sec. 5" are those of the A-JEPA write-up (Fei et al., arXiv:2311.15830).
+Numbers like "spec 6" point to the specification in README.md beside this file.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from ajepa.errors import UserError
 T = TypeVar("T")
 MaskStrategy = Literal["multiblock", "single_block", "random", "time", "frequency", "time_frequency", "curriculum"]
 
-PATCH = 16  # side of a square patch, in mel bins and in frames (sec. 3)
+PATCH = 16  # side of a square patch, in mel bins and in frames (spec 2)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -24,7 +24,7 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEndConfig:
-    """Waveform to log-mel (sec. 4.6)."""
+    """Waveform to log-mel (spec 2)."""
 
     sample_rate: int = 16_000
     """Sample rate everything is resampled to, in Hz."""
@@ -77,7 +77,7 @@ class FrontEndConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Encoder and predictor (sec. 4.1-4.3); the defaults are ViT-Base/16 with the 6 x 384 predictor."""
+    """Encoder and predictor (spec 3 to 5); the defaults are ViT-Base/16 with the 6 x 384 predictor."""
 
     n_mels: int = 128
     """Mel bins of the input, a multiple of 16."""
@@ -123,12 +123,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """Masks in the time-frequency plane (sec. 4.4); what each strategy does is in model/masking.py."""
+    """Masks in the time-frequency plane (spec 6); what each strategy does is in model/masking.py."""
 
     strategy: MaskStrategy = "multiblock"
-    """Shape of the masks: the blocks of sec. 4.4, its rivals in sec. 9, or the paper's curriculum."""
+    """Shape of the masks: the blocks of spec 6, its rivals in spec 10, or the curriculum from random blocks."""
     mask_ratio: float = 0.7
-    """Share of patches that are targets, met exactly (sec. 9 finds 0.7 best)."""
+    """Share of patches that are targets, met exactly (spec 10 finds 0.7 best)."""
     block_scale: tuple[float, float] = (0.15, 0.2)
     """Area of a block or strip as a share of the grid, drawn uniformly; as many are placed as the ratio takes, with
     the defaults four or five."""
@@ -159,7 +159,7 @@ class MaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Optimisation (sec. 5)."""
+    """Optimisation (spec 8)."""
 
     batch_size: int = 256
     """Clips a step over all workers (the effective batch)."""
@@ -184,13 +184,13 @@ class TrainConfig:
     grad_clip: float = 3.0
     """Largest gradient norm; 0 turns clipping off."""
     loss: LossName = "smooth_l1"
-    """Distance between prediction and target representations (sec. 4.5)."""
+    """Distance between prediction and target representations (spec 7)."""
     smooth_l1_beta: float = 1.0
     """Threshold between the quadratic and the linear part of smooth L1."""
     target_layers: int = 1
-    """Targets are the mean of the last K layers' outputs, each layer-normed; 1 is the write-up."""
+    """Targets are the mean of the last K layers' outputs, each layer-normed; 1 is spec 7."""
     target_norm: Literal["layer", "instance"] = "layer"
-    """Normalisation of targets: over dimensions (sec. 4.5), or over the patches of a clip first."""
+    """Normalisation of targets: over dimensions (spec 7), or over the patches of a clip first."""
     masks_per_clip: int = 1
     """Masks drawn for each clip; the target encoder runs once for all of them."""
     micro_batch: int = 0
@@ -294,7 +294,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def _small_data(**changes: Any) -> TrainConfig:
-    """Recipe for hundreds to thousands of clips on a few CPU cores; how it was found is in the README."""
+    """Recipe for hundreds to thousands of clips on a few CPU cores (found as ajepa/evaluation/README.md says)."""
     values: dict[str, Any] = {
         "batch_size": 64, "epochs": 2000, "warmup_epochs": 200, "max_steps": 12000, "lr": 1e-3, "ema_end": 0.999,
         "target_layers": 4, "eval_every": 250, "checkpoint_every": 500,

@@ -26,6 +26,8 @@ class AblateArgs:
     """Pretraining seeds for each setting."""
     preset: str = "nano"
     """The recipe that is varied."""
+    config: str | None = None
+    """A JSON file of settings, as a run's run.json or a part of one, that change the preset's."""
     max_steps: int | None = None
     """Steps of each trial; by default the preset's."""
     num_workers: int = 0

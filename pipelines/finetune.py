@@ -9,8 +9,9 @@ import tyro
 
 from ajepa.choices import Branch
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
-from pipelines.cli.arguments import chosen_preset, parse
+from pipelines.cli.arguments import parse
 from pipelines.cli.command import announce, run_command
+from pipelines.cli.config_file import starting_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,10 @@ class FinetuneArgs:
     """Folder for models, scores and tables; by default finetuned/PRESET-DATASET in the run folder. The same command
     with the same folder resumes."""
     preset: str = "write-up"
-    """write-up (sec. 8) or small-data (hundreds to thousands of clips); the options below start from it."""
+    """write-up (spec 9) or small-data (hundreds to thousands of clips); the options below start from it."""
+    config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
+    """A JSON file of settings, as a fine-tuning's finetune.json or a part of one: they change the preset's, and options
+    change them. A local path or a URI."""
     branch: Branch | None = None
     """Which encoder of a run: the EMA target encoder (default) or the context encoder."""
     seeds: int = 1
@@ -51,9 +55,9 @@ class FinetuneArgs:
 
 
 def parse_args(argv: Sequence[str]) -> FinetuneArgs:
-    """Two passes: --preset chooses the defaults that --help shows and the other options change."""
-    preset = chosen_preset(argv, PRESETS, "write-up")
-    default = FinetuneArgs(encoder=tyro.MISSING, data=tyro.MISSING, preset=preset, config=PRESETS[preset])
+    """Two passes: --preset and --config choose the defaults that --help shows and the other options change."""
+    preset, config = starting_config(argv, PRESETS, "write-up")
+    default = FinetuneArgs(encoder=tyro.MISSING, data=tyro.MISSING, preset=preset, config=config)
     return parse(FinetuneArgs, __doc__ or "", argv, default)
 
 

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from ajepa.config import PRESETS, Config
-from pipelines.cli.arguments import chosen_preset, parse
+from pipelines.cli.arguments import parse
 from pipelines.cli.command import announce, run_command
+from pipelines.cli.config_file import starting_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,9 @@ class PretrainArgs:
     """The run folder: checkpoints and history. The same command with the same folder resumes."""
     preset: str = "nano"
     """nano, tiny, small, base or large; the options below start from it."""
+    config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
+    """A JSON file of settings, as a run's run.json or a part of one: they change the preset's, and options change
+    them. A local path or a URI."""
     num_workers: int | str = 1
     """Data-parallel workers (one GPU each where there are GPUs); 4:8 takes what there is between 4 and 8 and adapts
     when machines come or go; 0 trains inside this process, without Ray."""
@@ -44,9 +48,9 @@ class PretrainArgs:
 
 
 def parse_args(argv: Sequence[str]) -> PretrainArgs:
-    """Two passes: --preset chooses the defaults that --help shows and the other options change."""
-    preset = chosen_preset(argv, PRESETS, "nano")
-    default = PretrainArgs(data=tyro.MISSING, output=tyro.MISSING, preset=preset, config=PRESETS[preset])
+    """Two passes: --preset and --config choose the defaults that --help shows and the other options change."""
+    preset, config = starting_config(argv, PRESETS, "nano")
+    default = PretrainArgs(data=tyro.MISSING, output=tyro.MISSING, preset=preset, config=config)
     return parse(PretrainArgs, __doc__ or "", argv, default)
 
 

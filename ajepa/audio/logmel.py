@@ -1,4 +1,4 @@
-"""The front end: waveform to log-mel (sec. 4.6). Deterministic for a clip whatever it is batched with."""
+"""The front end: waveform to log-mel (spec 2). Deterministic for a clip whatever it is batched with."""
 
 import torch
 import torchaudio

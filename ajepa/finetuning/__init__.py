@@ -1,1 +1,1 @@
-"""Fine-tuning: encoder and a linear head trained together on labelled clips (sec. 8). No Ray, no MLflow."""
+"""Fine-tuning: encoder and a linear head trained together on labelled clips (spec 9). No Ray, no MLflow."""

@@ -1,4 +1,4 @@
-"""Every default of fine-tuning. Values marked "sec. 8" are those of the A-JEPA write-up."""
+"""Every default of fine-tuning. Values marked "spec 9" are those of the specification in ajepa/README.md."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """One recipe of fine-tuning; what is an option of the field and not of the write-up is off."""
+    """One recipe of fine-tuning; options that the specification does not have are off."""
 
     pooling: Pooling = "mean"
-    """What the head sees of the patches: their mean (sec. 8), mean and standard deviation, or both of each band."""
+    """What the head sees of the patches: their mean (spec 9), mean and standard deviation, or both of each band."""
     encoder_lr: float = 1e-5
-    """Peak learning rate of the encoder (sec. 8)."""
+    """Peak learning rate of the encoder (spec 9)."""
     head_lr: float = 1e-3
-    """Peak learning rate of the head (sec. 8)."""
+    """Peak learning rate of the head (spec 9)."""
     layer_decay: float = 1.0
     """Each layer of the encoder learns so much slower than the one above it; 1 is off."""
     weight_decay: float = 0.05

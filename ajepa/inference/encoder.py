@@ -128,7 +128,7 @@ class AudioEncoder(nn.Module):
         layers: Sequence[int] | None = None,
         combine: Combine = "concat",
     ) -> Tensor:
-        """One vector a clip, [B, D'] (global average pooling, sec. 8, or one of POOLINGS).
+        """One vector a clip, [B, D'] (global average pooling, spec 9, or one of POOLINGS).
 
         Args:
             sample_rate: of the waveform, in Hz.
@@ -252,7 +252,7 @@ class AudioEncoder(nn.Module):
             layers: numbers from 1 to depth; None is the last one after the final norm. Others are layer-normalised.
             combine: several layers as one long vector ("concat") or along a new axis ("stack": [B, L, R, C, D]).
             key_mask: (windows, patches) to a boolean [windows, patches], false where a patch is barred as a key and
-                value of every attention (the paper's regularised masking).
+                value of every attention (regularised masking, arXiv:2311.15830).
 
         Returns:
             [B, R, C, D'] float32, zero where not valid, and valid [B, C].

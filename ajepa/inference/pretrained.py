@@ -35,7 +35,7 @@ def load_encoder(
 
     Args:
         path: local path or URI.
-        branch: "target", the EMA target encoder, which sec. 8 finds slightly better, or "context"; by default the
+        branch: "target", the EMA target encoder, which spec 9 finds slightly better, or "context"; by default the
             target encoder, or the one that was exported.
         precision: what its layers multiply in; "bf16" is faster on GPUs and CPUs with such instructions, and good to
             about 0.01. Embeddings are float32.

@@ -1,4 +1,4 @@
-"""A-JEPA: context encoder, EMA target encoder and predictor (sec. 2 and 6)."""
+"""A-JEPA: context encoder, EMA target encoder and predictor (spec 1)."""
 
 import copy
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ class AJEPA(nn.Module):
         return normalise_targets(self.target_encoder(patches, last_layers=train.target_layers), train.target_norm)
 
     def update_target(self, momentum: float) -> None:
-        """target <- momentum * target + (1 - momentum) * context, in place (sec. 4.2)."""
+        """target <- momentum * target + (1 - momentum) * context, in place (spec 4)."""
         ema_update(self.target_encoder, self.context_encoder, momentum)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""Distance between predicted and target representations (sec. 4.5, ablated in sec. 9)."""
+"""Distance between predicted and target representations (spec 7, ablated in spec 10)."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ from ajepa.choices import LossName
 def normalise_targets(layers: Tensor | list[Tensor], norm: Literal["layer", "instance"] = "layer") -> Tensor:
     """Targets [B, N, D] from the target encoder's last layer, or from a list of its last K layers.
 
-    - layer: LayerNorm without affine parameters over D (sec. 4.5), the mean over layers.
+    - layer: LayerNorm without affine parameters over D (spec 7), the mean over layers.
     - instance: each dimension is standardised over the patches of a clip first, so that what all of them share (and a
       predictor could say without looking) is no target; the mean over layers is layer-normed. Instance normalisation
       of targets is that of data2vec (Baevski et al., arXiv:2202.03555).
@@ -39,7 +39,7 @@ def prediction_loss(
 ) -> Tensor:
     """Mean loss over samples, target patches and dimensions, in float32 or wider.
 
-    smooth_l1 is the write-up's Huber loss with threshold `beta`; cosine is 1 - cosine similarity.
+    smooth_l1 is the Huber loss with threshold `beta` (spec 7); cosine is 1 - cosine similarity.
 
     Args:
         prediction, target: [B, M, D].

@@ -1,4 +1,4 @@
-"""Masks in the time-frequency plane (sec. 4.4) and those they are compared with (sec. 9), for a whole batch at once.
+"""Masks in the time-frequency plane (spec 6) and those they are compared with (spec 10), for a whole batch at once.
 
 Shape legend: B samples, F x T grid of patches (frequency, time), N = F * T, M targets, K candidate places,
 W words of a set of patches (patchsets.py). Patch (f, t) has index f * T + t.
@@ -47,7 +47,7 @@ def sample_masks(
     M is `target_count` under every strategy, so shapes are static. A mask is a pure function of (seed, sample) and,
     under the curriculum, progress: batches can be cut anywhere.
 
-    - multiblock (sec. 4.4): blocks are placed one after the other, each at the best of K drawn places (most new
+    - multiblock (spec 6): blocks are placed one after the other, each at the best of K drawn places (most new
       patches), until M is reached; the last one is trimmed column by column at its late edge to meet M exactly.
     - single_block: one block of M patches, its sides from `block_aspect`, trimmed the same way.
     - time, frequency: as multiblock, with strips over all mel rows (over all of time) as wide as `block_scale` says.

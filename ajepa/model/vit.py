@@ -1,4 +1,4 @@
-"""Vision Transformer over log-mel patches (sec. 4.1) and the narrow predictor (sec. 4.3).
+"""Vision Transformer over log-mel patches (spec 3) and the narrow predictor (spec 5).
 
 Shape legend: B samples, N patches of the window, K visible patches, M target patches, D width, P predictor width.
 """
@@ -77,7 +77,8 @@ class Block(nn.Module):
 def _init_weights(module: nn.Module, blocks: nn.ModuleList) -> None:
     """Xavier uniform, zero biases, and residual branches scaled by 1 / sqrt(2 * layer).
 
-    ViT's fixed 0.02 is a third of Xavier's scale at width 192, and narrow encoders then hardly learn (README).
+    ViT's fixed 0.02 is a third of Xavier's scale at width 192, and narrow encoders then hardly learn (measured:
+    ajepa/evaluation/README.md).
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):

@@ -1,4 +1,4 @@
-"""Learning rate and EMA momentum as pure functions of the step over the run's real total (sec. 5)."""
+"""Learning rate and EMA momentum as pure functions of the step over the run's real total (spec 8)."""
 
 import math
 

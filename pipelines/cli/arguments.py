@@ -16,15 +16,20 @@ def parse(kind: type[Args], description: str, argv: Sequence[str] | None = None,
     return cast(Args, tyro.cli(kind, description=description, args=argv, default=default))
 
 
+def option_value(argv: Sequence[str], option: str) -> str | None:
+    """The last value of an option that decides what the others start from, before the command line is parsed."""
+    values = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == option]
+    values += [a.partition("=")[2] for a in argv if a.startswith(f"{option}=")]
+    return values[-1] if values else None
+
+
 def chosen_preset(argv: Sequence[str], presets: Collection[str], default: str) -> str:
     """The preset that a command line names: its settings are the defaults that --help shows and other options change.
 
     Raises:
         UserError: there is no such preset.
     """
-    names = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "--preset"]
-    names += [a.partition("=")[2] for a in argv if a.startswith("--preset=")]
-    preset = names[-1] if names else default
+    preset = option_value(argv, "--preset") or default
     if preset not in presets:
         raise UserError(f"unknown preset {preset!r}: choose from {', '.join(presets)}")
     return preset

@@ -23,6 +23,7 @@ from ajepa.evaluation.tables import markdown_table
 from ajepa.shards.dataset import open_dataset
 from ajepa.training.run_folder import read_history
 from pipelines.ablate import AblateArgs
+from pipelines.cli.config_file import config_from_file
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_relative_output
 from pipelines.jobs import pretrain, probe
@@ -38,7 +39,7 @@ ABLATION = OutputType("ablation folder", (ABLATION_JSON,))
 
 @dataclass(frozen=True)
 class Ablation:
-    """One table of sec. 9: how a value changes the config, and the values tried by default."""
+    """One table of spec 10: how a value changes the config, and the values tried by default."""
 
     title: str
     default: tuple[str, ...]
@@ -145,6 +146,8 @@ def check(args: AblateArgs) -> tuple[Config, tuple[str, ...]]:
     if len(set(values)) < len(values):
         raise UserError(f"--values has the same setting twice: {' '.join(values)}")
     base = PRESETS[args.preset]
+    if args.config is not None:
+        base = config_from_file(args.config, base)
     if args.max_steps:
         base = _train(base, max_steps=args.max_steps)
     for value in values:

@@ -127,7 +127,7 @@ def test_base_has_the_write_ups_encoder_size():
     with torch.device("meta"):
         encoder, predictor = Encoder(PRESETS["base"].model), Predictor(PRESETS["base"].model)
     assert 85e6 < sum(p.numel() for p in encoder.parameters()) < 87e6
-    # The write-up says about 22 M; six layers of 384 are half of that (Fidelity table).
+    # The write-up says about 22 M; six layers of 384 are half of that (ajepa/README.md).
     assert 10.5e6 < sum(p.numel() for p in predictor.parameters()) < 12e6
 
 
