@@ -1,5 +1,5 @@
-"""The pages' commands are accepted by the commands they name, their snippets run, their links lead somewhere, and what they
-state as fact still is one."""
+"""The commands of all pages are accepted, their snippets run, their links lead somewhere, and what they state as fact
+still is one."""
 
 import json
 import re
