@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without compiled files every process compiles its imports again: 3 s of CPU for torch alone.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup dev demo test test-fast test-cluster test-nightly test-gpu test-eval coverage lint bench bench-gpu clean
+.PHONY: setup dev demo test test-fast test-cluster test-nightly test-gpu test-eval coverage lint bench bench-gpu compat dist clean
 
 # install(folder, extras): uv takes half a minute where pip takes many; where uv cannot (a mirror that pip alone knows),
 # pip does it.
@@ -62,6 +62,14 @@ test-gpu:  ## tests that need a CUDA device; torch, numpy, pyarrow, safetensors,
 test-eval: $(EVAL)/.eval  ## HEAR's and X-ARES's own checkers, in an environment of their own: HEAR needs TensorFlow
 	$(EVAL)/bin/python -m pytest -m evaluation tests/test_hear.py tests/test_xares.py
 
+compat: dev  ## the wheel with the oldest and the newest torch, in .venv-compat (10 GB): load, embed, ONNX, resume
+	$(BIN)/python tests/compat/check_torch.py
+
+dist: dev  ## wheel and sdist in dist/, checked by twine
+	rm -rf dist
+	$(BIN)/uv build --quiet --out-dir dist
+	$(BIN)/twine check --strict dist/*
+
 coverage: dev  ## the whole test suite; lines of ajepa/ and pipelines/ that it runs
 	$(BIN)/python -m pytest $(PAIR) --cov=ajepa --cov=pipelines --cov-report=term
 
@@ -78,4 +86,4 @@ bench-gpu:  ## the training step on a GPU; needs only torch, numpy and pyarrow, 
 	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/benchmarks/bench_gpu.py
 
 clean:
-	rm -rf $(VENV) $(EVAL) demo
+	rm -rf $(VENV) $(EVAL) .venv-compat dist demo

@@ -9,7 +9,9 @@ import pytest
 from helpers.faults import PATIENCE
 
 ROOT = Path(__file__).parents[1]
-MISSING = {"soundfile", "soxr", "torchaudio", "safetensors", "sklearn", "ray", "mlflow", "tyro", "pandas", "matplotlib"}
+MISSING = {
+    "soundfile", "soxr", "scipy", "torchaudio", "safetensors", "sklearn", "ray", "mlflow", "tyro", "pandas", "matplotlib",
+}  # fmt: skip
 RUN = f"""
 import runpy, sys
 runpy.run_path("tests/benchmarks/bench_gpu.py", run_name="__main__")

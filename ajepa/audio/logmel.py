@@ -1,13 +1,15 @@
 """The front end: waveform to log-mel (spec 2). Deterministic for a clip whatever it is batched with."""
 
+import math
+
 import torch
-import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ajepa.audio.errors import AudioError
 from ajepa.config import FrontEndConfig
 
+HZ_PER_MEL, LINEAR_TO, LOG_STEP = 200 / 3, 1000.0, math.log(6.4) / 27  # of Slaney's mel scale
 BAND = 8  # mel filters in a band; divides every n_mels
 
 
@@ -20,21 +22,31 @@ def filterbank(config: FrontEndConfig) -> Tensor:
     Raises:
         ValueError: some filter covers no FFT bin.
     """
-    filters = torchaudio.functional.melscale_fbanks(
-        n_freqs=config.n_fft // 2 + 1,
-        f_min=config.f_min,
-        f_max=config.f_max,
-        n_mels=config.n_mels,
-        sample_rate=config.sample_rate,
-        norm=None,
-        mel_scale="slaney",
-    )
+    bins = torch.linspace(0, config.sample_rate // 2, config.n_fft // 2 + 1)  # Hz
+    edges = mel_to_hz(torch.linspace(hz_to_mel(config.f_min), hz_to_mel(config.f_max), config.n_mels + 2))
+    widths = edges.diff()
+    rising = (bins[:, None] - edges[:-2]) / widths[:-1]
+    falling = (edges[2:] - bins[:, None]) / widths[1:]
+    filters = torch.minimum(rising, falling).clamp_min(0)
     empty = (filters.sum(dim=0) == 0).nonzero().flatten().tolist()
     if empty:
         raise ValueError(
             f"mel filters {empty} cover no FFT bin: use fewer n_mels than {config.n_mels} or a larger n_fft"
         )
     return filters
+
+
+def hz_to_mel(frequency: float) -> float:
+    """Slaney's mel scale (Auditory Toolbox, 1998): 200/3 Hz a mel below LINEAR_TO, logarithmic above."""
+    if frequency < LINEAR_TO:
+        return frequency / HZ_PER_MEL
+    return LINEAR_TO / HZ_PER_MEL + math.log(frequency / LINEAR_TO) / LOG_STEP
+
+
+def mel_to_hz(mels: Tensor) -> Tensor:
+    """The inverse, of a tensor."""
+    corner = LINEAR_TO / HZ_PER_MEL
+    return torch.where(mels < corner, HZ_PER_MEL * mels, LINEAR_TO * torch.exp(LOG_STEP * (mels - corner)))
 
 
 class LogMel(nn.Module):

@@ -23,7 +23,7 @@ from pipelines.tracking.mlflow_run import Tracker
 from pipelines.tracking.mlflow_uri import shown, without_password
 
 MODEL_NAME = "encoder"
-PACKAGES = ("mlflow", "numpy", "pyarrow", "safetensors", "soundfile", "soxr", "torch", "torchaudio")
+PACKAGES = ("mlflow", "numpy", "pyarrow", "safetensors", "soundfile", "soxr", "torch")
 EXAMPLE_SECONDS = 0.5
 
 

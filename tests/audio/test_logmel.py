@@ -100,6 +100,24 @@ def test_every_filter_covers_an_fft_bin():
 
 
 @pytest.mark.filterwarnings("ignore:At least one mel filterbank")
+@pytest.mark.parametrize(
+    "config",
+    [
+        FrontEndConfig(),
+        FrontEndConfig(n_mels=64),
+        FrontEndConfig(f_min=50.0, f_max=7_000.0),
+        FrontEndConfig(n_mels=80, n_fft=1024, win_length=1024, sample_rate=44_100, f_max=22_050.0),
+        FrontEndConfig(n_mels=16, f_max=900.0),
+    ],
+)
+def test_the_filterbank_is_torchaudios_to_the_last_bit(config):
+    theirs = torchaudio.functional.melscale_fbanks(
+        config.n_fft // 2 + 1, config.f_min, config.f_max, config.n_mels, config.sample_rate, norm=None,
+        mel_scale="slaney",
+    )  # fmt: skip
+    assert torch.equal(filterbank(config), theirs)
+
+
 def test_the_htk_scale_would_leave_a_filter_empty():
     """Decision 1 of the design: why the filters are Slaney's."""
     htk = torchaudio.functional.melscale_fbanks(257, 0.0, 8_000.0, 128, 16_000, mel_scale="htk")

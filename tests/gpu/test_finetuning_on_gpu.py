@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-for needed in ("scipy", "torchaudio", "soundfile", "soxr", "safetensors"):  # more than the other tests here need
+for needed in ("scipy", "soundfile", "soxr", "safetensors"):  # more than the other tests here need
     pytest.importorskip(needed)
 
 from helpers.runs import SHORT_MODEL
