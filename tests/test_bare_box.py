@@ -10,7 +10,8 @@ from helpers.faults import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 MISSING = {
-    "soundfile", "soxr", "scipy", "torchaudio", "safetensors", "sklearn", "ray", "mlflow", "tyro", "pandas", "matplotlib",
+    "soundfile", "soxr", "scipy", "torchaudio", "safetensors", "sklearn", "ray", "mlflow", "tyro", "pandas",
+    "matplotlib",
 }  # fmt: skip
 RUN = f"""
 import runpy, sys

@@ -10,6 +10,7 @@ from ajepa.audio.errors import AudioError
 from ajepa.config import FrontEndConfig
 
 HZ_PER_MEL, LINEAR_TO, LOG_STEP = 200 / 3, 1000.0, math.log(6.4) / 27  # of Slaney's mel scale
+PIECE = 1 << 13  # frames made at a time (82 s)
 BAND = 8  # mel filters in a band; divides every n_mels
 
 
@@ -94,3 +95,22 @@ class LogMel(nn.Module):
             for first, last, low, high in self.bands:
                 torch.mm(self.filters[first:last, low:high], clip[:, low:high].T, out=out[first:last])
         return mel.add_(config.log_epsilon).log_().reshape(*waveform.shape[:-1], *mel.shape[1:])
+
+
+@torch.no_grad()
+def log_mel_in_pieces(log_mel: LogMel, waveform: Tensor) -> Tensor:
+    """Waveforms [B, samples] to log-mels [B, n_mels, T] float16, as shards hold them: hours of sound in pieces that
+    overlap by what a frame needs, so memory stays bounded."""
+    config, samples = log_mel.config, waveform.shape[-1]
+    frames = 1 + samples // config.hop_length
+    if frames <= 2 * PIECE:
+        return log_mel(waveform).half()
+    margin = -(-config.n_fft // 2 // config.hop_length) + 1  # frames
+    parts = []
+    for first in range(0, frames - PIECE + 1, PIECE):  # the last piece takes what is left
+        last = frames if first + 2 * PIECE > frames else first + PIECE
+        begin = max(0, first - margin)
+        end = samples if last == frames else (last + margin) * config.hop_length
+        piece = log_mel(waveform[:, begin * config.hop_length : end]).half()
+        parts.append(piece[..., first - begin : last - begin])
+    return torch.cat(parts, dim=-1)

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ajepa.audio.logmel import LogMel
+from ajepa.audio.logmel import LogMel, log_mel_in_pieces
 from ajepa.audio.normalise import Normaliser
 from ajepa.audio.statistics import Statistics
 from ajepa.audio.waveforms import Waveforms, as_clips
 from ajepa.choices import POOLINGS, Bands, Combine, Pooling, Precision
 from ajepa.config import PATCH, FrontEndConfig
-from ajepa.model.pooling import cover, overlap_average, pool, valid_columns
+from ajepa.inference.windows import cut_windows, join_windows, plan_windows
+from ajepa.model.pooling import pool, valid_columns
 from ajepa.model.precision import CPU_PATCHES
 from ajepa.model.vit import Encoder, patchify
 
 # Windows are computed in parts of so many patches: memory stays bounded.
 PATCHES_AT_ONCE = {"cpu": CPU_PATCHES, "cuda": 1 << 16}
-PIECE = 1 << 13  # frames of log-mel made at a time (82 s)
 
 
 class Frames(NamedTuple):
@@ -137,7 +137,7 @@ class AudioEncoder(nn.Module):
             layers, combine: see `tokens`; "stack" gives [B, L, D'].
         """
         log_mel, num_frames = self.log_mels(waveform, sample_rate, lengths)
-        return self.pooled(log_mel, num_frames, layers=layers, combine=combine)[pooling]
+        return pool(*self.tokens(log_mel, num_frames, layers=layers, combine=combine), pooling)
 
     def frame_embeddings(
         self,
@@ -198,30 +198,13 @@ class AudioEncoder(nn.Module):
         clips = as_clips(waveform, sample_rate, self.front_end, lengths)
         sizes = {len(clip) for clip in clips}
         if len(sizes) == 1:
-            log_mel = self._log_mel(torch.stack(clips).to(self.device))
+            log_mel = log_mel_in_pieces(self.log_mel, torch.stack(clips).to(self.device))
             return log_mel, torch.full((len(clips),), log_mel.shape[-1])
-        apart = [self._log_mel(clip[None].to(self.device))[0] for clip in clips]  # its ends are mirrored: no padding
+        # Apart, not padded: the ends of each are mirrored.
+        apart = [log_mel_in_pieces(self.log_mel, clip[None].to(self.device))[0] for clip in clips]
         longest = max(part.shape[-1] for part in apart)
         padded = torch.stack([F.pad(part, (0, longest - part.shape[-1])) for part in apart])
         return padded, torch.tensor([part.shape[-1] for part in apart])
-
-    def _log_mel(self, waveform: Tensor) -> Tensor:
-        """[B, samples] -> [B, n_mels, T], hours of it in pieces that overlap by what a frame needs."""
-        hop, frames = self.front_end.hop_length, 1 + waveform.shape[-1] // self.front_end.hop_length
-        with torch.no_grad():
-            if frames <= 2 * PIECE:
-                return self.log_mel(waveform).half()
-            margin = -(-self.front_end.n_fft // 2 // hop) + 1  # frames
-            parts = []
-            for first in range(0, frames, PIECE):
-                last = frames if first + 2 * PIECE > frames else first + PIECE
-                begin = max(0, first - margin)
-                end = waveform.shape[-1] if last == frames else (last + margin) * hop
-                piece = self.log_mel(waveform[:, begin * hop : end]).half()
-                parts.append(piece[..., first - begin : last - begin])
-                if last == frames:
-                    break
-            return torch.cat(parts, dim=-1)
 
     def pooled(
         self,
@@ -262,52 +245,31 @@ class AudioEncoder(nn.Module):
         """
         self._refuse_cast()
         wanted = self._layers(layers)
-        # What depends on lengths is worked out on the host: a GPU that told it would have to be waited for.
         frames = torch.as_tensor(num_frames, device="cpu")
-        own = valid_columns(frames)  # [B]
-        columns = int(own.max())
-        patches = self._prepare(log_mel, self._sent(frames), columns)
-        window = min(columns, self.encoder.config.grid[1])
-        clip, start = cover(own, window)
-        place = start[:, None] + torch.arange(window)  # [W, window] column of its clip
-        visible = place < own[clip, None]  # [W, window]
-        mask = None if bool(visible.all()) else self._sent(visible[:, None].expand(-1, self.rows, -1).flatten(1))
+        plan = plan_windows(frames, self.encoder.config.grid[1])
+        mask = plan.visible(self.rows)
+        mask = None if mask is None else self._sent(mask)
         if key_mask is not None:
-            barred = self._sent(key_mask(len(clip), self.rows * window))
+            barred = self._sent(key_mask(len(plan.clip), self.rows * plan.window))
             mask = barred if mask is None else barred & mask
-        batch = len(log_mel)
-        at_once = self.windows_at_once(window)
-        clip, start, place, own = (self._sent(indices) for indices in (clip, start, place, own))
+        plan = plan.to(self.device)
+        normalised = self.normalise(log_mel[..., : plan.columns * PATCH].to(self.device))
+        windows = cut_windows(normalised, self._sent(frames), plan)
+        at_once = self.windows_at_once(plan.window)
         outputs = [
             self._encode(
-                patches[clip[i : i + at_once], :, start[i : i + at_once]],
+                windows[plan.clip[i : i + at_once], :, plan.start[i : i + at_once]],
                 None if mask is None else mask[i : i + at_once],
                 wanted,
             )
-            for i in range(0, len(clip), at_once)
+            for i in range(0, len(plan.clip), at_once)
         ]
-        tokens = torch.cat(outputs).unflatten(2, (self.rows, window))  # [W, L, R, window, D]
-        if len(clip) > batch:
-            tokens = overlap_average(tokens, clip[:, None] * columns + place, batch, columns)
-        valid = torch.arange(columns, device=self.device) < own[:, None]
-        tokens = tokens.masked_fill(~valid[:, None, None, :, None], 0.0)
-        if combine == "concat":
-            return tokens.permute(0, 2, 3, 1, 4).flatten(3), valid
-        return tokens, valid
+        tokens, valid = join_windows(torch.cat(outputs), plan, self.rows)
+        return (tokens.permute(0, 2, 3, 1, 4).flatten(3) if combine == "concat" else tokens), valid
 
     def _sent(self, host: Tensor) -> Tensor:
         """A small tensor of the host on the device, without a wait for it."""
         return host.to(self.device, non_blocking=True)
-
-    def _prepare(self, log_mel: Tensor, num_frames: Tensor, columns: int) -> Tensor:
-        """Every normalised window, in steps of a column: a view [B, n_mels, C - window + 1, window * 16]."""
-        normalised = self.normalise(log_mel[..., : columns * PATCH].to(self.device))
-        normalised = F.pad(normalised, (0, columns * PATCH - normalised.shape[-1]))
-        frame = torch.arange(columns * PATCH, device=self.device)
-        # Behind the end stands the mean (0), also in a clip's last patch: what padding was filled with is arbitrary.
-        normalised = normalised * (frame < num_frames[:, None])[:, None]
-        window = min(columns, self.encoder.config.grid[1])
-        return normalised.unfold(-1, window * PATCH, PATCH)
 
     def _encode(self, parts: Tensor, mask: Tensor | None, layers: list[int]) -> Tensor:
         """[w, n_mels, frames] -> [w, L, patches, D] float32."""

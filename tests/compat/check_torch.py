@@ -1,4 +1,4 @@
-"""The package as a wheel, in fresh environments with the oldest and the newest torch: loading, embedding, ONNX, resuming.
+"""The wheel in fresh environments with the oldest and the newest torch: loading, embedding, ONNX, resuming.
 
 `make compat` runs it. It prints a Markdown table, and exits with 1 where a test failed.
 """
@@ -16,11 +16,7 @@ TESTS = {
     "load": ["tests/inference/test_pretrained.py"],
     "embed": ["tests/inference/test_encoder.py", "tests/inference/test_embedder.py"],
     "ONNX, torch.export": ["tests/inference/test_graph.py"],
-    "train, resume": [
-        "tests/training/test_step.py",
-        "tests/training/test_resume.py",
-        "tests/training/test_checkpoint.py",
-    ],
+    "train, resume": [f"tests/training/test_{name}.py" for name in ("step", "resume", "checkpoint")],
 }
 VERSIONS = "import torch, numpy, platform; print(platform.python_version(), torch.__version__, numpy.__version__)"
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ajepa.audio import waveforms
+from ajepa.audio import logmel, waveforms
 from ajepa.audio.logmel import LogMel
 from ajepa.audio.statistics import Statistics
 from ajepa.choices import POOLINGS
@@ -185,7 +185,7 @@ def test_layers_that_are_not_there_are_refused(encoder, layers):
 def test_hours_are_computed_in_parts_of_bounded_size(encoder, monkeypatch):
     waveform = noise(20.0)
     whole = encoder.patch_embeddings(waveform, 16_000).embeddings
-    monkeypatch.setattr(encoder_module, "PIECE", 300)
+    monkeypatch.setattr(logmel, "PIECE", 300)
     monkeypatch.setattr(encoder_module, "PATCHES_AT_ONCE", {"cpu": 64})
     assert torch.equal(encoder.log_mels(waveform, 16_000)[0], log_mel_of(waveform))
     close(encoder.patch_embeddings(waveform, 16_000).embeddings, whole)
