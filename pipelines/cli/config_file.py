@@ -23,7 +23,7 @@ def starting_config(argv: Sequence[str], presets: Mapping[str, C], default: str)
     path = option_value(argv, "--config")
     content = {} if path is None else read_json(path)
     named = content.get("preset")
-    preset = chosen_preset(argv, presets, named if named in presets else default)
+    preset = chosen_preset(argv, presets, named if isinstance(named, str) and named in presets else default)
     return preset, presets[preset] if path is None else changed(presets[preset], settings_in(content), path)
 
 

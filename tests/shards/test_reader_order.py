@@ -19,6 +19,11 @@ LABELS = np.arange(ROWS) // 600  # sorted by label: a row group has one or two
 GROUPS = np.arange(ROWS) // 500 * 8 + np.arange(ROWS) % 500 // 64
 
 
+def test_the_example_in_the_docstring():
+    order = epoch_order(0, 0, np.arange(6), np.array([0, 0, 0, 1, 1, 1]), 2)
+    assert order.rows.tolist() == [3, 0, 2, 5, 1, 4] and order.columns.tolist() == [0, 1, 1, 0, 1, 0]
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return write_shards(str(tmp_path_factory.mktemp("order")))
