@@ -47,7 +47,7 @@ demo: setup  ## synthesise sounds, preprocess, pretrain, probe
 test: dev  ## with a real Ray and a real MLflow, in two processes; all but the tests of `make test-cluster`
 	$(BIN)/python -m pytest $(PAIR) -m 'not cluster' --durations=20
 
-test-cluster: dev  ## training runs that lose workers and machines
+test-cluster: dev  ## jobs with Ray that lose processes, workers or machines
 	$(BIN)/python -m pytest -m cluster
 
 test-fast: dev  ## without Ray and without processes of their own

@@ -22,6 +22,10 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def _require_choice(name: str, value: object, choices: Any) -> None:
+    _require(value in get_args(choices), f"{name} is one of {', '.join(get_args(choices))}, not {value!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrontEndConfig:
     """Waveform to log-mel (spec 2)."""
@@ -144,8 +148,8 @@ class MaskConfig:
     """Area of such a block as a share of the grid, drawn uniformly."""
 
     def __post_init__(self) -> None:
-        strategies = get_args(MaskStrategy)
-        _require(self.strategy in strategies, f"strategy is one of {', '.join(strategies)}, not {self.strategy!r}")
+        _require_choice("strategy", self.strategy, MaskStrategy)
+        _require_choice("placement", self.placement, Placement)
         _require(0 < self.mask_ratio < 1, f"masking ratio {self.mask_ratio} is not between 0 and 1")
         for name in ("candidates", "time_frequency_blocks"):
             _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
@@ -227,6 +231,7 @@ class TrainConfig:
             "target_layers",
         ):
             _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        _require_choice("loss", self.loss, LossName)
         _require(self.max_steps is None or self.max_steps > 0, f"max_steps must be positive, got {self.max_steps}")
         _require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs must lie between 0 and epochs")
         _require(0 <= self.ema_start <= self.ema_end <= 1, "need 0 <= ema_start <= ema_end <= 1")

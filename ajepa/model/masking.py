@@ -1,16 +1,16 @@
 """Masks in the time-frequency plane (spec 6) and those they are compared with (spec 10), for a whole batch at once.
 
-Shape legend: B samples, F x T grid of patches (frequency, time), N = F * T, M targets, K candidate places,
-W words of a set of patches (patchsets.py). Patch (f, t) has index f * T + t.
+Shape legend: B samples, F x T grid of patches (frequency, time), N = F * T, M targets, K candidate places.
+Patch (f, t) has index f * T + t.
 """
 
 import dataclasses
+from functools import lru_cache
 
 import numpy as np
 
 from ajepa import counter_rng
 from ajepa.config import MaskConfig
-from ajepa.model import patchsets
 
 MASK_STREAM, CHOICE_STREAM = 2, 3  # of counter_rng.uniform; block i draws from the stream MASK_STREAM + 256 i
 MAX_BLOCKS = 1024  # a mask of ratio 0.95 takes about 12 blocks of the default scale
@@ -74,12 +74,12 @@ def sample_masks(
             raise ValueError(f"progress must lie within [0, 1], one for each of the {len(samples)} samples")
         aware = counter_rng.uniform(seed, CHOICE_STREAM, samples, 1)[:, 0] < curriculum_probability(progress)
         masked = np.empty((len(samples), size), bool)
-        masked[aware] = patchsets.to_bool(grid, _time_frequency(config, grid, seed, samples[aware], wanted))
-        masked[~aware] = patchsets.to_bool(grid, _blocks(config, grid, seed, samples[~aware], wanted))
+        masked[aware] = _time_frequency(config, grid, seed, samples[aware], wanted)
+        masked[~aware] = _blocks(config, grid, seed, samples[~aware], wanted)
     else:
         sample = _time_frequency if config.strategy == "time_frequency" else _blocks
-        masked = patchsets.to_bool(grid, sample(config, grid, seed, samples, wanted))
-    return patchsets.indices(~masked, size - wanted), patchsets.indices(masked, wanted)
+        masked = sample(config, grid, seed, samples, wanted)
+    return _indices(~masked, size - wanted), _indices(masked, wanted)
 
 
 def block_sides(
@@ -112,11 +112,9 @@ def block_sides(
 
 
 def _blocks(config: MaskConfig, grid: tuple[int, int], seed: int, samples: np.ndarray, wanted: int) -> np.ndarray:
-    """Blocks or strips until `wanted` patches are masked, the last one trimmed: sets [W, B]."""
-    words = -(-grid[0] * grid[1] // 64)
-    masked, last = np.zeros((words, len(samples)), np.uint64), np.zeros((words, len(samples)), np.uint64)
-    last_row, last_column, missing = (np.zeros(len(samples), np.int64) for _ in range(3))
-    active, short = np.arange(len(samples)), np.full(len(samples), wanted)  # samples short of their count, and by it
+    """Blocks or strips until `wanted` patches are masked, the last one trimmed: bool [B, N]."""
+    masked = np.zeros((len(samples), *grid), bool)
+    active, missing = np.arange(len(samples)), np.full(len(samples), wanted)  # samples that lack patches, and how many
     for block in range(MAX_BLOCKS):
         if not len(active):
             break
@@ -124,37 +122,72 @@ def _blocks(config: MaskConfig, grid: tuple[int, int], seed: int, samples: np.nd
         rows, columns = block_sides(config, grid, draw[:, 0], draw[:, 1])
         if block == MAX_BLOCKS - 1:  # pathological settings: fill up from a drawn place on
             rows, columns = np.full_like(rows, grid[0]), np.full_like(columns, grid[1])
-        open_patches = ~masked[:, active]
-        row, column = _best_place(config, grid, open_patches, rows, columns, draw[:, 2:])
-        new = patchsets.rectangles(grid, row, rows, column, columns) & open_patches
-        size = patchsets.sizes(new)
-        ends = size >= short
-        done = active[ends]
-        last[:, done], missing[done] = new[:, ends], short[ends]
-        last_row[done], last_column[done] = row[ends], column[ends]
-        active, short = active[~ends], (short - size)[~ends]
-        masked[:, active] |= new[:, ~ends]
-    return masked | patchsets.first_patches(grid, last, last_row, last_column, missing)
+        uncovered = ~masked[active]
+        row, column = _best_place(config, grid, uncovered, rows, columns, draw[:, 2:])
+        new = uncovered & _lines(grid[0], row, rows)[:, :, None] & _lines(grid[1], column, columns)[:, None, :]
+        size = new.sum(axis=(1, 2))
+        last = size >= missing
+        masked[active[~last]] |= new[~last]
+        masked[active[last]] |= _trimmed(new[last], row[last], column[last], missing[last])
+        active, missing = active[~last], (missing - size)[~last]
+    return masked.reshape(len(samples), grid[0] * grid[1])
+
+
+def _lines(side: int, first: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The lines first to first + count - 1 of an axis that goes around: bool [*S, side] from two int arrays [*S]."""
+    return _line_table(side)[first, count]
+
+
+@lru_cache(maxsize=16)
+def _line_table(side: int) -> np.ndarray:
+    """Every interval of an axis that goes around: bool [first, count, line]. A look-up is faster than arithmetic."""
+    line, first, count = np.arange(side), np.arange(side)[:, None, None], np.arange(side + 1)[:, None]
+    return (line - first) % side < count
+
+
+def _order(grid: tuple[int, int], row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Rank [B, F, T] of each patch, column by column from `column` [B] on, each from `row` [B] on; both go around."""
+    column_rank = (np.arange(grid[1]) - column[:, None]) % grid[1]
+    row_rank = (np.arange(grid[0]) - row[:, None]) % grid[0]
+    return column_rank[:, None, :] * grid[0] + row_rank[:, :, None]
+
+
+def _trimmed(block: np.ndarray, row: np.ndarray, column: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The first `count` [B] patches of blocks [B, F, T], column by column from `column` on, each from `row` on."""
+    rows, columns = block.shape[1:]
+    order = (np.arange(columns) + column[:, None]) % columns
+    cumulated = np.take_along_axis(block.sum(axis=1), order, axis=1).cumsum(axis=1)
+    whole = (cumulated <= count[:, None]).sum(axis=1)  # columns that are kept whole
+    kept = block & _lines(columns, column, whole)[:, None, :]
+    missing = count - kept.sum(axis=(1, 2))
+    each, divided = np.arange(len(block))[:, None], (column + whole)[:, None] % columns
+    order = (np.arange(rows) + row[:, None]) % rows
+    part = block[each, order, divided]
+    kept[each, order, divided] |= part & (part.cumsum(axis=1) <= missing[:, None])
+    return kept
 
 
 def _best_place(
     config: MaskConfig,
     grid: tuple[int, int],
-    open_patches: np.ndarray,
+    uncovered: np.ndarray,
     rows: np.ndarray,
     columns: np.ndarray,
     draw: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First row and column [b] of the block that covers most of the sets [W, b], among K places of draws [b, 2K]."""
+    """First row and column [B] of the block that covers most of `uncovered` [B, F, T], among K places of draws
+    [B, 2K]."""
     lowest, earliest = (
         (place * (side if config.placement == "wrap" else (side - length + 1)[:, None])).astype(np.int64)
         for side, length, place in (
             (grid[0], rows, draw[:, : config.candidates]),
             (grid[1], columns, draw[:, config.candidates :]),
         )
-    )  # [b, K]
-    candidates = patchsets.rectangles(grid, lowest, rows[:, None], earliest, columns[:, None])  # [W, b, K]
-    best = patchsets.sizes(candidates & open_patches[:, :, None]).argmax(axis=1)
+    )  # [B, K]
+    in_rows = _lines(grid[0], lowest, rows[:, None]).astype(np.float32)  # [B, K, F]
+    in_columns = _lines(grid[1], earliest, columns[:, None])  # [B, K, T]
+    covered = np.einsum("bkt,bkt->bk", in_rows @ uncovered.astype(np.float32), in_columns)  # counts, exact
+    best = covered.argmax(axis=1)
     each = np.arange(len(best))
     return lowest[each, best], earliest[each, best]
 
@@ -162,7 +195,7 @@ def _best_place(
 def _time_frequency(
     config: MaskConfig, grid: tuple[int, int], seed: int, samples: np.ndarray, wanted: int
 ) -> np.ndarray:
-    """Time-frequency aware masks: blocks that grow along their rows and columns, sets [W, B].
+    """Time-frequency aware masks: blocks that grow along their rows and columns, bool [B, N].
 
     Fei et al. (arXiv:2311.15830) end their curriculum in masks that respect how strongly a spectrogram is correlated
     in local time and frequency. This is an interpretation of that: beside the target blocks, what sounds at the same
@@ -174,40 +207,33 @@ def _time_frequency(
     the blocks, so that context and targets stay complements.
     """
     scale = dataclasses.replace(config, strategy="multiblock", block_scale=config.time_frequency_scale)
-    blocks = np.zeros((4, config.time_frequency_blocks, len(samples)), np.int64)  # row, rows, column, columns
-    open_patches = np.full((-(-grid[0] * grid[1] // 64), len(samples)), ~np.uint64(0))
-    for i, block in enumerate(blocks.swapaxes(0, 1)):
-        draw = counter_rng.uniform(seed, MASK_STREAM + 256 * i, samples, 2 + 2 * config.candidates)
-        block[1], block[3] = block_sides(scale, grid, draw[:, 0], draw[:, 1])
-        block[0], block[2] = _best_place(config, grid, open_patches, block[1], block[3], draw[:, 2:])
-        open_patches &= ~patchsets.rectangles(grid, *block)
-
-    whole_grid = patchsets.rectangles(grid, *np.array([0, grid[0], 0, grid[1]]))[:, None]
-
-    def grown(step: np.ndarray) -> np.ndarray:
-        """Sets after a step [B] of growth: 0 nothing, 1 the blocks, 1 + n with arms of n columns, T + 2 everything."""
-        row, rows, column, columns = blocks
-        arm = np.clip(step - 1, 0, grid[1])
-        tall = _stretched(config, row, rows, arm * grid[0] // grid[1], grid[0])
-        wide = _stretched(config, column, columns, arm, grid[1])
-        crosses = patchsets.rectangles(grid, *tall, column, columns) | patchsets.rectangles(grid, row, rows, *wide)
-        masked = np.where(step > 0, np.bitwise_or.reduce(crosses, axis=1), np.uint64(0))
-        return np.where(step > grid[1] + 1, whole_grid, masked)
-
-    step = patchsets.largest(lambda n: patchsets.sizes(grown(n)) <= wanted, grid[1] + 2, len(samples))
-    masked = grown(step)
-    edge, missing = grown(step + 1) & ~masked, wanted - patchsets.sizes(masked)
-    return masked | patchsets.first_patches(grid, edge, blocks[0, 0], blocks[2, 0], missing)
+    uncovered = np.ones((len(samples), *grid), bool)
+    step = np.full((len(samples), *grid), grid[1] + 1, np.int64)  # of growth in which each patch is masked
+    for block in range(config.time_frequency_blocks):
+        draw = counter_rng.uniform(seed, MASK_STREAM + 256 * block, samples, 2 + 2 * config.candidates)
+        rows, columns = block_sides(scale, grid, draw[:, 0], draw[:, 1])
+        row, column = _best_place(config, grid, uncovered, rows, columns, draw[:, 2:])
+        below, beside = _distance(config, grid[0], row, rows), _distance(config, grid[1], column, columns)
+        arm = -(-below * grid[1] // grid[0])  # columns that an arm along time has grown when this one gets so far
+        in_rows, in_columns = (below == 0)[:, :, None], (beside == 0)[:, None, :]
+        uncovered &= ~(in_rows & in_columns)
+        np.minimum(step, np.where(in_rows, beside[:, None, :], grid[1] + 1), out=step)
+        np.minimum(step, np.where(in_columns, arm[:, :, None], grid[1] + 1), out=step)
+        if block == 0:
+            order = _order(grid, row, column)
+    size = grid[0] * grid[1]
+    key = (step * size + order).reshape(len(samples), size)
+    return key <= np.partition(key, wanted - 1, axis=1)[:, wanted - 1 : wanted]
 
 
-def _stretched(
-    config: MaskConfig, first: np.ndarray, length: np.ndarray, arm: np.ndarray, side: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Intervals with an arm at both ends, as (first, length); around the axis or cut at its ends."""
+def _distance(config: MaskConfig, side: int, first: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Lines [B, side] between each line and the lines first to first + count - 1 [B], 0 inside; around the axis where
+    blocks may go around it."""
+    line = np.arange(side)
     if config.placement == "wrap":
-        return (first - arm) % side, np.minimum(length + 2 * arm, side)
-    start = np.maximum(first - arm, 0)
-    return start, np.minimum(first + length + arm, side) - start
+        behind = (line - first[:, None]) % side - (count[:, None] - 1)
+        return np.where(behind <= 0, 0, np.minimum(behind, (first[:, None] - line) % side))
+    return np.maximum(np.maximum(first[:, None] - line, line - (first + count - 1)[:, None]), 0)
 
 
 def _random(size: int, wanted: int, seed: int, samples: np.ndarray) -> np.ndarray:
@@ -216,3 +242,9 @@ def _random(size: int, wanted: int, seed: int, samples: np.ndarray) -> np.ndarra
     # Integers made unique by the patch's index: a tie could not change the count.
     key = (draw * (1 << 40)).astype(np.int64) * size + np.arange(size)
     return key <= np.partition(key, wanted - 1, axis=1)[:, wanted - 1 : wanted]
+
+
+def _indices(chosen: np.ndarray, count: int) -> np.ndarray:
+    """Ascending indices [B, count] int64 of the true entries of [B, N], `count` in every row."""
+    batch, size = chosen.shape
+    return np.flatnonzero(chosen).reshape(batch, count) - np.arange(0, batch * size, size)[:, None]

@@ -36,8 +36,8 @@ def epoch_order(seed: int, epoch: int, rows: np.ndarray, groups: np.ndarray, win
        spread evenly over the columns: a batch draws from all parts of the window alike, and a rank that takes a fixed
        share of the columns meets only that share of the row groups.
 
-    Example: row groups (0, 1, 2) and (3, 4, 5), window 2, seed 0, epoch 0. After step 3 the columns are 3 5 4 and 0 2 1.
-    The rounds of step 4 are (3 0) (2 5) (1 4), so the epoch is 3 0 2 5 1 4.
+    Example: row groups (0, 1, 2) and (3, 4, 5), window 2, seed 0, epoch 0. After step 3 the columns are 3 5 4 and
+    0 2 1. The rounds of step 4 are (3 0) (2 5) (1 4), so the epoch is 3 0 2 5 1 4.
 
     Args:
         rows: [n] int64, the rows of an epoch in storage order.

@@ -1,15 +1,14 @@
-"""The batched masks equal those of plain loops, and sets of bits equal sets of patches."""
+"""The batched masks equal those of plain loops."""
 
 import numpy as np
 import pytest
-from helpers.masking_reference import first, rectangle, reference_mask
+from helpers.masking_reference import first, reference_mask
 from helpers.properties import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ajepa.config import MaskConfig
-from ajepa.model import patchsets
-from ajepa.model.masking import sample_masks
+from ajepa.model.masking import _trimmed, sample_masks
 
 PLACED = ["multiblock", "single_block", "time", "frequency", "time_frequency"]
 
@@ -52,29 +51,11 @@ def test_settings_that_do_not_reach_the_ratio_are_filled_up_as_in_the_loops():
     assert targets.tolist() == [reference_mask(config, grid, 0, s) for s in range(2)]
 
 
-def as_sets(grid: tuple[int, int], sets: np.ndarray) -> list[set[tuple[int, int]]]:
-    return [set(zip(*np.nonzero(one.reshape(grid)), strict=True)) for one in patchsets.to_bool(grid, sets)]
-
-
-@given(grid=st.tuples(st.integers(1, 20), st.integers(1, 150)), data=st.data())
-def test_rectangles_of_bits_go_around_both_edges(grid, data):
-    rows, columns = (data.draw(st.integers(0, side)) for side in grid)
+@given(grid=st.tuples(st.integers(1, 20), st.integers(1, 90)), data=st.data())
+def test_a_block_is_trimmed_to_its_first_patches_column_by_column(grid, data):
     row, column = (data.draw(st.integers(0, side - 1)) for side in grid)
-    sets = patchsets.rectangles(grid, *np.array([[row], [rows], [column], [columns]]))
-    assert as_sets(grid, sets) == [rectangle(grid, row, rows, column, columns)]
-    assert patchsets.sizes(sets) == rows * columns
-
-
-@given(grid=st.tuples(st.integers(1, 10), st.integers(1, 80)), seed=st.integers(0, 99), data=st.data())
-def test_the_first_patches_follow_columns_then_rows_from_any_start(grid, seed, data):
-    row, column = (data.draw(st.integers(0, side - 1)) for side in grid)
-    halves = patchsets.rectangles(grid, *np.random.default_rng(seed).integers(0, np.array(grid).repeat(2))[:, None])
-    count = data.draw(st.integers(0, int(patchsets.sizes(halves)[0])))
-    kept = patchsets.first_patches(grid, halves, *np.array([[row], [column], [count]]))
-    assert as_sets(grid, kept) == [first(grid, as_sets(grid, halves)[0], row, column, count)]
-
-
-@given(limit=st.integers(0, 300), answers=st.lists(st.integers(0, 300), min_size=1, max_size=9))
-def test_bisection_finds_the_largest_that_fits(limit, answers):
-    highest = np.array(answers)
-    assert (patchsets.largest(lambda n: n <= highest, limit, len(highest)) == np.minimum(highest, limit)).all()
+    block = np.random.default_rng(data.draw(st.integers(0, 99))).random((1, *grid)) < 0.5
+    count = data.draw(st.integers(0, int(block.sum())))
+    kept = _trimmed(block, *np.array([[row], [column], [count]]))
+    patches = set(zip(*np.nonzero(block[0]), strict=True))
+    assert set(zip(*np.nonzero(kept[0]), strict=True)) == first(grid, patches, row, column, count)

@@ -195,6 +195,7 @@ def command(args: EmbedArgs, ray_session) -> subprocess.Popen:
 
 
 @pytest.mark.process
+@pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_job_goes_on_and_ends_the_same(ray_session, many, tmp_path, number):
     stopped = dataclasses.replace(many, output=str(tmp_path / "emb"))

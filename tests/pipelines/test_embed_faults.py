@@ -49,6 +49,7 @@ def rows(output: str) -> list[dict]:
     return [row for p in parts for row in pq.read_table(f"{output}/{p.name}", partitioning=None).to_pylist()]
 
 
+@pytest.mark.cluster
 def test_a_killed_actor_loses_nothing(ray_session, whole, tmp_path):
     args, done = dataclasses.replace(whole, output=str(tmp_path / "emb")), []
     gate = Gate(Path(whole.input).with_name("gate.wav"))

@@ -127,6 +127,7 @@ def test_the_content_hash_does_not_depend_on_workers_or_shard_size(finished, no_
 
 
 @pytest.mark.process
+@pytest.mark.cluster
 def test_a_killed_job_goes_on_and_ends_the_same(ray_session, args, no_report, sounds, tmp_path):
     folder = shutil.copytree(sounds, tmp_path / "many")
     for i in range(40):
@@ -192,6 +193,7 @@ def test_spoken_digits_give_3000_good_rows(args, fsdd):
 
 
 @pytest.mark.process
+@pytest.mark.cluster
 def test_ray_job_submit_runs_the_same_command(ray_session, sounds, tmp_path, new_mlflow):
     dashboard = ray_session._private.worker.global_worker.node.webui_url
     beside = mlflow.MlflowClient(new_mlflow(tmp_path))

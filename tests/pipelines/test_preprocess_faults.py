@@ -65,6 +65,7 @@ def test_a_full_disk_stops_the_job_clearly_and_the_same_command_goes_on(args, wh
     assert (resumed.statistics.std == whole.statistics.std).all()
 
 
+@pytest.mark.cluster
 def test_a_killed_worker_loses_nothing(args, sounds, tmp_path):
     """Two of them, each in the middle of a shard."""
     rows = [[path, f"{i:02d} {path.stem}"] for i in range(4) for path in sorted(sounds.rglob("*.wav"))]

@@ -144,7 +144,7 @@ def test_other_data_is_refused_and_named_and_gone_on_with_when_told_to(
 
 
 @pytest.mark.disk("1800k", "100m")  # a checkpoint takes 1.1 MB
-@pytest.mark.parametrize("num_workers", ["0", pytest.param("1", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("num_workers", ["0", pytest.param("1", marks=[pytest.mark.ray, pytest.mark.cluster])])
 def test_a_full_disk_stops_the_run_with_one_line_and_the_same_command_goes_on(
     num_workers, small_disk, small_dataset, mlflow_uri, reference, capfd, request
 ):
