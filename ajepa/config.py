@@ -214,7 +214,7 @@ class TrainConfig:
     holdout: int = 0
     """Clips never trained on, whose crops the effective rank is measured on; 0: crops of training clips."""
     stop_on_collapse: bool = False
-    """Stop the run with an error when the verdict is "collapsing"; without it, the verdict is only said."""
+    """Stop the run with an error when the verdict is "collapsing"; without it, the verdict is only printed."""
     checkpoint_every: int = 250
     """Steps between checkpoints; the last step always writes one."""
     keep_checkpoints: int = 3

@@ -25,7 +25,7 @@ class Container:
     name: str  # "" where the bytes say nothing
     doubt: str = ""  # why its header does not tell where the sound ends
     seconds: float | None = None  # counted, where the header says nothing of them
-    patches: tuple[tuple[int, bytes], ...] = ()  # what the header should have said: offset, bytes
+    patches: tuple[tuple[int, bytes], ...] = ()  # what the header should hold: offset, bytes
 
 
 def inspect(stream: Any) -> Container:
@@ -166,8 +166,8 @@ def _mp3(stream: Any, head: bytes) -> Container:
     if place > 0 and len(head) >= place + 16:
         flags = head[place + 7]
         if flags & 3 == 3:  # it has the number of frames, then that of bytes
-            said = struct.unpack_from(">I", head, place + 12)[0]
-            stream.seek(at + said)
+            length = struct.unpack_from(">I", head, place + 12)[0]
+            stream.seek(at + length)
             follows = _name(_read(stream, HEAD)) == MP3
             return Container(MP3, "several recordings follow one another in it" if follows else "")
     frames = list(_frames(stream, at))

@@ -11,8 +11,9 @@ from ajepa.choices import Protocol
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.metrics import REPLICATES, interval, resamples
 from ajepa.evaluation.probe import ProbeResult, probe
-from ajepa.evaluation.splits import Splits, Targets
+from ajepa.evaluation.splits import Splits
 from ajepa.evaluation.tables import markdown_table
+from ajepa.shards.labels import Labels
 
 PRETRAINED, RANDOM, MEL = "pretrained", "random init", "log-mel statistics"
 
@@ -103,7 +104,7 @@ class Row:
 
 def compare(
     sources: Sequence[Source],
-    targets: Targets,
+    labels: Labels,
     splits: Mapping[int, Splits],
     protocol: Protocol,
     device: torch.device | str = "cpu",
@@ -116,7 +117,7 @@ def compare(
     """
     tested = np.unique(np.concatenate([part.test for part in next(iter(splits.values())).parts]))
     weights = resamples(len(tested), replicates)
-    place = np.zeros(len(targets.targets), np.int64)
+    place = np.zeros(len(labels), np.int64)
     place[tested] = np.arange(len(tested))
     for kind in dict.fromkeys(source.kind for source in sources):
         runs: dict[str, list[Run]] = {}
@@ -127,7 +128,7 @@ def compare(
             for pooling, features in source.features().items():
                 sizes[pooling] = features.dimension
                 for seed in _needed(source.seeds, features, splits):
-                    result = probe(features, targets, splits[seed], protocol, seed, device)
+                    result = probe(features, labels, splits[seed], protocol, seed, device)
                     own = Run(
                         source.label, seed, result.mean, result.fold_scores, result.validation, result.metrics(),
                         result.chosen,

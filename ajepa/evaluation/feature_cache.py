@@ -1,5 +1,5 @@
 """Frozen features on disk, computed once for an encoder and a dataset. Files are written whole or not at all; what
-does not read back as it was written is computed again, and said."""
+does not read back as it was written is computed again, with a warning."""
 
 import contextlib
 import hashlib
@@ -108,7 +108,7 @@ class FeatureCache:
         return self.folder / f"{name}-{kind}.{end}"
 
     def _write(self, path: Path, parts: Iterable[bytes]) -> bool:
-        """Whether it is there now; where it cannot be written, that is said."""
+        """Whether it is there now; where it cannot be written, a warning says so."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with storage.atomic_output(str(path)) as stream:

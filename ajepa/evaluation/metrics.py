@@ -1,4 +1,4 @@
-"""What predictions are worth: accuracy, macro average precision, ROC AUC and d', each class by itself, and bootstrap
+"""Scores of predictions: accuracy, macro average precision, ROC AUC and d', each class by itself, and bootstrap
 intervals over clips. Arrays in, numbers out."""
 
 import math

@@ -56,7 +56,7 @@ class OnlineProbe:
         return self._accuracy(self._features(AudioEncoder(encoder, self.front_end, self.statistics).to(device)))
 
     def baselines(self, device: torch.device) -> dict[str, float]:
-        """What the scores are to be held against, under the same pooling and the same fits.
+        """What the scores are compared with, under the same pooling and the same fits.
 
         Returns:
             online_linear_random, online_knn_random of the run's own initialisation, and online_linear_mel,

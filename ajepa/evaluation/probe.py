@@ -21,7 +21,8 @@ from ajepa.evaluation.metrics import (
     precision_replicates,
     selection_score,
 )
-from ajepa.evaluation.splits import Split, Splits, Targets
+from ajepa.evaluation.splits import Split, Splits
+from ajepa.shards.labels import Labels
 
 PATIENCE = 3  # L2 strengths in a row, ever weaker, that may do worse before the search ends
 
@@ -99,7 +100,7 @@ class ProbeResult:
 
 def probe(
     features: Features,
-    targets: Targets,
+    labels: Labels,
     splits: Splits,
     protocol: Protocol = "linear",
     seed: int = 0,
@@ -116,14 +117,14 @@ def probe(
     if protocol == "knn" and not features.plain:
         raise ValueError("kNN takes one vector a clip")
     probe_part = _knn if protocol == "knn" else _linear if features.plain else _head
-    parts = [probe_part(features, targets, part, seed, device) for part in splits.parts]
+    parts = [probe_part(features, labels, part, seed, device) for part in splits.parts]
     clips = np.concatenate([part.test for part in splits.parts])
     return ProbeResult(
         clips=clips,
         part=np.repeat(np.arange(len(parts)), [len(part.test) for part in splits.parts]),
         scores=np.concatenate([scores for scores, _, _ in parts]),
-        targets=targets.targets[clips],
-        multi_label=targets.multi_label,
+        targets=labels.table[clips],
+        multi_label=labels.multi_label,
         chosen=tuple(chosen for _, chosen, _ in parts),
         validation=float(np.mean([reached for _, _, reached in parts])),
     )
@@ -168,16 +169,14 @@ def choose_linear(
     return chosen, best[0]
 
 
-def _linear(features: Features, targets: Targets, part: Split, seed: int, device: torch.device | str) -> _Outcome:
-    values, several = features.values, targets.multi_label
-    model, reached = choose_linear(
-        values, targets.targets, several, part.train, part.validation, part.all_train, device
-    )
+def _linear(features: Features, labels: Labels, part: Split, seed: int, device: torch.device | str) -> _Outcome:
+    values, several = features.values, labels.multi_label
+    model, reached = choose_linear(values, labels.table, several, part.train, part.validation, part.all_train, device)
     return model.scores(values[part.test]), {"l2": model.strength}, reached
 
 
-def _knn(features: Features, targets: Targets, part: Split, seed: int, device: torch.device | str) -> _Outcome:
-    values, wanted, several = features.values, targets.targets, targets.multi_label
+def _knn(features: Features, labels: Labels, part: Split, seed: int, device: torch.device | str) -> _Outcome:
+    values, wanted, several = features.values, labels.table, labels.multi_label
     found = neighbour_scores(values[part.train], wanted[part.train], values[part.validation])
     reached = {count: selection_score(scores, wanted[part.validation], several)[0] for count, scores in found.items()}
     count = max(reached, key=lambda c: reached[c])  # the first of equals
@@ -186,8 +185,8 @@ def _knn(features: Features, targets: Targets, part: Split, seed: int, device: t
     return scores, {"neighbours": count}, reached[count]
 
 
-def _head(features: Features, targets: Targets, part: Split, seed: int, device: torch.device | str) -> _Outcome:
-    wanted, several = targets.targets, targets.multi_label
+def _head(features: Features, labels: Labels, part: Split, seed: int, device: torch.device | str) -> _Outcome:
+    wanted, several = labels.table, labels.multi_label
     best, kept = (-np.inf, -np.inf), None
     for setting, head in heads.fit_decays(features, wanted, several, part.train, part.validation, seed, device):
         reached = selection_score(head.scores(features, part.validation), wanted[part.validation], several)

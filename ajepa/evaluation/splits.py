@@ -1,16 +1,16 @@
 """Which clips a probe is trained on, chosen on and tested on: the dataset's own splits, else its folds, else folds that
-are drawn. What cannot be evaluated is said before anything is computed."""
+are drawn. What cannot be evaluated is refused before anything is computed."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.compute as pc
 
 from ajepa.choices import Unlabelled
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
+from ajepa.shards.labels import Labels
 
 # Split names by role; the first that a dataset has is taken. AudioSet's are its segment lists.
 TRAIN = ("train", "training", "balanced_train", "unbalanced_train", "dev")
@@ -19,23 +19,6 @@ TEST = ("test", "testing", "eval", "evaluation")
 DRAWN_FOLDS = 5
 VALIDATION_SHARE = 0.1  # of the training clips, drawn where there is no validation split
 NAMED = 3  # classes or clips that a message names
-
-
-@dataclass(frozen=True)
-class Targets:
-    """Labels of all clips of a dataset, in storage order."""
-
-    names: tuple[str, ...]  # [C]
-    targets: np.ndarray  # [n, C] bool
-
-    @property
-    def multi_label(self) -> bool:
-        return bool((self.targets.sum(axis=1) > 1).any())
-
-    @property
-    def labels(self) -> np.ndarray:
-        """[n] label ids of a single-label set."""
-        return self.targets.argmax(axis=1)
 
 
 @dataclass(frozen=True)
@@ -62,29 +45,9 @@ class Splits:
     drawn: bool  # whether a seed decides
 
 
-def read_targets(dataset: ShardDataset) -> Targets:
-    """The labels of a dataset's clips; some may have none.
-
-    Raises:
-        UserError: no clip has a label, or all have the same.
-    """
-    column = dataset.read_columns(["labels"])["labels"]
-    counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
-    targets = np.zeros((len(counts), len(dataset.label_names)), bool)
-    targets[np.repeat(np.arange(len(counts)), counts), pc.list_flatten(column).to_numpy()] = True
-    present = targets.any(axis=0)
-    if not present.any():
-        raise UserError(
-            f"no clip in {dataset.path!r} has a label: preprocess with --labels-from-folders, or a manifest with labels"
-        )
-    if present.sum() < 2:
-        raise UserError(f"all clips in {dataset.path!r} have the same label: nothing to tell apart")
-    return Targets(dataset.label_names, targets)
-
-
 def make_splits(
     dataset: ShardDataset,
-    targets: Targets,
+    labels: Labels,
     seed: int = 0,
     train_splits: Sequence[str] = (),
     unlabelled: Unlabelled = "refuse",
@@ -109,10 +72,10 @@ def make_splits(
     table = dataset.read_columns(["split", "fold"])
     split = np.array([(name or "").strip().casefold() for name in table["split"].to_pylist()], object)
     fold, everything = table["fold"].to_numpy(), np.arange(len(split))
-    if unlabelled == "negative" and not targets.multi_label:
+    if unlabelled == "negative" and not labels.multi_label:
         raise UserError("--unlabelled negative is for clips that may have several labels; here they have one: use drop")
-    kept = np.flatnonzero(targets.targets.any(axis=1)) if unlabelled == "drop" else everything
-    own = Targets(targets.names, targets.targets[kept])
+    kept = np.flatnonzero(labels.table.any(axis=1)) if unlabelled == "drop" else everything
+    own = labels.only(kept)
     splits = _make(
         dataset, own, split[kept], fold[kept], seed, [n.strip().casefold() for n in train_splits], unlabelled
     )
@@ -130,7 +93,7 @@ def make_splits(
 
 def _make(
     dataset: ShardDataset,
-    targets: Targets,
+    labels: Labels,
     split: np.ndarray,
     fold: np.ndarray,
     seed: int,
@@ -138,15 +101,15 @@ def _make(
     unlabelled: Unlabelled,
 ) -> Splits:
     if unlabelled == "refuse":
-        _check_labelled(dataset, targets)
+        _check_labelled(dataset, labels)
     names = sorted({name for name in split if name})
     test = _first(TEST, names)
     if train_splits and not test:
         raise UserError(f"--train-splits needs a test split; {dataset.path!r} has {_listed(names) or 'no splits'}")
     if test:
-        return _by_split(dataset, targets, split, names, test, seed, train_splits)
+        return _by_split(dataset, labels, split, names, test, seed, train_splits)
     if (fold >= 0).any():
-        splits = _by_fold(dataset, targets, fold)
+        splits = _by_fold(dataset, labels, fold)
         unused = f"; its splits {_listed(names)} are not used" if names else ""
         return dataclasses.replace(splits, what=splits.what + unused)
     if names:
@@ -154,7 +117,7 @@ def _make(
             f"{dataset.path!r} has the splits {_listed(names)}, and none of them is known to be the one to test on "
             f"({', '.join(TEST)}): name one so in the manifest, or give its clips folds or no split"
         )
-    return _drawn(dataset, targets, seed)
+    return _drawn(dataset, labels, seed)
 
 
 def stratified(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -172,13 +135,13 @@ def stratified(targets: np.ndarray, folds: int, seed: int) -> np.ndarray:
     order = order[np.argsort(key[order], kind="stable")]  # class after class, shuffled inside
     start = rng.permutation(folds)[0]
     result = np.empty(len(key), np.int64)
-    result[order] = (np.arange(len(key)) + start) % folds  # dealt out like cards: sizes differ by one at most
+    result[order] = (np.arange(len(key)) + start) % folds  # in turn: sizes differ by one at most
     return result
 
 
 def _by_split(
     dataset: ShardDataset,
-    targets: Targets,
+    labels: Labels,
     split: np.ndarray,
     names: list[str],
     test: tuple[str, ...],
@@ -205,7 +168,7 @@ def _by_split(
         part = Split(rows["train"], rows["validation"], rows["test"], refit=False)
         what += f", {_listed(validation)} to choose"
     else:
-        chosen = _tenth(targets.targets[rows["train"]], seed)
+        chosen = _tenth(labels.table[rows["train"]], seed)
         part = Split(rows["train"][~chosen], rows["train"][chosen], rows["test"], refit=True)
         what += ", a tenth of the training clips drawn to choose"
     left = len(split) - sum(map(len, rows.values()))
@@ -214,7 +177,7 @@ def _by_split(
     return Splits((part,), what, drawn=not validation)
 
 
-def _by_fold(dataset: ShardDataset, targets: Targets, fold: np.ndarray) -> Splits:
+def _by_fold(dataset: ShardDataset, labels: Labels, fold: np.ndarray) -> Splits:
     if (fold < 0).any():
         raise UserError(f"{int((fold < 0).sum())} of {len(fold)} clips in {dataset.path!r} have no fold: give all or "
                         "none of them one in the manifest")  # fmt: skip
@@ -227,16 +190,16 @@ def _by_fold(dataset: ShardDataset, targets: Targets, fold: np.ndarray) -> Split
     return Splits(_rotate(fold), f"{len(numbers)} folds", drawn=False)
 
 
-def _drawn(dataset: ShardDataset, targets: Targets, seed: int) -> Splits:
-    size = targets.targets.sum(axis=0)
+def _drawn(dataset: ShardDataset, labels: Labels, seed: int) -> Splits:
+    size = labels.table.sum(axis=0)
     few = np.flatnonzero((size > 0) & (size < DRAWN_FOLDS))
     if len(few):
         raise UserError(
-            f"class {targets.names[few[0]]!r} has {size[few[0]]} clips: {DRAWN_FOLDS} folds need at least "
+            f"class {labels.names[few[0]]!r} has {size[few[0]]} clips: {DRAWN_FOLDS} folds need at least "
             f"{DRAWN_FOLDS} of each class ({len(few)} classes have fewer)"
         )
     return Splits(
-        _rotate(stratified(targets.targets, DRAWN_FOLDS, seed)), f"{DRAWN_FOLDS} folds drawn by seed", drawn=True
+        _rotate(stratified(labels.table, DRAWN_FOLDS, seed)), f"{DRAWN_FOLDS} folds drawn by seed", drawn=True
     )
 
 
@@ -265,26 +228,26 @@ def _tenth(targets: np.ndarray, seed: int) -> np.ndarray:
     return chosen
 
 
-def _check_labelled(dataset: ShardDataset, targets: Targets) -> None:
-    bare = int((~targets.targets.any(axis=1)).sum())
+def _check_labelled(dataset: ShardDataset, labels: Labels) -> None:
+    bare = int((~labels.table.any(axis=1)).sum())
     if bare:
-        several = "--unlabelled negative counts them as clips of no class, " if targets.multi_label else ""
+        several = "--unlabelled negative counts them as clips of no class, " if labels.multi_label else ""
         raise UserError(
-            f"{bare} of {len(targets.targets)} clips in {dataset.path!r} have no label: {several}--unlabelled drop "
+            f"{bare} of {len(labels)} clips in {dataset.path!r} have no label: {several}--unlabelled drop "
             "leaves them out"
         )
 
 
-def _check_classes(part: Split, targets: Targets) -> None:
+def _check_classes(part: Split, labels: Labels) -> None:
     """A class that is tested or chosen on must have been trained on."""
     for rows, where, known in (
         (part.test, "tested", part.all_train),
         (part.validation, "in the validation part", part.train),
     ):
-        unseen = np.flatnonzero(targets.targets[rows].any(axis=0) & ~targets.targets[known].any(axis=0))
+        unseen = np.flatnonzero(labels.table[rows].any(axis=0) & ~labels.table[known].any(axis=0))
         if len(unseen):
             raise UserError(
-                f"class {_listed([targets.names[i] for i in unseen])} is {where} but has no clip in the training part: "
+                f"class {_listed([labels.names[i] for i in unseen])} is {where} but has no clip in the training part: "
                 "leave its clips out of the manifest, or spread them over the folds or splits"
             )
     if not (len(part.train) and len(part.test)):

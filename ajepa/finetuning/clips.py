@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -13,59 +12,10 @@ from ajepa.errors import UserError
 from ajepa.finetuning.augment import AugmentationParams, draw, mixed_frames
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.shards.dataset import ShardDataset
+from ajepa.shards.labels import Labels
 from ajepa.shards.reader import Batch, ShardReader
 
 BALANCE_STREAM = 20  # of counter_rng.uniform
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The labels of every clip in storage order, as rows of one long list."""
-
-    values: np.ndarray  # int64, label ids
-    starts: np.ndarray  # [n + 1] where each clip's begin
-    num_classes: int
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether clips have several: then the loss is binary cross-entropy, else cross-entropy."""
-        return bool((np.diff(self.starts) > 1).any())
-
-    def targets(self, rows: np.ndarray) -> np.ndarray:
-        """[b, C] float32, 1 for each label of the rows."""
-        out = np.zeros((len(rows), self.num_classes), np.float32)
-        counts = (self.starts[1:] - self.starts[:-1])[rows]
-        clip = np.repeat(np.arange(len(rows)), counts)
-        inside = np.arange(len(clip)) - np.repeat(np.cumsum(counts) - counts, counts)
-        out[clip, self.values[self.starts[rows][clip] + inside]] = 1
-        return out
-
-    def weights(self, rows: np.ndarray) -> np.ndarray:
-        """Inverse label frequency of rows [b]: the sum over a clip's labels of 1 / clips with that label. No label
-        counts as one."""
-        targets = self.targets(rows)
-        bare = ~targets.any(axis=1)
-        return targets @ (1 / np.maximum(targets.sum(axis=0), 1)) + bare / max(1, int(bare.sum()))
-
-
-def read_labels(dataset: ShardDataset) -> Labels:
-    """The labels of a dataset.
-
-    Raises:
-        UserError: no clip has one, or ids without a name.
-    """
-    column = dataset.read_columns(["labels"])["labels"]
-    counts = pc.list_value_length(column).to_numpy()
-    if not counts.any():
-        raise UserError(
-            f"no clip in {dataset.path!r} has a label: fine-tuning needs them (preprocess with --labels-from-folders, "
-            "or a manifest with labels)"
-        )
-    values = pc.list_flatten(column).to_numpy().astype(np.int64)
-    classes = len(dataset.label_names)
-    if classes < 2 or values.max() >= classes or values.min() < 0:
-        raise UserError(f"{dataset.path!r} names {classes} labels and has ids up to {values.max()}: preprocess again")
-    return Labels(values, np.concatenate([[0], np.cumsum(counts)]), classes)
 
 
 @dataclass(frozen=True)
@@ -90,7 +40,7 @@ class Inputs:
 
 
 def prepare(config: FinetuneConfig, labels: Labels, batch: Batch, pin: bool = False) -> Inputs:
-    """Look up the labels of a batch and draw for it; with `pin`, in memory a GPU copies from by itself."""
+    """Look up the labels of a batch and draw for it; with `pin`, in memory that a GPU copies from asynchronously."""
     assert batch.num_frames is not None
     draws = draw(config, batch.samples, batch.num_frames, batch.log_mel.shape[1])
     inputs = Inputs(

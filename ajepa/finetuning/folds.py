@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ajepa.errors import UserError
-from ajepa.evaluation.splits import make_splits, read_targets
+from ajepa.evaluation.splits import make_splits
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.shards.dataset import ShardDataset
+from ajepa.shards.labels import read_labels
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ def plan_folds(
     Raises:
         UserError: a fold that is not there, or parts that cannot be made.
     """
-    targets = read_targets(dataset)
+    labels = read_labels(dataset)
     fits = []
     for seed in range(config.seed, config.seed + seeds):
-        splits = make_splits(dataset, targets, seed, unlabelled=config.unlabelled)
+        splits = make_splits(dataset, labels, seed, unlabelled=config.unlabelled)
         for part in splits.parts:
             name = f"seed-{seed}" + (f"-fold-{part.fold}" if part.fold is not None else "")
             refit = part.refit if config.refit == "auto" else config.refit == "on"

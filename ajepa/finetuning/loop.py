@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from ajepa.finetuning.classifier import Score, resume, snapshot
-from ajepa.finetuning.clips import Labels, prepare
+from ajepa.finetuning.clips import prepare
 from ajepa.finetuning.predict import metric_name, outputs, score
 from ajepa.finetuning.step import FinetuneState, train_step
+from ajepa.shards.labels import Labels
 from ajepa.shards.reader import ShardReader
 from ajepa.training.async_metrics import resolve_metrics
 from ajepa.training.checkpoint_writer import CheckpointWriter
@@ -47,7 +48,7 @@ def train(
         UserError: checkpoints and none is intact, or the workers see different ones; a damaged shard; too little GPU
             memory.
         NonFiniteLoss: a batch that cannot be trained on.
-        Stopped, Preempted: `worker.stop` said so; the checkpoint is written.
+        Stopped, Preempted: `worker.stop` asked for it; the checkpoint is written.
     """
     config = state.config
     steps = state.schedule.steps(stage.epochs)

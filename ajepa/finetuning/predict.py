@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ajepa.evaluation.metrics import selection_score
-from ajepa.finetuning.clips import Labels
+from ajepa.shards.labels import Labels
 from ajepa.shards.reader import ShardReader
 
 CLIPS_AT_ONCE = 32

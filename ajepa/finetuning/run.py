@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from ajepa import storage
 from ajepa.checkpoints import MODEL, checkpoint_path, read_best
-from ajepa.choices import Branch
+from ajepa.choices import Branch, Pooling
 from ajepa.finetuning.classifier import AVERAGE, Score, load_weights, write_model
-from ajepa.finetuning.clips import Labels, open_reader, read_labels
+from ajepa.finetuning.clips import open_reader
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.folds import FoldPlan, plan_folds
 from ajepa.finetuning.loop import Stopped, TrainingPhase, best_of, train
@@ -27,11 +27,13 @@ from ajepa.finetuning.step import FinetuneState, build_state
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
+from ajepa.shards.labels import Labels, read_labels
 from ajepa.shards.reader import ShardReader
 from ajepa.training.worker import WorkerHooks
 
 RESULT = "result.json"  # of a fit, written last
 TEST_LOGITS = "test.safetensors"  # of a fit: "rows" [n] and "logits" [n, C]
+CHOOSE, REFIT = "choose", "refit"  # folders of a fit's checkpoints
 MODEL_FOLDER = "model"  # of a fit: an export with the head beside it
 
 
@@ -52,7 +54,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a fit."""
+    """The result of a fit."""
 
     name: str
     seed: int
@@ -66,28 +68,50 @@ class Result:
 
 
 def finetune(job: Job, worker: WorkerHooks) -> None:
-    """Do every fit of a job that has no result yet. Returns early, with checkpoints written, when asked to stop.
+    """Do every fold plan of a job that has no result yet. Returns early, with checkpoints written, when asked to stop.
 
     Raises:
         UserError: as `train`, and for an encoder or data that do not fit.
     """
     dataset = open_dataset(job.data)
     labels = read_labels(dataset)
-    fits = plan_folds(dataset, job.config, job.seeds, job.fold)
-    left = [fit for fit in fits if read_result(job.output, fit.name) is None]
+    plans = plan_folds(dataset, job.config, job.seeds, job.fold)
+    left = [plan for plan in plans if read_result(job.output, plan.name) is None]
     if worker.world_size > 1:
         dist.barrier()  # all have looked before the first one writes
     audio = load_encoder(job.encoder, job.branch)
-    features: dict[int, np.ndarray] = {}
+    frozen = FrozenFeatures(audio, dataset, labels, job.config.pooling, worker)
     try:
-        for fit in left:
-            Trainer(job, dataset, labels, audio, fit, worker, features).run()
+        for plan in left:
+            Trainer(job, dataset, labels, audio, plan, worker, frozen).run()
     except Stopped:
         return
 
 
+class FrozenFeatures:
+    """What the head sees of every clip before anything is learned; computed once a job, by all workers together."""
+
+    def __init__(
+        self, audio: AudioEncoder, dataset: ShardDataset, labels: Labels, pooling: Pooling, worker: WorkerHooks
+    ) -> None:
+        self._audio, self._dataset, self._labels, self._pooling = audio, dataset, labels, pooling
+        self._worker = worker
+        self._values: np.ndarray | None = None
+
+    def values(self, reader: ShardReader) -> np.ndarray:
+        """[num_clips, D']."""
+        if self._values is None:
+            worker = self._worker
+            model = Classifier(self._audio, self._labels.num_classes, self._pooling)
+            frozen = model.to(worker.device).requires_grad_(False)
+            everything = np.arange(self._dataset.num_clips)
+            found = outputs(frozen.features, reader, everything, worker.device, worker.rank, worker.world_size)
+            self._values = found.numpy()
+        return self._values
+
+
 class Trainer:
-    """One fit."""
+    """The trainings of one fold plan."""
 
     def __init__(
         self,
@@ -95,47 +119,56 @@ class Trainer:
         dataset: ShardDataset,
         labels: Labels,
         audio: AudioEncoder,
-        fit: FoldPlan,
+        plan: FoldPlan,
         worker: WorkerHooks,
-        features: dict[int, np.ndarray],
+        frozen: FrozenFeatures,
     ) -> None:
-        self.job, self.dataset, self.labels, self.audio, self.fit, self.worker = (
-            job,
-            dataset,
-            labels,
-            audio,
-            fit,
-            worker,
-        )
-        self.config = dataclasses.replace(job.config, seed=fit.seed)
-        self.folder = storage.join(job.output, fit.name)
-        self._features = features  # of the frozen encoder by row, shared by all fits
+        self.job, self.dataset, self.labels, self.audio = job, dataset, labels, audio
+        self.plan, self.worker, self.frozen = plan, worker, frozen
+        self.config = dataclasses.replace(job.config, seed=plan.seed)
+        self.folder = storage.join(job.output, plan.name)
         self._probes: dict[int, ProbeHead] = {}  # by number of clips: the head's start and the score share one
 
     def run(self) -> None:
         """Choose the number of epochs, train again on more clips where that is wanted, test once, write the model."""
-        fit = self.fit
-        stage = TrainingPhase(storage.join(self.folder, "choose"), fit.name, fit.validation, self.config.epochs)
-        state, reader = self._start(fit.train)
-        curve = train(stage, state, reader, self.labels, self.worker)
+        state, reader, curve = self._choose_epochs()
         best = best_of(curve)
-        if fit.refit:
-            again = TrainingPhase(
-                storage.join(self.folder, "refit"), f"{fit.name}-refit", np.empty(0, np.int64), best.epoch
-            )
-            state, reader = self._start(fit.final)
-            train(again, state, reader, self.labels, self.worker)
+        if self.plan.refit:
+            state, reader = self._refit(best.epoch)
         else:
-            self._barrier()  # rank 0 has written the best checkpoint
-            noted = read_best(stage.folder)
-            assert noted is not None
-            file = MODEL if state.average is None else AVERAGE
-            load_weights(checkpoint_path(stage.folder, noted["step"]), state.scored, file)
-        logits = outputs(state.scored, reader, fit.test, self.worker.device, self.worker.rank, self.worker.world_size)
+            self._load_best(state)
+        worker = self.worker
+        logits = outputs(state.scored, reader, self.plan.test, worker.device, worker.rank, worker.world_size)
         probe = self._probe_score(reader)
-        if self.worker.rank == 0:
+        if worker.rank == 0:
             self._write(state, best, curve, logits, probe)
         self._barrier()
+
+    def _choose_epochs(self) -> tuple[FinetuneState, ShardReader, list[Score]]:
+        """Train on the training clips, scored on the validation clips after each epoch."""
+        plan, config = self.plan, self.config
+        phase = TrainingPhase(self._checkpoints(CHOOSE), plan.name, plan.validation, config.epochs)
+        state, reader = self._start(plan.train)
+        return state, reader, train(phase, state, reader, self.labels, self.worker)
+
+    def _refit(self, epochs: int) -> tuple[FinetuneState, ShardReader]:
+        """Train again, on training and validation clips, for the epochs that were chosen."""
+        nothing = np.empty(0, np.int64)
+        phase = TrainingPhase(self._checkpoints(REFIT), f"{self.plan.name}-refit", nothing, epochs)
+        state, reader = self._start(self.plan.final)
+        train(phase, state, reader, self.labels, self.worker)
+        return state, reader
+
+    def _load_best(self, state: FinetuneState) -> None:
+        """The weights of the epoch that was chosen."""
+        self._barrier()  # rank 0 has written the best checkpoint
+        folder = self._checkpoints(CHOOSE)
+        noted = read_best(folder)
+        assert noted is not None
+        load_weights(checkpoint_path(folder, noted["step"]), state.scored, MODEL if state.average is None else AVERAGE)
+
+    def _checkpoints(self, phase: str) -> str:
+        return storage.join(self.folder, phase)
 
     def _start(self, rows: np.ndarray) -> tuple[FinetuneState, ShardReader]:
         """A state at step 0 and its stream of the clips `rows`."""
@@ -145,65 +178,52 @@ class Trainer:
         if config.head_init == "probe":
             model.start_from(*self._probe(reader, rows).tensors())
         schedule = Schedule(config, reader.num_clips)
-        return (
-            build_state(config, model, schedule, self.labels.multi_label, worker.device, worker.world_size),
-            reader,
-        )
+        state = build_state(config, model, schedule, self.labels.multi_label, worker.device, worker.world_size)
+        return state, reader
 
     def _probe(self, reader: ShardReader, final: np.ndarray) -> ProbeHead:
         """The linear probe of the clips `final`, its penalty chosen as the epochs are."""
         if len(final) not in self._probes:
-            targets, fit = self.labels.targets(np.arange(self.dataset.num_clips)), self.fit
-            several, known = self.labels.multi_label, self._frozen_features(reader)
-            self._probes[len(final)] = probe_head(known, targets, several, fit.train, fit.validation, final)
+            targets, plan = self.labels.targets(np.arange(self.dataset.num_clips)), self.plan
+            features, multi_label = self.frozen.values(reader), self.labels.multi_label
+            self._probes[len(final)] = probe_head(features, targets, multi_label, plan.train, plan.validation, final)
         return self._probes[len(final)]
 
     def _probe_score(self, reader: ShardReader) -> float | None:
-        """What the frozen encoder's linear probe is worth on the test clips. It has no seed but that of drawn parts."""
-        fit, labels = self.fit, self.labels
-        if not self.job.probe or not (fit.drawn or fit.seed == self.job.config.seed):
+        """Test score of the frozen encoder's linear probe. It has no seed but that of drawn parts."""
+        plan, labels = self.plan, self.labels
+        if not self.job.probe or not (plan.drawn or plan.seed == self.job.config.seed):
             return None
-        known = self._frozen_features(reader)  # by all workers together
+        features = self.frozen.values(reader)  # by all workers together
         if self.worker.rank != 0:
             return None
-        logits = self._probe(reader, fit.final).logits(known[fit.test])
-        return score(logits, labels.targets(fit.test), labels.multi_label)
-
-    def _frozen_features(self, reader: ShardReader) -> np.ndarray:
-        """What the head sees of every clip before anything is learned, [num_clips, D']; computed once a job."""
-        if 0 not in self._features:
-            worker = self.worker
-            model = Classifier(self.audio, self.labels.num_classes, self.config.pooling)
-            frozen = model.to(worker.device).requires_grad_(False)
-            everything = np.arange(self.dataset.num_clips)
-            found = outputs(frozen.features, reader, everything, worker.device, worker.rank, worker.world_size)
-            self._features[0] = found.numpy()
-        return self._features[0]
+        logits = self._probe(reader, plan.final).logits(features[plan.test])
+        return score(logits, labels.targets(plan.test), labels.multi_label)
 
     def _write(
         self, state: FinetuneState, best: Score, curve: list[Score], logits: torch.Tensor, probe: float | None
     ) -> None:
-        """The model, the test logits and, last, the result; then the checkpoints have done their work."""
-        fit, dataset = self.fit, self.dataset
+        """The model, the test logits and, last, the result; then the checkpoints are no longer needed."""
+        plan, dataset = self.plan, self.dataset
         notes = self.job.runs | {
             "finetuned_on": dataset.content_hash,
             "from": self.audio.about.get("digest", ""),
             "epoch": best.epoch,
-            "seed": fit.seed,
-            "fold": fit.fold,
+            "seed": plan.seed,
+            "fold": plan.fold,
             "config": self.config.to_dict(),
         }
         write_model(storage.join(self.folder, MODEL_FOLDER), state.scored, dataset.label_names, notes)
-        tensors = {"rows": torch.from_numpy(fit.test), "logits": logits.contiguous()}
+        tensors = {"rows": torch.from_numpy(plan.test), "logits": logits.contiguous()}
         with storage.atomic_output(storage.join(self.folder, TEST_LOGITS)) as stream:
             stream.write(safetensors.torch.save(tensors))
-        test = score(logits.numpy(), self.labels.targets(fit.test), self.labels.multi_label)
+        test = score(logits.numpy(), self.labels.targets(plan.test), self.labels.multi_label)
         result = Result(
-            fit.name, fit.seed, fit.fold, best.epoch, best.score, test, [vars(p) for p in curve], fit.refit, probe
+            plan.name, plan.seed, plan.fold, best.epoch, best.score, test, [vars(p) for p in curve], plan.refit, probe
         )
         storage.write_text(storage.join(self.folder, RESULT), json.dumps(dataclasses.asdict(result), indent=1))
-        for stage in ("choose", "refit"):
-            storage.delete(storage.join(self.folder, stage))
+        for phase in (CHOOSE, REFIT):
+            storage.delete(self._checkpoints(phase))
 
     def _barrier(self) -> None:
         if self.worker.world_size > 1:

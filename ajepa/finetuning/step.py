@@ -76,7 +76,7 @@ class StepResult:
 def train_step(state: FinetuneState, inputs: Inputs, *, stop: int = 0) -> StepResult:
     """Advance the state by one step: forward, backward, clipped AdamW update, average of the weights.
 
-    The gradient is that of the mean over the whole batch, whatever the workers' shares and micro-batches.
+    The gradient is that of the mean over the whole batch, independent of the workers' shares and micro-batches.
 
     Args:
         inputs: this worker's share, on the device.

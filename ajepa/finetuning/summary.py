@@ -8,8 +8,8 @@ import numpy as np
 
 from ajepa.evaluation.metrics import class_scores, confusion, multi_label_scores
 from ajepa.evaluation.tables import markdown_table
-from ajepa.finetuning.clips import Labels
 from ajepa.finetuning.run import Result
+from ajepa.shards.labels import Labels
 
 FINETUNED, PROBE = "fine-tuned", "linear probe"
 

@@ -49,8 +49,10 @@ class Embeddings:
                     for group in range(parquet.num_row_groups):
                         yield parquet.read_row_group(group, columns=columns)
             except (pa.ArrowException, OSError, KeyError) as error:
-                said = str(error).splitlines()[0]
-                raise UserError(f"{where!r} cannot be read ({said}): restore it, or embed into a new folder") from error
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"{where!r} cannot be read ({reason}): restore it, or embed into a new folder"
+                ) from error
 
 
 def open_embeddings(path: str) -> Embeddings:

@@ -120,7 +120,7 @@ def _from_info(path: str, info: dict[str, Any]) -> ShardDataset:
 
 
 class DatasetSummary:
-    """What a dataset comes to, taken from its ok rows shard by shard in any order; memory holds the clip ids."""
+    """The summary of a dataset, from its ok rows shard by shard in any order; memory holds the clip ids."""
 
     def __init__(self, front_end: FrontEndConfig, label_names: list[str]) -> None:
         self._about = json.dumps([dataclasses.asdict(front_end), label_names], sort_keys=True)

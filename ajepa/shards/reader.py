@@ -59,7 +59,7 @@ class ShardReader:
         cache_bytes: a dataset that fits is kept in memory whole; of a larger one the row groups in use are.
 
     Attributes:
-        step: the next step, after the last batch that `batches` handed over.
+        step: the next step, after the last batch that `batches` gave.
         num_clips: clips of an epoch, those held out apart.
         heldout_rows: int64 [holdout], rows in storage order.
 
@@ -145,7 +145,7 @@ class ShardReader:
                     if stopped.is_set():
                         return
                     put(self._batch(step, stop, pool))
-            except BaseException as error:  # handed over, not swallowed
+            except BaseException as error:  # raised by the caller, not lost
                 put(error)
 
         thread = threading.Thread(target=produce, daemon=True, name="shard-reader")

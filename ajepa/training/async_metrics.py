@@ -67,7 +67,7 @@ def weighted(loss: Tensor, weight: float) -> Tensor:
 
 
 def enqueue_metrics(state: MetricsOwner, inputs: Clips, loss: Tensor, grad_norm: Tensor, stop: int) -> None:
-    """Note loss, gradient norm and the workers' stop requests; on a GPU they travel to the host by themselves."""
+    """Note loss, gradient norm and the workers' stop requests; on a GPU they are copied to the host asynchronously."""
     request = torch.full((), float(stop), device=state.device)
     if state.world_size > 1:
         dist.all_reduce(request, dist.ReduceOp.MAX)
@@ -114,7 +114,7 @@ def _blame(seen: PendingMetrics, loss: float, grad_norm: float) -> NonFiniteLoss
 
 
 def out_of_memory(state: MetricsOwner, batch_size: int, micro_batch: int) -> UserError:
-    """What is said where a GPU has too little memory for a worker's share of a step: a restart would meet it again.
+    """The error where a GPU has too little memory for a worker's share of a step: a restart would fail again.
 
     Args:
         batch_size: clips a step of all workers.

@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread while training goes on: one at a time, errors said at the next occasion."""
+"""Checkpoints written by a thread while training goes on: one at a time; an error is raised by the next call."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ class CheckpointWriter:
         self.run, self.keep, self._take, self._later_wins = run, keep, take, later_wins
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self.saved_step = -1  # the last one handed over
+        self.saved_step = -1  # the last one given to the thread
 
     def save(self, score: float | None = None) -> None:
         """Write the state; `score` (higher is better) decides which checkpoint is kept as the best."""
@@ -42,7 +42,7 @@ class CheckpointWriter:
                 if score is not None:
                     note_best(self.run, shot.step, score, self._later_wins)
                 prune_checkpoints(self.run, self.keep, shot.step)
-            except BaseException as error:  # handed over, not swallowed
+            except BaseException as error:  # raised by the caller, not lost
                 self._error = error
 
         self._thread = threading.Thread(target=work, name="checkpoint-writer")
@@ -61,7 +61,7 @@ class CheckpointWriter:
             reason = "the disk is full" if error.errno == errno.ENOSPC else str(error).splitlines()[0]
             raise UserError(
                 f"cannot write the checkpoint {folder!r}: {reason}. "
-                "Make room or mend it, then run the same command again: it goes on from the checkpoint before"
+                "Make room or fix the cause, then run the same command again: it goes on from the checkpoint before"
             ) from error
         if error is not None:
             raise error

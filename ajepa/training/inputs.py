@@ -51,7 +51,7 @@ def mask_batch(config: Config, samples: np.ndarray, total_steps: int) -> tuple[T
 
 
 def prepare(config: Config, batch: Batch, total_steps: int, pin: bool = False) -> Inputs:
-    """Draw the masks of a batch and wrap it in tensors; with `pin`, in memory a GPU copies from by itself."""
+    """Draw the masks of a batch and wrap it in tensors; with `pin`, in memory that a GPU copies from asynchronously."""
     tensors = torch.from_numpy(batch.log_mel), *mask_batch(config, batch.samples, total_steps)
     log_mel, context, targets = (t.pin_memory() if pin else t for t in tensors)
     return Inputs(log_mel, context, targets, batch.rows)

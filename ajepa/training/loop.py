@@ -29,7 +29,7 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerHook
             different ones; a damaged shard; too little GPU memory.
         NonFiniteLoss: a batch that cannot be trained on.
         Collapsed: the verdict, with stop_on_collapse.
-        Preempted: `worker.stop` said RESTART; the checkpoint is written.
+        Preempted: `worker.stop` asked for RESTART; the checkpoint is written.
     """
     every = config.train
     reader = ShardReader(

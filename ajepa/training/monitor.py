@@ -51,6 +51,6 @@ class Monitor:
         return report | {"verdict": str(self.verdict)}
 
     def stop_on_collapse(self) -> None:
-        """Raise Collapsed if the run is told to and the last verdict says so."""
+        """Raise Collapsed if the settings ask for it and the last verdict is "collapsing"."""
         if self.state.config.train.stop_on_collapse and self.verdict.state == "collapsing":
             raise Collapsed(f"step {self.state.step}: {self.verdict} (--no-stop-on-collapse goes on)")

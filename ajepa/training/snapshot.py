@@ -45,7 +45,7 @@ def snapshot(
         "format_version": FORMAT_VERSION,
         "step": state.step,
         "total_steps": state.total_steps,
-        "reader": reader | {"step": state.step},  # it may have handed over a batch more
+        "reader": reader | {"step": state.step},  # it may be a batch ahead
         "scaler": state.scaler.state_dict(),
         "config": state.config.to_dict(),
         "report": report or {},

@@ -79,8 +79,8 @@ def build_state(
 def train_step(state: TrainState, inputs: Inputs, *, metrics: bool = False, stop: int = 0) -> StepResult:
     """Advance the state by one step: forward, backward, clipped AdamW update, EMA update (spec 8).
 
-    The gradient is that of the mean over the whole batch, whatever the workers' shares and micro-batches: each part
-    counts by its clips. On a GPU nothing here waits for the device.
+    The gradient is that of the mean over the whole batch. It does not depend on the workers' shares or micro-batches:
+    each part counts by its clips. On a GPU nothing here waits for the device.
 
     Args:
         inputs: this worker's share, on the device.

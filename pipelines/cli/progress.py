@@ -19,7 +19,7 @@ class Progress:
     def __init__(self, what: str, total: int, unit: str = "clip") -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = self.failed = 0
-        self._start = self._said = time.monotonic()
+        self._start = self._printed = time.monotonic()
         self._first: tuple[float, int] | None = None  # when work first came in, and how much
         self._bar = tqdm(total=total, unit=unit, desc=what, mininterval=0.5) if sys.stderr.isatty() else None
 
@@ -42,8 +42,8 @@ class Progress:
             self._bar.update(count)
             if self.failed:
                 self._bar.set_postfix(failed=self.failed)
-        elif now - self._said >= LOG_EVERY:
-            self._said = now
+        elif now - self._printed >= LOG_EVERY:
+            self._printed = now
             print(self.line(self._rate(now, *self._first)), file=sys.stderr, flush=True)
 
     def _rate(self, now: float, first: float, at_first: int) -> float:

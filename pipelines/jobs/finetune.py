@@ -10,13 +10,14 @@ from typing import Any
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.evaluation.tables import markdown_table
-from ajepa.finetuning.clips import Labels, open_reader, read_labels
+from ajepa.finetuning.clips import open_reader
 from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.predict import metric_name
 from ajepa.finetuning.run import MODEL_FOLDER, Job, Result, finetune, read_result, read_test_logits
 from ajepa.finetuning.summary import Row, class_table, rows_of, summary_table
 from ajepa.inference.pretrained import load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
+from ajepa.shards.labels import Labels, read_labels
 from ajepa.training.run_folder import RUN_JSON
 from pipelines.cli.arguments import parse_workers
 from pipelines.cli.lock import claimed

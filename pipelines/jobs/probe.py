@@ -16,10 +16,11 @@ from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Row, Source, co
 from ajepa.evaluation.feature_cache import FeatureCache, default_cache
 from ajepa.evaluation.features import mel_statistics
 from ajepa.evaluation.heads import Features
-from ajepa.evaluation.splits import Splits, make_splits, read_targets
+from ajepa.evaluation.splits import Splits, make_splits
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder, random_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
+from ajepa.shards.labels import read_labels
 from pipelines.cli.arguments import choose_threads
 from pipelines.cli.lock import claimed
 from pipelines.probe import ProbeArgs
@@ -41,9 +42,9 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
     dataset = open_dataset(args.data)
     check_encoders(encoders, paths, dataset, layers)
     folder = output_folder(args, paths[0], dataset)
-    targets = read_targets(dataset)
+    labels = read_labels(dataset)
     splits = {
-        seed: make_splits(dataset, targets, seed, args.train_splits, args.unlabelled) for seed in range(args.seeds)
+        seed: make_splits(dataset, labels, seed, args.train_splits, args.unlabelled) for seed in range(args.seeds)
     }
     origins = [pretraining(path) for path in paths]
     uri = mlflow_run.tracking_uri(args.mlflow_uri or recorded_uri(origins[0]), str(folder))
@@ -64,13 +65,13 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
             cache = FeatureCache(Path(args.cache or default_cache()).expanduser())
             sources = make_sources(args, encoders, paths, dataset, layers, cache)
             rows = []
-            for row in compare(sources, targets, splits, args.protocol, device):
+            for row in compare(sources, labels, splits, args.protocol, device):
                 rows.append(row)
                 print(f"{row.features}, {row.pooling}: {row.metric} {row.mean:.3f}", flush=True)
             best = choose_row(rows)
             picture = partial(_vectors, sources[0], best.pooling)
             described = about(args, encoders, paths, dataset, splits[0])
-            write_outputs(folder, rows, best, picture, targets, described, args.figures)
+            write_outputs(folder, rows, best, picture, labels, described, args.figures)
             tracker.log_metrics(max(e.about["step"] for e in encoders), metrics(rows))
             for name in OUTPUTS:
                 if (folder / name).exists():

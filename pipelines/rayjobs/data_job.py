@@ -78,7 +78,8 @@ def run_blocks(what: str, todo: Sequence[int], clips: int, function: Any, **opti
             for row in job.iter_rows():
                 if row["stopped"]:
                     raise UserError(
-                        f"stopped: {row['stopped']}. What is finished is kept: mend it and run the same command again"
+                        f"stopped: {row['stopped']}. What is finished is kept: fix the cause and run the same command "
+                        "again"
                     )
                 errors = Counter(json.loads(row["errors"]))
                 figures.update(ok=row["ok"], cut=row["cut"], failed=errors.total())

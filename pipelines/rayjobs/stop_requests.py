@@ -35,7 +35,7 @@ class StopPoller:
     """Asked before every step what the world outside wants of this worker.
 
     Raises (from a call):
-        Orphaned: a worker would outlive its Ray by seconds, and train on under the hands of the next attempt.
+        Orphaned: the Ray of this worker has ended. It would go on for seconds, beside the next attempt.
     """
 
     def __init__(self, output: str, rank: int, in_ray: bool) -> None:
@@ -113,7 +113,7 @@ def in_thread(work: Any) -> None:
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # handed over, not swallowed
+        except BaseException as error:  # raised by the caller, not lost
             errors.append(error)
 
     thread = threading.Thread(target=run, name="trainer", daemon=True)

@@ -54,7 +54,7 @@ def fit(job: Callable[[WorkerHooks], None], output: str, workers: Workers, callb
         output: the run folder.
 
     Raises:
-        UserError: too few resources, or what a worker said is the user's to mend.
+        UserError: too few resources, or a worker's UserError.
         KeyboardInterrupt: Ctrl-C; Terminated: SIGTERM. A checkpoint is written, unless they came twice.
     """
     storage.delete(storage.join(output, STOP_FILE))  # left by a command that was killed

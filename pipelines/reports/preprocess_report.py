@@ -41,7 +41,7 @@ def write_report(dataset: ShardDataset, folder: Path, remarks: Sequence[str] = (
     """Write report.md and its pictures into a local folder; returns their paths.
 
     Args:
-        remarks: what the source said about itself, a line each.
+        remarks: of the source, a line each.
         missing: clips the source lists and has no audio of.
     """
     folder.mkdir(parents=True, exist_ok=True)

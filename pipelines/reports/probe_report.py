@@ -12,8 +12,8 @@ from ajepa import storage
 from ajepa.evaluation.comparison import Row, comparison_table
 from ajepa.evaluation.metrics import class_scores, confusion
 from ajepa.evaluation.probe import ProbeResult
-from ajepa.evaluation.splits import Targets
 from ajepa.evaluation.tables import markdown_table
+from ajepa.shards.labels import Labels
 
 OUTPUTS = (
     "table.md", "table.csv", "per_class.md", "per_class.csv", "results.json", "confusion.png", "map.png",
@@ -26,7 +26,7 @@ def write_outputs(
     rows: Sequence[Row],
     best: Row,
     vectors: Callable[[], np.ndarray],
-    targets: Targets,
+    labels: Labels,
     about: dict[str, Any],
     figures: bool = True,
 ) -> None:
@@ -53,7 +53,7 @@ def write_outputs(
         ]
     )
     storage.write_text(str(folder / "table.csv"), table.to_csv(index=False))
-    classes = per_class(result, targets.names)
+    classes = per_class(result, labels.names)
     storage.write_text(str(folder / "per_class.csv"), classes.to_csv(index=False))
     storage.write_text(
         str(folder / "per_class.md"), markdown_table(list(classes.columns), classes.to_numpy(object).tolist()) + "\n"
@@ -67,12 +67,12 @@ def write_outputs(
 
     title = f"{about['protocol']} probe, {best.pooling} pooling: {best.metric} {best.runs[0].score:.3f}"
     if not result.multi_label:
-        table = confusion(*_labels(result), len(targets.names))
-        draw_confusion(table, targets.names, title, folder / "confusion.png")
+        table = confusion(*_labels(result), len(labels.names))
+        draw_confusion(table, labels.names, title, folder / "confusion.png")
     if len(result.clips) >= SMALLEST_MAP:
         order = np.sort(result.clips)
         draw_map(
-            vectors()[order], targets.targets[order], targets.names,
+            vectors()[order], labels.table[order], labels.names,
             f"test clips by t-SNE, {best.pooling} pooling", folder / "map.png",
         )  # fmt: skip
 

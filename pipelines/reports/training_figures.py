@@ -134,7 +134,7 @@ def draw_training(history: Sequence[dict[str, Any]], width: int, path: Path, cro
     """A run at a glance, with its verdict: loss, ranks, online probe over its baselines, spread, cosines, optimisation.
 
     Args:
-        history: the run's reports; what no report holds is left empty and said so.
+        history: the run's reports; what no report holds is left empty, with a note.
         width: of the encoder.
         crops: that health was measured on.
     """

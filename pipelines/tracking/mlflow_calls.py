@@ -8,7 +8,7 @@ from pipelines.tracking import mlflow_uri
 
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_LIMIT_EXCEEDED")
-ANSWERED = re.compile(r"error code (?!408|429)4\d\d")  # of a server: it will say so again
+ANSWERED = re.compile(r"error code (?!408|429)4\d\d")  # of a server: it would answer the same again
 AWAY = re.compile(
     r"locked|is full|readonly|timed? ?out|refused|could not (connect|translate)|too many|closed", re.IGNORECASE
 )

@@ -40,7 +40,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 @dataclass(kw_only=True)
 class Run:
-    """What is to be said of a run when it is created."""
+    """What a run is created with."""
 
     name: str
     experiment: str
@@ -71,7 +71,7 @@ class Sender:
     def __post_init__(self) -> None:
         self.spool = tempfile.TemporaryDirectory()  # files to send: those of the caller may be gone by then
         self.problem = ""  # why nothing can be sent
-        self.refused: BaseException | None = None  # what the server said of the run itself
+        self.refused: BaseException | None = None  # the server's answer about the run itself
         self.progress = 0
         self._ended = False
         self._checked = not self.run.run_id  # whether a run of an earlier command is still there
@@ -138,7 +138,7 @@ class Sender:
                 if self.problem:
                     print(f"MLflow at {mlflow_uri.shown(self.uri)} answers again", file=sys.stderr, flush=True)
                 self.problem, wait = "", 0.0
-            except Exception as error:  # whatever it is, it is not to stop the work
+            except Exception as error:  # no error of tracking may stop the command
                 if not self._tried.is_set() and is_final(error):
                     self.refused = error
                     self._tried.set()
@@ -168,7 +168,7 @@ class Sender:
     def _send_all(self, ending: bool) -> None:
         from mlflow import MlflowClient  # seconds
 
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it would print what is said here
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it would print the same
         client = MlflowClient(self.uri)
         try:
             self._ensure_run(client)
@@ -212,7 +212,7 @@ class Sender:
             client.log_batch(run.run_id, params=[Param(k, str(v)[:500]) for k, v in run.params.items()])
 
     def _send(self, client: Any, record: dict[str, Any]) -> None:
-        """One record. What the server refuses for good is said and left out."""
+        """One record. What the server refuses for good is left out, with a warning."""
         from mlflow.exceptions import MlflowException
 
         run = self.run.run_id

@@ -41,7 +41,8 @@ class Reporter:
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
             raise UserError(
-                f"cannot write to {self.output!r}: {reason}. Make room or mend it, then run the same command again"
+                f"cannot write to {self.output!r}: {reason}. Make room or fix the cause, then run the same command "
+                "again"
             ) from error
 
 

@@ -16,7 +16,8 @@ from ajepa.evaluation.heads import Features
 from ajepa.evaluation.lbfgs import Minimiser
 from ajepa.evaluation.metrics import multi_label_scores, precision_replicates, resamples
 from ajepa.evaluation.probe import probe
-from ajepa.evaluation.splits import Split, Splits, Targets
+from ajepa.evaluation.splits import Split, Splits
+from ajepa.shards.labels import labels_from_table
 
 CLIPS, WIDTH, CLASSES, TEST = 20_000, 768, 527, 2_000
 
@@ -57,7 +58,7 @@ def fit(kind: str) -> None:
     Minimiser.minimise = counted  # type: ignore[method-assign]
     rows = np.arange(CLIPS)
     part = Split(rows[rows % 10 != 0], rows[rows % 10 == 0], np.arange(CLIPS, CLIPS + TEST), refit=True)
-    targets = Targets(tuple(map(str, range(CLASSES))), labels)
+    targets = labels_from_table(tuple(map(str, range(CLASSES))), labels)
     start = time.perf_counter()
     result = probe(Features(features), targets, Splits((part,), "", drawn=False))
     took = time.perf_counter() - start

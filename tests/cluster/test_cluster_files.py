@@ -52,7 +52,7 @@ def option_names(kind):
     for f in dataclasses.fields(kind):
         if dataclasses.is_dataclass(f.type):
             names |= option_names(f.type)
-        elif getattr(f.type, "__metadata__", None):  # Annotated[SomeConfig, ...]
+        elif dataclasses.is_dataclass(getattr(f.type, "__origin__", None)):  # Annotated[SomeConfig, ...]
             names |= option_names(f.type.__origin__)
         else:
             names.add("--" + f.name.replace("_", "-"))

@@ -11,8 +11,9 @@ from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Source, compare, comparison_table
 from ajepa.evaluation.features import encoder_features, mel_statistics
 from ajepa.evaluation.heads import Features
-from ajepa.evaluation.splits import make_splits, read_targets
+from ajepa.evaluation.splits import make_splits
 from ajepa.inference.pretrained import random_encoder
+from ajepa.shards.labels import read_labels
 from ajepa.shards.schema import decode_log_mels
 
 
@@ -47,7 +48,7 @@ def test_another_front_end_is_refused(encoder, small_dataset):
 
 
 def test_the_comparison_has_a_row_a_kind_and_pooling(encoder, small_dataset):
-    targets = read_targets(small_dataset)
+    targets = read_labels(small_dataset)
     splits = {seed: make_splits(small_dataset, targets, seed) for seed in (0, 1)}
 
     def features():

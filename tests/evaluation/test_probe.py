@@ -11,7 +11,8 @@ from sklearn.preprocessing import StandardScaler
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.linear import fit_path
 from ajepa.evaluation.probe import probe
-from ajepa.evaluation.splits import Split, Splits, Targets
+from ajepa.evaluation.splits import Split, Splits
+from ajepa.shards.labels import labels_from_table
 
 
 def data(n: int = 150, signal: float = 3.0, seed: int = 0):
@@ -20,7 +21,11 @@ def data(n: int = 150, signal: float = 3.0, seed: int = 0):
     labels = np.arange(n) % 3
     values = rng.normal(size=(n, 10))
     values[np.arange(n), labels] += signal
-    return Features(values), Targets(("a", "b", "c"), np.eye(3, dtype=bool)[labels]), splits(rng.permutation(n) % 5)
+    return (
+        Features(values),
+        labels_from_table(("a", "b", "c"), np.eye(3, dtype=bool)[labels]),
+        splits(rng.permutation(n) % 5),
+    )
 
 
 def splits(folds: np.ndarray) -> Splits:
@@ -50,9 +55,12 @@ def test_noise_stays_at_chance(protocol):
 def test_labels_of_a_test_part_do_not_change_its_scores(protocol):
     features, targets, five = data(signal=1.0)
     one = dataclasses.replace(five, parts=five.parts[2:3])
-    moved = targets.targets.copy()
+    moved = targets.table.copy()
     moved[one.parts[0].test] = np.roll(moved[one.parts[0].test], 1, axis=1)
-    a, b = probe(features, targets, one, protocol), probe(features, Targets(targets.names, moved), one, protocol)
+    a, b = (
+        probe(features, targets, one, protocol),
+        probe(features, labels_from_table(targets.names, moved), one, protocol),
+    )
     assert np.array_equal(a.scores, b.scores) and a.mean != b.mean
 
 
@@ -94,7 +102,7 @@ def test_several_labels_are_scored_by_average_precision():
     labels = rng.random((200, 4)) < 0.3
     labels[:, 0] |= ~labels.any(axis=1)
     values = labels @ rng.normal(size=(4, 10)) + 0.3 * rng.normal(size=(200, 10))
-    result = probe(Features(values), Targets(tuple("abcd"), labels), splits(np.arange(200) % 5))
+    result = probe(Features(values), labels_from_table(tuple("abcd"), labels), splits(np.arange(200) % 5))
     assert result.metric == "mAP" and result.mean > 0.8
     assert set(result.metrics()) == {"mAP", "AUC", "d_prime", "classes_left_out"}
 
@@ -104,7 +112,7 @@ def test_learned_poolings_find_what_only_they_can_see(kind):
     """The label is in one layer of three, or in the loud patch of ten."""
     rng = np.random.default_rng(3)
     labels = np.arange(300) % 3
-    targets = Targets(("a", "b", "c"), np.eye(3, dtype=bool)[labels])
+    targets = labels_from_table(("a", "b", "c"), np.eye(3, dtype=bool)[labels])
     if kind == "layers":
         values = rng.normal(size=(300, 3, 8)).astype(np.float32)
         values[np.arange(300), 1, labels] += 4

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ajepa.errors import UserError
-from ajepa.evaluation.splits import make_splits, read_targets, stratified
+from ajepa.evaluation.splits import make_splits, stratified
+from ajepa.shards.labels import read_labels
 
 
 @dataclasses.dataclass
@@ -33,7 +34,7 @@ class Rows:
 
 
 def make(rows: Rows, seed: int = 0, train=(), unlabelled="refuse"):
-    return make_splits(rows, read_targets(rows), seed, train, unlabelled)
+    return make_splits(rows, read_labels(rows), seed, train, unlabelled)
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), (" train", "TEST "), ("TRAINING", "Evaluation")])

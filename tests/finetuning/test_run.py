@@ -12,7 +12,7 @@ from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features
 from ajepa.finetuning.classifier import Score, load_classifier
-from ajepa.finetuning.clips import open_reader, read_labels
+from ajepa.finetuning.clips import open_reader
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.loop import best_of
@@ -21,6 +21,7 @@ from ajepa.finetuning.probe_head import probe_head
 from ajepa.finetuning.run import Job, finetune, read_result, read_test_logits
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder, write_export
+from ajepa.shards.labels import read_labels
 from ajepa.training.worker import StopRequest, WorkerHooks
 
 CPU = torch.device("cpu")

@@ -9,13 +9,14 @@ from helpers.runs import SHORT_MODEL
 from helpers.workers import run_workers
 
 from ajepa.errors import UserError
-from ajepa.finetuning.clips import open_reader, prepare, read_labels
+from ajepa.finetuning.clips import open_reader, prepare
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.schedule import Schedule
 from ajepa.finetuning.step import FinetuneState, build_state, fitting_clips, train_step
 from ajepa.inference.pretrained import random_encoder
 from ajepa.shards.dataset import open_dataset
+from ajepa.shards.labels import read_labels
 
 STEPS = 3
 AUGMENTED = {

@@ -12,12 +12,13 @@ from helpers.runs import SHORT_MODEL
 from helpers.training_state import STATISTICS
 
 from ajepa.config import FrontEndConfig
-from ajepa.finetuning.clips import Inputs, Labels, prepare
+from ajepa.finetuning.clips import Inputs, prepare
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.schedule import Schedule
 from ajepa.finetuning.step import FinetuneState, build_state, train_step
 from ajepa.inference.pretrained import random_encoder
+from ajepa.shards.labels import Labels
 from ajepa.shards.reader import Batch
 from ajepa.training.async_metrics import resolve_metrics
 from ajepa.training.inputs import on_device
@@ -38,7 +39,7 @@ def make_state(device: str, **changes) -> tuple[FinetuneState, list[Inputs]]:
     """A state and the inputs of six steps, of clips of many lengths."""
     config = FinetuneConfig(**changes)
     rng = np.random.default_rng(0)
-    labels = Labels(np.arange(CLIPS) % 4, np.arange(CLIPS + 1), 4)
+    labels = Labels(tuple("abcd"[:4]), np.arange(CLIPS) % 4, np.arange(CLIPS + 1))
     audio = random_encoder(SHORT_MODEL, 0, FrontEndConfig(clip_frames=FRAMES), STATISTICS)
     model = Classifier(audio, 4, "bands mean+std")
     torch.nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,6 @@ import pytest
 
 from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features
-from ajepa.evaluation.splits import read_targets
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
 from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.predict import score
@@ -21,6 +20,7 @@ from ajepa.finetuning.probe_head import probe_head
 from ajepa.finetuning.run import read_test_logits
 from ajepa.finetuning.summary import Row
 from ajepa.inference.pretrained import load_encoder
+from ajepa.shards.labels import read_labels
 from ajepa.training.run_folder import read_history
 from pipelines.finetune import FinetuneArgs, parse_args
 from pipelines.jobs.finetune import main
@@ -109,7 +109,7 @@ def test_a_model_names_the_runs_it_comes_from(run, done):
 def test_the_probe_beside_it_is_that_of_the_frozen_features(done, small_dataset):
     (fit,) = plan_folds(small_dataset, CONFIG, fold=2)
     features = encoder_features(load_encoder(done.args.encoder), small_dataset)[CONFIG.pooling]
-    targets = read_targets(small_dataset).targets
+    targets = read_labels(small_dataset).table
     head = probe_head(features, targets, False, fit.train, fit.validation, fit.final)
     assert done.rows[1].scores == {(0, 2): score(head.logits(features[fit.test]), targets[fit.test], False)}
 

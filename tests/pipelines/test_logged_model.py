@@ -68,7 +68,8 @@ def test_the_logged_encoder_predicts_in_another_directory(run, logged, tmp_path)
     np.save(elsewhere / "waveforms.npy", waveforms)
     (elsewhere / "user.py").write_text(USER)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-        "MLFLOW_TRACKING_URI": logged.tracker.uri
+        "MLFLOW_TRACKING_URI": logged.tracker.uri,
+        "PYTHONDONTWRITEBYTECODE": "1",  # it reads the logged files in their place
     }
     done = subprocess.run(
         [sys.executable, "user.py", logged.model],

@@ -162,7 +162,7 @@ def test_a_run_that_is_further_than_asked_for_is_said(small_dataset, tmp_path):
 
 def test_the_device_can_leave_a_step_out(monkeypatch):
     """On a GPU the host does not wait to learn that a gradient is not finite: the optimizer leaves out the step."""
-    monkeypatch.setattr("ajepa.training.step.settle", lambda *_: None)
+    monkeypatch.setattr("ajepa.training.update.resolve_metrics", lambda *_: None)
     state = make_state()
     train_step(state, make_inputs(state))
     before = {name: value.clone() for name, value in state.core.named_parameters() if value.requires_grad}
