@@ -59,9 +59,9 @@ def selection_score(scores: np.ndarray, targets: np.ndarray, multi_label: bool) 
     return accuracy(scores.argmax(axis=1), targets.argmax(axis=1)), -float(loss)
 
 
-def is_saturated(reached: tuple[float, float]) -> bool:
+def is_saturated(score: tuple[float, float]) -> bool:
     """Whether all is right, and certain: what `selection_score` found can get no better in a way that matters."""
-    return reached >= (1.0, math.log(CERTAIN))
+    return score >= (1.0, math.log(CERTAIN))
 
 
 def d_prime(auc: float) -> float:
@@ -70,8 +70,8 @@ def d_prime(auc: float) -> float:
 
 def nanmean(values: np.ndarray) -> float:
     """Mean of what is there; NaN where nothing is, without a warning."""
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if len(there) else float("nan")
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
 def multi_label_scores(scores: np.ndarray, targets: np.ndarray) -> MultiLabelScores:
@@ -89,8 +89,8 @@ def multi_label_scores(scores: np.ndarray, targets: np.ndarray) -> MultiLabelSco
     precision, auc = np.full(classes, np.nan), np.full(classes, np.nan)
     support = targets.sum(axis=0)
     for label in np.flatnonzero(support):  # a sort a class; all else is done at its positive clips alone
-        score, wanted = scores[:, label], targets[:, label]
-        positive, ascending = np.sort(score[wanted]), np.sort(score)
+        score, is_positive = scores[:, label], targets[:, label]
+        positive, ascending = np.sort(score[is_positive]), np.sort(score)
         reached = n - np.searchsorted(ascending, positive)  # clips at least as certain as each positive one
         hits = len(positive) - np.searchsorted(positive, positive)  # the positive ones of them
         precision[label] = (hits / reached).mean()
@@ -150,21 +150,21 @@ def precision_replicates(scores: np.ndarray, targets: np.ndarray, weights: np.nd
     """
     _same_shape(scores, targets)
     total, classes = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
-    for score, wanted in zip(scores.T, targets.T, strict=True):
-        if not wanted.any():
+    for score, is_positive in zip(scores.T, targets.T, strict=True):
+        if not is_positive.any():
             continue
-        thresholds = np.unique(score[wanted])[::-1]  # descending; precision matters at positive clips alone
+        thresholds = np.unique(score[is_positive])[::-1]  # descending; precision matters at positive clips alone
         # The first threshold a clip reaches; those below all of them are never taken.
         step = len(thresholds) - np.searchsorted(thresholds[::-1], score, side="right")
         hits, taken = (
             np.cumsum(_sums(step, len(thresholds), weights, keep), axis=0, dtype=np.float64)
-            for keep in (np.flatnonzero(wanted), np.flatnonzero(step < len(thresholds)))
+            for keep in (np.flatnonzero(is_positive), np.flatnonzero(step < len(thresholds)))
         )
         gained = np.diff(hits, axis=0, prepend=0)
-        there = hits[-1] > 0
+        has_positive = hits[-1] > 0
         precision = (gained * hits / np.maximum(taken, 1)).sum(axis=0) / np.maximum(hits[-1], 1)
-        total += np.where(there, precision, 0)
-        classes += there
+        total += np.where(has_positive, precision, 0)
+        classes += has_positive
     return total / np.maximum(classes, 1)
 
 

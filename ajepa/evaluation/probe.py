@@ -126,7 +126,7 @@ def probe(
         targets=labels.table[clips],
         multi_label=labels.multi_label,
         chosen=tuple(chosen for _, chosen, _ in parts),
-        validation=float(np.mean([reached for _, _, reached in parts])),
+        validation=float(np.mean([score for _, _, score in parts])),
     )
 
 
@@ -155,12 +155,12 @@ def choose_linear(
     asked = features[validation]
     best, chosen, worse = (-np.inf, -np.inf), None, 0
     for model in fit_path(features[train], targets[train], multi_label, device=device):
-        reached = selection_score(model.scores(asked), targets[validation], multi_label)
-        if chosen is None or reached > best:
-            best, chosen, worse = reached, model, 0
+        score = selection_score(model.scores(asked), targets[validation], multi_label)
+        if chosen is None or score > best:
+            best, chosen, worse = score, model, 0
         else:
             worse += 1
-        if worse == PATIENCE or is_saturated(reached):
+        if worse == PATIENCE or is_saturated(score):
             break
     assert chosen is not None
     if len(final) != len(train):
@@ -170,30 +170,32 @@ def choose_linear(
 
 
 def _linear(features: Features, labels: Labels, part: Split, seed: int, device: torch.device | str) -> _Outcome:
-    values, several = features.values, labels.multi_label
-    model, reached = choose_linear(values, labels.table, several, part.train, part.validation, part.all_train, device)
-    return model.scores(values[part.test]), {"l2": model.strength}, reached
+    values, multi_label = features.values, labels.multi_label
+    model, score = choose_linear(values, labels.table, multi_label, part.train, part.validation, part.all_train, device)
+    return model.scores(values[part.test]), {"l2": model.strength}, score
 
 
 def _knn(features: Features, labels: Labels, part: Split, seed: int, device: torch.device | str) -> _Outcome:
-    values, wanted, several = features.values, labels.table, labels.multi_label
-    found = neighbour_scores(values[part.train], wanted[part.train], values[part.validation])
-    reached = {count: selection_score(scores, wanted[part.validation], several)[0] for count, scores in found.items()}
-    count = max(reached, key=lambda c: reached[c])  # the first of equals
+    values, targets, multi_label = features.values, labels.table, labels.multi_label
+    found = neighbour_scores(values[part.train], targets[part.train], values[part.validation])
+    score = {
+        count: selection_score(scores, targets[part.validation], multi_label)[0] for count, scores in found.items()
+    }
+    count = max(score, key=lambda c: score[c])  # the first of equals
     rows = part.all_train
-    scores = neighbour_scores(values[rows], wanted[rows], values[part.test], (count,))[count]
-    return scores, {"neighbours": count}, reached[count]
+    scores = neighbour_scores(values[rows], targets[rows], values[part.test], (count,))[count]
+    return scores, {"neighbours": count}, score[count]
 
 
 def _head(features: Features, labels: Labels, part: Split, seed: int, device: torch.device | str) -> _Outcome:
-    wanted, several = labels.table, labels.multi_label
+    targets, multi_label = labels.table, labels.multi_label
     best, kept = (-np.inf, -np.inf), None
-    for setting, head in heads.fit_decays(features, wanted, several, part.train, part.validation, seed, device):
-        reached = selection_score(head.scores(features, part.validation), wanted[part.validation], several)
-        if kept is None or reached > best:
-            best, kept = reached, (setting, head)
+    for setting, head in heads.fit_decays(features, targets, multi_label, part.train, part.validation, seed, device):
+        score = selection_score(head.scores(features, part.validation), targets[part.validation], multi_label)
+        if kept is None or score > best:
+            best, kept = score, (setting, head)
     assert kept is not None
     setting, head = kept
     if part.refit:
-        head = heads.refit(features, wanted, several, part.all_train, setting, seed, device)
+        head = heads.refit(features, targets, multi_label, part.all_train, setting, seed, device)
     return head.scores(features, part.test), {"decay": setting.decay, "steps": setting.steps}, best[0]

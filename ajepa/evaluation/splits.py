@@ -231,9 +231,9 @@ def _tenth(targets: np.ndarray, seed: int) -> np.ndarray:
 def _check_labelled(dataset: ShardDataset, labels: Labels) -> None:
     bare = int((~labels.table.any(axis=1)).sum())
     if bare:
-        several = "--unlabelled negative counts them as clips of no class, " if labels.multi_label else ""
+        negative = "--unlabelled negative counts them as clips of no class, " if labels.multi_label else ""
         raise UserError(
-            f"{bare} of {len(labels)} clips in {dataset.path!r} have no label: {several}--unlabelled drop "
+            f"{bare} of {len(labels)} clips in {dataset.path!r} have no label: {negative}--unlabelled drop "
             "leaves them out"
         )
 

@@ -77,11 +77,11 @@ def mix(log_mel: Tensor, num_frames: Tensor, targets: Tensor, weight: Tensor) ->
     own = torch.arange(len(weight), device=weight.device)
     partner = own ^ 1
     partner = torch.where(partner < len(weight), partner, own)
-    there = torch.arange(log_mel.shape[-1], device=log_mel.device) < num_frames[:, None]  # [B, T]
-    mine = torch.where(there & there[partner], weight, there.float())  # of the clip itself, by frame
-    mine = torch.where(there | there[partner], mine, 1.0)[:, None]  # both are over: padding
-    mine = torch.where(weight[:, None] < 1, mine, 1.0)
-    mixed = mine * log_mel.float() + (1 - mine) * log_mel[partner].float()
+    inside = torch.arange(log_mel.shape[-1], device=log_mel.device) < num_frames[:, None]  # [B, T]
+    share = torch.where(inside & inside[partner], weight, inside.float())  # of the clip itself, by frame
+    share = torch.where(inside | inside[partner], share, 1.0)[:, None]  # both are over: padding
+    share = torch.where(weight[:, None] < 1, share, 1.0)
+    mixed = share * log_mel.float() + (1 - share) * log_mel[partner].float()
     return mixed, weight * targets + (1 - weight) * targets[partner]
 
 

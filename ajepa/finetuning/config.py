@@ -58,7 +58,7 @@ class FinetuneConfig:
     """Widest such band, in mel bins."""
     masked_keys: float = 0.0
     """Share of patches that attention may not look at as keys and values, in every layer, drawn anew each step (the
-    paper's regularised masking, 0.1 there)."""
+    regularised masking of arXiv:2311.15830, 0.1 there)."""
     balanced: bool = False
     """Draw clips by the inverse frequency of their labels (AudioSet's custom), with replacement."""
     epoch_clips: int = 0

@@ -54,8 +54,8 @@ def plan_folds(
             fits.append(FoldPlan(name, seed, part.fold, part.train, part.validation, part.test, refit, splits.drawn))
     if fold is None:
         return fits
-    there = sorted({fit.fold for fit in fits if fit.fold is not None})
-    if fold not in there:
-        what = f"it has the folds {', '.join(map(str, there))}" if there else "it has splits, not folds"
+    folds = sorted({fit.fold for fit in fits if fit.fold is not None})
+    if fold not in folds:
+        what = f"it has the folds {', '.join(map(str, folds))}" if folds else "it has splits, not folds"
         raise UserError(f"--fold {fold}: {what}")
     return [fit for fit in fits if fit.fold == fold]

@@ -62,10 +62,10 @@ def sample_masks(
     Raises:
         ValueError: a curriculum without progress, or with progress outside [0, 1].
     """
-    wanted = target_count(config, grid)
+    count = target_count(config, grid)
     size = grid[0] * grid[1]
     if config.strategy == "random":
-        masked = _random(size, wanted, seed, samples)
+        masked = _random(size, count, seed, samples)
     elif config.strategy == "curriculum":
         if progress is None:
             raise ValueError("the masking strategy curriculum needs the progress of training for each sample")
@@ -74,12 +74,12 @@ def sample_masks(
             raise ValueError(f"progress must lie within [0, 1], one for each of the {len(samples)} samples")
         aware = counter_rng.uniform(seed, CHOICE_STREAM, samples, 1)[:, 0] < curriculum_probability(progress)
         masked = np.empty((len(samples), size), bool)
-        masked[aware] = _time_frequency(config, grid, seed, samples[aware], wanted)
-        masked[~aware] = _blocks(config, grid, seed, samples[~aware], wanted)
+        masked[aware] = _time_frequency(config, grid, seed, samples[aware], count)
+        masked[~aware] = _blocks(config, grid, seed, samples[~aware], count)
     else:
         sample = _time_frequency if config.strategy == "time_frequency" else _blocks
-        masked = sample(config, grid, seed, samples, wanted)
-    return _indices(~masked, size - wanted), _indices(masked, wanted)
+        masked = sample(config, grid, seed, samples, count)
+    return _indices(~masked, size - count), _indices(masked, count)
 
 
 def block_sides(
@@ -101,20 +101,20 @@ def block_sides(
     elif config.strategy == "frequency":
         rows, columns = np.rint(all_rows * scale), np.full_like(scale, all_columns)
     elif config.strategy == "single_block":
-        wanted = target_count(config, grid)
-        rows = np.rint(all_rows * np.sqrt(wanted / (all_rows * all_columns) / aspect))
-        rows = np.clip(rows, np.ceil(wanted / all_columns), all_rows)
-        columns = np.ceil(wanted / rows)
+        count = target_count(config, grid)
+        rows = np.rint(all_rows * np.sqrt(count / (all_rows * all_columns) / aspect))
+        rows = np.clip(rows, np.ceil(count / all_columns), all_rows)
+        columns = np.ceil(count / rows)
     else:
         rows = np.clip(np.rint(all_rows * np.sqrt(scale / aspect)), 1, all_rows)
         columns = np.rint(scale * all_rows * all_columns / rows)
     return np.clip(rows, 1, all_rows).astype(np.int64), np.clip(columns, 1, all_columns).astype(np.int64)
 
 
-def _blocks(config: MaskConfig, grid: tuple[int, int], seed: int, samples: np.ndarray, wanted: int) -> np.ndarray:
-    """Blocks or strips until `wanted` patches are masked, the last one trimmed: bool [B, N]."""
+def _blocks(config: MaskConfig, grid: tuple[int, int], seed: int, samples: np.ndarray, count: int) -> np.ndarray:
+    """Blocks or strips until `count` patches are masked, the last one trimmed: bool [B, N]."""
     masked = np.zeros((len(samples), *grid), bool)
-    active, missing = np.arange(len(samples)), np.full(len(samples), wanted)  # samples that lack patches, and how many
+    active, missing = np.arange(len(samples)), np.full(len(samples), count)  # samples that lack patches, and how many
     for block in range(MAX_BLOCKS):
         if not len(active):
             break
@@ -193,7 +193,7 @@ def _best_place(
 
 
 def _time_frequency(
-    config: MaskConfig, grid: tuple[int, int], seed: int, samples: np.ndarray, wanted: int
+    config: MaskConfig, grid: tuple[int, int], seed: int, samples: np.ndarray, count: int
 ) -> np.ndarray:
     """Time-frequency aware masks: blocks that grow along their rows and columns, bool [B, N].
 
@@ -223,7 +223,7 @@ def _time_frequency(
             order = _order(grid, row, column)
     size = grid[0] * grid[1]
     key = (step * size + order).reshape(len(samples), size)
-    return key <= np.partition(key, wanted - 1, axis=1)[:, wanted - 1 : wanted]
+    return key <= np.partition(key, count - 1, axis=1)[:, count - 1 : count]
 
 
 def _distance(config: MaskConfig, side: int, first: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -236,12 +236,12 @@ def _distance(config: MaskConfig, side: int, first: np.ndarray, count: np.ndarra
     return np.maximum(np.maximum(first[:, None] - line, line - (first + count - 1)[:, None]), 0)
 
 
-def _random(size: int, wanted: int, seed: int, samples: np.ndarray) -> np.ndarray:
-    """`wanted` of `size` patches without structure: bool [B, N]."""
+def _random(size: int, count: int, seed: int, samples: np.ndarray) -> np.ndarray:
+    """`count` of `size` patches without structure: bool [B, N]."""
     draw = counter_rng.uniform(seed, MASK_STREAM, samples, size)
     # Integers made unique by the patch's index: a tie could not change the count.
     key = (draw * (1 << 40)).astype(np.int64) * size + np.arange(size)
-    return key <= np.partition(key, wanted - 1, axis=1)[:, wanted - 1 : wanted]
+    return key <= np.partition(key, count - 1, axis=1)[:, count - 1 : count]
 
 
 def _indices(chosen: np.ndarray, count: int) -> np.ndarray:

@@ -138,10 +138,10 @@ class Encoder(nn.Module):
             ValueError: more patches than the window has, or not whole columns.
         """
         rows, columns = self.config.grid
-        wanted, rest = divmod(num_patches, rows)
-        if rest or not 0 < wanted <= columns:
+        columns_used, rest = divmod(num_patches, rows)
+        if rest or not 0 < columns_used <= columns:
             raise ValueError(f"{num_patches} patches do not form 1 to {columns} columns of {rows}")
-        return self.positions.reshape(rows, columns, -1)[:, :wanted].reshape(1, num_patches, -1)
+        return self.positions.reshape(rows, columns, -1)[:, :columns_used].reshape(1, num_patches, -1)
 
 
 class Predictor(nn.Module):

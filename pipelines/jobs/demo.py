@@ -31,7 +31,8 @@ from pipelines.rayjobs.cluster import start_ray
 from pipelines.tracking import mlflow_run
 
 TIMED_STEPS = 3
-OTHER_SECONDS = 13.0  # of all but the training steps, for each CPU second that the imports of this process took
+LOOP = 2_000_000  # iterations of the loop that tells how fast this machine runs Python
+OTHER_STAGES = 1050.0  # time of all but the training steps, in times of that loop
 
 
 def demo_config(args: DemoArgs) -> Config:
@@ -99,11 +100,21 @@ def seconds_per_step(config: Config, threads: int, device: torch.device) -> floa
     return float(np.median(times[1:]))
 
 
-def expected_minutes(steps: int, step: float, imports: float) -> float:
-    """Minutes of the whole demo where a training step takes `step` seconds and the imports of this process took
-    `imports` seconds of CPU. The other stages mostly start processes, decode and draw: as imports, they depend on how
-    fast one core runs Python, and hardly on its vector units."""
-    return (steps * step + OTHER_SECONDS * imports) / 60
+def python_seconds() -> float:
+    """Time of a loop of fixed length: how fast one core of this machine runs Python; the best of three."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        sum(i * i for i in range(LOOP))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def expected_minutes(steps: int, step: float, python: float) -> float:
+    """Minutes of the whole demo where a training step takes `step` seconds and the loop of `python_seconds` takes
+    `python`. The other stages mostly start processes, decode and draw: they depend on how fast one core runs Python,
+    and hardly on its vector units."""
+    return (steps * step + OTHER_STAGES * python) / 60
 
 
 @contextmanager
@@ -130,13 +141,12 @@ def main(args: DemoArgs) -> None:
 
 def announce_time(args: DemoArgs) -> None:
     """Print how long the demo will take, from a few timed steps."""
-    imports = time.process_time()
     config, threads = demo_config(args), choose_threads(None, max(1, args.num_workers))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step = seconds_per_step(config, threads, device)
     where = "the GPU" if device.type == "cuda" else f"{threads} CPU threads"
     dtype = str(autocast_dtype(config.train, device) or torch.float32).removeprefix("torch.")
-    minutes = expected_minutes(args.max_steps, step, imports)
+    minutes = expected_minutes(args.max_steps, step, python_seconds())
     print(
         f"about {minutes:.0f} min on this machine: a training step takes {step:.2f} s on {where} ({dtype})", flush=True
     )

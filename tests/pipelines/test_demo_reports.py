@@ -32,11 +32,11 @@ def test_it_says_how_long_it_will_take(monkeypatch, capsys):
     assert said and int(said[1]) >= round(10_000 * (float(said[2]) - 0.005) / 60)
 
 
-def test_the_time_grows_with_the_steps_their_length_and_slow_imports():
+def test_the_time_grows_with_the_steps_their_length_and_a_slow_python():
     base = demo.expected_minutes(100, 0.3, 10.0)
     assert demo.expected_minutes(200, 0.3, 10.0) - base == pytest.approx(100 * 0.3 / 60)
     assert demo.expected_minutes(100, 0.4, 10.0) - base == pytest.approx(100 * 0.1 / 60)
-    assert demo.expected_minutes(100, 0.3, 20.0) - base == pytest.approx(10 * demo.OTHER_SECONDS / 60)
+    assert demo.expected_minutes(100, 0.3, 10.5) - base == pytest.approx(0.5 * demo.OTHER_STAGES / 60)
 
 
 @pytest.mark.process
