@@ -124,7 +124,13 @@ def describe_graph(encoder: AudioEncoder) -> dict[str, str]:
 
 def export_program(encoder: AudioEncoder) -> torch.export.ExportedProgram:
     """EncoderGraph as a torch.export program, for any batch and any duration of at least one window of the front end
-    (400 samples). Call its `.module()` with a waveform [B, S]."""
+    (400 samples). Call its `.module()` with a waveform [B, S].
+
+    Raises:
+        UserError: this torch can only export graphs for batches of two and more.
+    """
+    if not can_export():
+        raise UserError(f"a graph of any batch size needs a newer torch than {torch.__version__}: upgrade it")
     samples = torch.export.Dim("samples", min=encoder.front_end.min_samples)
     longest = encoder.encoder.config.crop_frames * encoder.front_end.hop_length
     example = torch.zeros(2, 5 * longest // 2)
@@ -136,6 +142,11 @@ def export_program(encoder: AudioEncoder) -> torch.export.ExportedProgram:
             dynamic_shapes={"waveform": {0: torch.export.Dim("batch", min=1), 1: samples}},
             strict=False,
         )
+
+
+def can_export() -> bool:
+    """Whether this torch exports a graph that a size of 1 fits, too: 2.6 does not, 2.11 does."""
+    return hasattr(symbolic_shapes, "backed_size_oblivious")
 
 
 def save_program(encoder: AudioEncoder, path: str) -> None:
