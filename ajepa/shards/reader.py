@@ -23,12 +23,11 @@ from ajepa.shards.crops import BufferPool, fill_crop
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.order import EpochOrder, epoch_order, heldout_rows
 from ajepa.shards.row_groups import PrefetchCache, RowGroup, RowGroups
-from ajepa.shards.schema import ROW_GROUP
+from ajepa.shards.shuffle_window import ShuffleWindow
 
 CROP_STREAM = 1  # of counter_rng.uniform
 FIXED_SAMPLES = 1 << 40  # samples from here on are crops of a fixed set, never reached by training
 STATE_FORMAT = 1
-STEPS_AHEAD = 4  # steps whose row groups are read ahead of the batches that are ready; fewer of large batches
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ class ShardReader:
         everything = np.delete(np.arange(dataset.num_clips), self.heldout_rows)
         draw = epoch_rows or (lambda _: everything)
         self.num_clips = len(draw(0))
+        self._window = ShuffleWindow(window, batch_size, self.num_clips)
         self._source = source = RowGroups(dataset, verify)
 
         # Without `self` in it: a cycle would keep the memory of a reader that is gone until the next collection.
@@ -195,12 +195,12 @@ class ShardReader:
         turn = np.arange(len(rows)) % crops
         samples = FIXED_SAMPLES + turn * self.dataset.num_clips + rows
         out = np.empty((len(rows), *self._arrays.shape), np.float16)
-        places, groups = self._places(samples), self._source.group_of(rows)
+        offsets, groups = self._offsets(samples), self._source.group_of(rows)
         num_frames = self._num_frames(len(rows))
 
         def fill(group: int) -> None:
             which = np.flatnonzero(groups == group)
-            self._fill(out, num_frames, which, group, self._row_group(group), rows, places)
+            self._fill(out, num_frames, which, group, self._row_group(group), rows, offsets)
 
         with ThreadPoolExecutor(self.threads, "shard-reader") as pool:
             list(pool.map(fill, np.unique(groups).tolist()))
@@ -215,9 +215,9 @@ class ShardReader:
         """
         groups = self._source.group_of(rows)
         for group in np.unique(groups).tolist():
-            content, inner = self._row_group(group), rows[groups == group] - self._source.first_row[group]
-            for start in range(0, len(inner), count):
-                part = inner[start : start + count]
+            content, local_rows = self._row_group(group), rows[groups == group] - self._source.first_row[group]
+            for start in range(0, len(local_rows), count):
+                part = local_rows[start : start + count]
                 yield content.log_mels[part], content.num_frames[part].astype(np.int64)
 
     def clip_ids(self, rows: np.ndarray) -> list[str]:
@@ -265,28 +265,25 @@ class ShardReader:
             self._read_ahead(step, stop, pool)
         rows, samples = self._share(step)
         out = self._arrays.take(len(rows))
-        places, groups = self._places(samples), self._source.group_of(rows)
+        offsets, groups = self._offsets(samples), self._source.group_of(rows)
         num_frames = self._num_frames(len(rows))
         for group in np.unique(groups).tolist():
             self._used[group] = self._calls
             content = self._groups.get(group)
-            self._fill(out, num_frames, np.flatnonzero(groups == group), group, content, rows, places)
+            self._fill(out, num_frames, np.flatnonzero(groups == group), group, content, rows, offsets)
         self._drop(step)
         return Batch(out, samples, rows, num_frames)
 
     def _read_ahead(self, step: int, stop: int, pool: Executor) -> None:
-        epoch = step * self.batch_size // self.num_clips + 1
-        begin = epoch * self.num_clips // self.batch_size  # the step in which the next epoch begins
+        window = self._window
+        epoch, begin = window.next_epoch(step)
         if begin < stop:
             self._orders.request(epoch, pool)
-        window = self.window * ROW_GROUP // self.batch_size  # in steps
-        ahead = max(1, min(STEPS_AHEAD, window // 2))
-        soon = self._groups_of(range(step, min(step + ahead + 1, stop)))
-        if begin < stop and begin - step < window:
-            # A whole window of other row groups at once: asked for little by little.
-            new = self._groups_of(range(begin, min(begin + -(-self.window // self.batch_size), stop)))
-            soon += new[: len(new) * (window - (begin - step)) // window]
-        for group in soon:
+        groups = self._groups_of(range(step, min(step + window.steps_ahead + 1, stop)))
+        if begin < stop and begin - step < window.steps:
+            first = self._groups_of(range(begin, min(begin + window.opening_steps, stop)))
+            groups += first[: window.opened(step, begin, len(first))]
+        for group in groups:
             self._used[group] = self._calls
             self._groups.request(group, pool)
 
@@ -296,19 +293,17 @@ class ShardReader:
         return list(dict.fromkeys(itertools.chain.from_iterable(groups)))
 
     def _drop(self, step: int) -> None:
-        """Drop orders of other epochs, and the row groups not asked for since the longest gap between two clips
-        of one that is in use: two rounds of the window."""
+        """Drop orders of other epochs, and row groups that are no longer used."""
         self._calls += 1
-        epoch = step * self.batch_size // self.num_clips
-        last = ((step + 1) * self.batch_size - 1) // self.num_clips
-        self._orders.drop(lambda key: not epoch <= key <= last + 1)
+        first, last = self._window.epochs(step)
+        self._orders.drop(lambda key: not first <= key <= last + 1)
         if not self._keep_all:
-            oldest = self._calls - 1 - -(-2 * self.window // self.batch_size)
+            oldest = self._calls - 1 - self._window.calls_kept
             self._used = {group: call for group, call in self._used.items() if call >= oldest}
             self._groups.drop(lambda key: key not in self._used)
 
-    def _places(self, samples: np.ndarray) -> np.ndarray:
-        """Where in its clip each crop lies, in [0, 1)."""
+    def _offsets(self, samples: np.ndarray) -> np.ndarray:
+        """Where in its clip each crop begins, in [0, 1) of what is possible."""
         return counter_rng.uniform(self.seed, CROP_STREAM, samples, 1)[:, 0]
 
     def _num_frames(self, count: int) -> np.ndarray | None:
@@ -322,11 +317,13 @@ class ShardReader:
         group: int,
         content: RowGroup,
         rows: np.ndarray,
-        places: np.ndarray,
+        offsets: np.ndarray,
     ) -> None:
         """Crop the clips `which` of a batch, all of one row group, into `out` and `num_frames`."""
-        inner = rows[which] - self._source.first_row[group]
-        for i, k, valid in zip(which.tolist(), inner.tolist(), content.num_frames[inner].tolist(), strict=True):
-            frames = fill_crop(content.log_mels[k], valid, float(places[i]), self._repeat, out[i])
+        local_rows = rows[which] - self._source.first_row[group]
+        for i, k, valid in zip(
+            which.tolist(), local_rows.tolist(), content.num_frames[local_rows].tolist(), strict=True
+        ):
+            frames = fill_crop(content.log_mels[k], valid, float(offsets[i]), self._repeat, out[i])
             if num_frames is not None:
                 num_frames[i] = frames

@@ -149,3 +149,17 @@ def test_a_second_signal_ends_at_once(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("the next line")
     assert not reached
+
+
+def test_a_signal_is_noted_without_print_which_cannot_be_entered_twice(tmp_path, monkeypatch, capfd):
+    class InTheMiddleOfAWrite:
+        def write(self, text):
+            raise RuntimeError("reentrant call inside a buffered writer")
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr("sys.stderr", InTheMiddleOfAWrite())
+    with pytest.raises(KeyboardInterrupt), graceful(str(tmp_path)):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert "stopping after this step, with a checkpoint" in capfd.readouterr().err
