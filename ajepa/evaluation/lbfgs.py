@@ -1,5 +1,9 @@
 """The minimum of a linear layer's penalised loss, for one L2 strength after the other, by L-BFGS that keeps what it
-learnt of the curvature from strength to strength and leaves classes alone that are done."""
+learned of the curvature from strength to strength and leaves classes alone that are done.
+
+torch.optim.LBFGS with a strong Wolfe search takes 15 times as long to the same objective (20,000 x 768, 527 classes):
+it treats all classes as one problem, and computes the logits anew for every length of a step.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ class OneLabel:
         """Mean over clips []."""
         return F.cross_entropy(logits, self.label)
 
-    def wrong(self, logits: Tensor) -> Tensor:
+    def residual(self, logits: Tensor) -> Tensor:
         """Derivative of a clip's loss by its logits [n, C]."""
         share = torch.softmax(logits, dim=1)
         share[torch.arange(len(share), device=share.device), self.label] -= 1
@@ -59,7 +63,7 @@ class ManyLabels:
         """Mean over clips of each class [C]. A sum of what is positive: it keeps its digits near 0."""
         return F.softplus(logits * self.sign).mean(dim=0)
 
-    def wrong(self, logits: Tensor) -> Tensor:
+    def residual(self, logits: Tensor) -> Tensor:
         """Derivative of a clip's loss by its logits [n, C]."""
         return torch.sigmoid(logits * self.sign).mul_(self.sign)
 
@@ -89,14 +93,14 @@ class Point:
 
     weight: Tensor  # [r, C]
     logits: Tensor  # [n, C]
-    pull: Tensor  # [r, C] gradient of the loss, without the penalty's
+    gradient: Tensor  # [r, C] gradient of the loss, without the penalty's
     loss: Tensor  # [C] or []
     steps: list[Step]  # the last is the newest
 
     def only(self, kept: Tensor) -> Point:
         """The classes with these numbers."""
-        steps = [(step[:, kept], bend[:, kept], inverse[kept]) for step, bend, inverse in self.steps]
-        return Point(self.weight[:, kept], self.logits[:, kept], self.pull[:, kept], self.loss[kept], steps)
+        steps = [(step[:, kept], change[:, kept], inverse[kept]) for step, change, inverse in self.steps]
+        return Point(self.weight[:, kept], self.logits[:, kept], self.gradient[:, kept], self.loss[kept], steps)
 
     def put(self, part: Point, kept: Tensor) -> Point:
         """`part` in place of the classes with these numbers; overwrites its own tensors."""
@@ -112,7 +116,7 @@ class Point:
         return torch.zeros_like(self.weight), torch.zeros_like(self.weight), torch.zeros_like(self.loss)
 
     def _tensors(self) -> list[Tensor]:
-        return [self.weight, self.logits, self.pull, self.loss, *(tensor for step in self.steps for tensor in step)]
+        return [self.weight, self.logits, self.gradient, self.loss, *(tensor for step in self.steps for tensor in step)]
 
 
 class Minimiser:
@@ -132,11 +136,11 @@ class Minimiser:
         weight = torch.zeros(x.shape[1], targets.shape[1], device=x.device)
         weight[-1] = bias
         logits = x @ weight
-        self.at = Point(weight, logits, self._pull(self.labels, logits), self.labels.loss(logits), [])
+        self.point = Point(weight, logits, self._gradient(self.labels, logits), self.labels.loss(logits), [])
         self.penalty = torch.zeros(x.shape[1], 1, device=x.device)
 
-    def _pull(self, labels: Labels, logits: Tensor) -> Tensor:
-        return (self.x.T @ labels.wrong(logits)).div_(len(self.x))
+    def _gradient(self, labels: Labels, logits: Tensor) -> Tensor:
+        return (self.x.T @ labels.residual(logits)).div_(len(self.x))
 
     def minimise(self, strength: float) -> Tensor:
         """The weights [r, C] under another L2 strength, from those of the last one.
@@ -148,90 +152,93 @@ class Minimiser:
         """
         penalty = torch.full_like(self.penalty, strength)
         penalty[-1] = 0
-        probability = self.labels.probability(self.at.logits)
+        probability = self.labels.probability(self.point.logits)
         curvature = (probability * (1 - probability)).mean(dim=0).clamp_min(1e-10)
         del probability
         inverse = 1 / (torch.outer(self.variance, curvature) + penalty)
-        change, self.penalty = penalty - self.penalty, penalty
-        at = replace(
-            self.at, steps=[pair(step, bend + change * step, inverse, self.labels) for step, bend, _ in self.at.steps]
+        penalty_change, self.penalty = penalty - self.penalty, penalty
+        point = replace(
+            self.point,
+            steps=[
+                pair(step, change + penalty_change * step, inverse, self.labels) for step, change, _ in self.point.steps
+            ],
         )
         labels, prior = self.labels, self.prior
-        whole, rows = at, torch.arange(self.at.weight.shape[1], device=self.x.device)
-        moves = torch.ones_like(at.loss, dtype=torch.bool)
+        whole, rows = point, torch.arange(self.point.weight.shape[1], device=self.x.device)
+        improves = torch.ones_like(point.loss, dtype=torch.bool)
         for _ in range(MAX_ITERATIONS):
-            value = at.loss + 0.5 * labels.dot(penalty * at.weight, at.weight)
-            direction = descent(at.pull + penalty * at.weight, at.steps, inverse, labels)
-            down = labels.dot(direction, at.pull + penalty * at.weight)
-            left = moves & (-down >= TOLERANCE * (value + FLOOR * prior))
+            value = point.loss + 0.5 * labels.dot(penalty * point.weight, point.weight)
+            direction = descent(point.gradient + penalty * point.weight, point.steps, inverse, labels)
+            slope = labels.dot(direction, point.gradient + penalty * point.weight)
+            left = improves & (-slope >= TOLERANCE * (value + FLOOR * prior))
             if not left.any():
                 break
             if left.ndim and left.float().mean() <= 1 - COMPACT:
-                whole, kept = whole.put(at, rows), left.nonzero()[:, 0]
-                at, labels, rows = at.only(kept), labels.only(kept), rows[kept]
+                whole, kept = whole.put(point, rows), left.nonzero()[:, 0]
+                point, labels, rows = point.only(kept), labels.only(kept), rows[kept]
                 direction, inverse = direction[:, kept], inverse[:, kept]
-                down, value, prior = down[kept], value[kept], prior[kept]
-            moved = self.x @ direction
-            length, loss = search(at, labels, penalty, direction, moved, down, value, prior)
-            moves, logits = length > 0, torch.addcmul(at.logits, moved, length)
-            pull, step = self._pull(labels, logits), length * direction
-            steps = [*at.steps, pair(step, pull - at.pull + penalty * step, inverse, labels)][-HISTORY:]
-            at = Point(at.weight + step, logits, pull, loss, steps)
-        self.at = whole.put(at, rows)
-        return self.at.weight.clone()
+                slope, value, prior = slope[kept], value[kept], prior[kept]
+            logit_change = self.x @ direction
+            length, loss = search(point, labels, penalty, direction, logit_change, slope, value, prior)
+            improves, logits = length > 0, torch.addcmul(point.logits, logit_change, length)
+            gradient, step = self._gradient(labels, logits), length * direction
+            steps = [*point.steps, pair(step, gradient - point.gradient + penalty * step, inverse, labels)][-HISTORY:]
+            point = Point(point.weight + step, logits, gradient, loss, steps)
+        self.point = whole.put(point, rows)
+        return self.point.weight.clone()
 
 
 def search(
-    at: Point,
+    point: Point,
     labels: Labels,
     penalty: Tensor,
     direction: Tensor,
-    moved: Tensor,
-    down: Tensor,
+    logit_change: Tensor,
+    slope: Tensor,
     value: Tensor,
     prior: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """(length of the step of each problem, loss there): 1, or halved until the objective falls, or 0 if it does not.
 
     Args:
-        moved: [n, C] change of the logits by a step of length 1.
-        down: derivative of the objective by the length.
+        logit_change: [n, C] change of the logits by a step of length 1.
+        slope: derivative of the objective by the length.
         value: the objective where the step starts.
         prior: loss of the shares alone.
     """
-    straight, square = labels.dot(penalty * at.weight, direction), labels.dot(penalty * direction, direction)
-    length = torch.ones_like(down)
+    linear, quadratic = labels.dot(penalty * point.weight, direction), labels.dot(penalty * direction, direction)
+    length = torch.ones_like(slope)
     for halvings in range(HALVINGS + 1):
-        loss = labels.loss(torch.addcmul(at.logits, moved, length))
-        after = loss + value - at.loss + length * (straight + 0.5 * length * square)
-        short = after > value + 1e-4 * length * down + ROUNDING * (value + FLOOR * prior)
-        if not short.any() or halvings == HALVINGS:
+        loss = labels.loss(torch.addcmul(point.logits, logit_change, length))
+        after = loss + value - point.loss + length * (linear + 0.5 * length * quadratic)
+        too_long = after > value + 1e-4 * length * slope + ROUNDING * (value + FLOOR * prior)
+        if not too_long.any() or halvings == HALVINGS:
             break
-        length = torch.where(short, length / 2, length)
-    stays = after >= value  # all that is left is rounding
-    return torch.where(stays, 0, length), torch.where(stays, at.loss, loss)
+        length = torch.where(too_long, length / 2, length)
+    is_rounding = after >= value  # all that is left is rounding
+    return torch.where(is_rounding, 0, length), torch.where(is_rounding, point.loss, loss)
 
 
-def pair(step: Tensor, bend: Tensor, inverse: Tensor, labels: Labels) -> Step:
+def pair(step: Tensor, change: Tensor, inverse: Tensor, labels: Labels) -> Step:
     """A step and what it changed in the gradient; 1 / their product is 0, and it counts for nothing, where it is
     rounding beside the diagonal's `inverse`."""
-    product = labels.dot(step, bend)
-    told = product * STIFF > labels.dot(bend, inverse * bend)
-    return step, bend, torch.where(told, 1 / torch.where(told, product, 1), 0)
+    product = labels.dot(step, change)
+    informative = product * STIFF > labels.dot(change, inverse * change)
+    return step, change, torch.where(informative, 1 / torch.where(informative, product, 1), 0)
 
 
-def descent(slope: Tensor, steps: list[Step], inverse: Tensor, labels: Labels) -> Tensor:
+def descent(objective_gradient: Tensor, steps: list[Step], inverse: Tensor, labels: Labels) -> Tensor:
     """The two-loop recursion of L-BFGS (Nocedal & Wright, algorithm 7.4) from a diagonal `inverse` of the Hessian,
     scaled to the curvature of the newest step (equation 7.20)."""
-    direction, shares = -slope, []
-    for step, bend, per in reversed(steps):
-        shares.append(per * labels.dot(step, direction))
-        direction = direction - shares[-1] * bend
+    direction, shares = -objective_gradient, []
+    for step, change, rho in reversed(steps):
+        shares.append(rho * labels.dot(step, direction))
+        direction = direction - shares[-1] * change
     direction = direction * inverse
     if steps:
-        _, bend, per = steps[-1]
-        seen = per * labels.dot(bend, inverse * bend)  # over the diagonal's
-        direction = direction / torch.where(seen > 0, seen, 1)
-    for (step, bend, per), share in zip(steps, reversed(shares), strict=True):
-        direction = direction + step * (share - per * labels.dot(bend, direction))
+        _, change, rho = steps[-1]
+        scale = rho * labels.dot(change, inverse * change)  # over the diagonal's
+        direction = direction / torch.where(scale > 0, scale, 1)
+    for (step, change, rho), share in zip(steps, reversed(shares), strict=True):
+        direction = direction + step * (share - rho * labels.dot(change, direction))
     return direction
