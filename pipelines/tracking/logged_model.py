@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,14 +102,17 @@ def _inside(tracker: Tracker) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without MLflow's remarks on type hints, which a tensor signature replaces, and its progress bars."""
+    """Without MLflow's remarks on type hints, which a tensor signature replaces, its progress bars, and the compiled
+    file that its check of the model would leave in what is logged."""
     logger = logging.getLogger("mlflow")
     level, bars = logger.level, os.environ.get("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
+    compiles, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     logger.setLevel(logging.ERROR)
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     try:
         yield
     finally:
+        sys.dont_write_bytecode = compiles
         logger.setLevel(level)
         if bars is None:
             del os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]

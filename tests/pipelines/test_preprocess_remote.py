@@ -13,7 +13,7 @@ from ajepa import storage
 from ajepa.audio.decode import decode
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
-from ajepa.shards.dataset import open_dataset
+from ajepa.shards.dataset import PLAN, open_dataset
 from ajepa.shards.reader import ShardReader
 from ajepa.shards.verify import verify_dataset
 from pipelines import preprocess
@@ -165,6 +165,25 @@ def test_a_job_whose_store_goes_away_stops_clearly_and_goes_on(
     code, out = command(*options)
     assert code == 0, out
     assert "resuming: 10 of 15 shards" in out and "45 clips ok, 0 bad" in out
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("file", ["manifest.parquet", "plan.json"])
+def test_a_store_that_goes_away_while_the_plan_is_written_is_one_line(file, uploaded, s3, wire, command, monkeypatch):
+    ask_once(monkeypatch, wire)
+    monkeypatch.setattr(storage, "WAITS", ())
+    name = f"unplanned-{file}"
+    options = (
+        "--source", "folder", "--input", f"{uploaded}/tone", "--output", f"s3://sounds/{name}", "--clip-frames", "256",
+    )  # fmt: skip
+    wire.cut_at = f"/sounds/{name}/{PLAN}/{file} HTTP".encode()
+    code, out = command(*options)
+    assert code == 2 and "Traceback" not in out, out
+    assert len([line for line in out.splitlines() if line.startswith("error: ")]) == 1
+    wire.mend()
+    assert not list(s3.objects.filter(Prefix=f"{name}/{PLAN}/{file}"))
+    code, out = command(*options)
+    assert code == 0 and "10 clips ok, 0 bad" in out, out
 
 
 def test_a_store_nobody_answers_for_is_one_line(here, monkeypatch, tmp_path):
