@@ -176,7 +176,7 @@ def test_a_store_that_goes_away_while_the_plan_is_written_is_one_line(file, uplo
     options = (
         "--source", "folder", "--input", f"{uploaded}/tone", "--output", f"s3://sounds/{name}", "--clip-frames", "256",
     )  # fmt: skip
-    wire.cut_at = f"/sounds/{name}/{PLAN}/{file} HTTP".encode()
+    wire.cut_at = f" /sounds/{name}/{PLAN}/{file}".encode()
     code, out = command(*options)
     assert code == 2 and "Traceback" not in out, out
     assert len([line for line in out.splitlines() if line.startswith("error: ")]) == 1
