@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ajepa.choices import Branch
+from ajepa.choices import Branch, ExportFormat
 from pipelines.cli.arguments import parse
 from pipelines.cli.command import announce, run_command
 
@@ -21,7 +21,7 @@ class ExportArgs:
     """A run folder (its newest checkpoint), one checkpoint or, for a graph, an export; a local path or a URI."""
     output: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
     """The folder to make; a local path or a URI. A graph may also go into a folder that is there."""
-    format: Literal["safetensors", "onnx", "torch"] = "safetensors"
+    format: ExportFormat = "safetensors"
     """safetensors: what ajepa.load_encoder reads (encoder.safetensors and encoder.json). onnx, torch: waveform to
     embeddings as one graph, in encoder.onnx or encoder.pt2 (torch.export)."""
     branch: Branch = "target"

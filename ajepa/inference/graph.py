@@ -85,7 +85,8 @@ class EncoderGraph(nn.Module):
         columns = torch.sym_max((log_mel.shape[-1] + PATCH // 2) // PATCH, 1)  # model.pooling.valid_columns
         normalised = F.pad((log_mel - self.mean) / self.std, (0, (window + 1) * PATCH))
         patches = normalised.unflatten(1, (rows, PATCH)).unfold(-1, PATCH, PATCH).permute(0, 3, 1, 2, 4)
-        # [B, columns and padding, R, bins, frames]. The windows of model.pooling.cover, all W columns wide:
+        # [B, columns and padding, R, bins, frames]. The windows of model.pooling.cover, all W columns wide. With C = 10
+        # and W = 4 there are N = 3 of them, and they begin at i * 6 // 2: at 0, 3 and 6.
         windows = (columns + window - 1) // window
         gaps, slack = torch.sym_max(windows - 1, 1), torch.sym_max(columns - window, 0)
         start = torch.arange(windows) * slack // gaps
@@ -96,15 +97,16 @@ class EncoderGraph(nn.Module):
         tokens = self.encoder(parts.transpose(1, 2).flatten(1, 2), mask=seen)  # [B * N, R * W, D]
         tokens = tokens.unflatten(1, (rows, window)).mean(dim=1).reshape(waveform.shape[0], -1, tokens.shape[-1])
         # Windows begin more than W (N - 2) / (N - 1) columns apart, so a column lies in two of them at most: the last
-        # one that begins before it, and perhaps the one before that.
-        column, step = torch.arange(columns), torch.sym_max(slack, 1)
-        last = (((column + 1) * gaps + step - 1) // step - 1).clamp_max(windows - 1)
+        # one that begins at or before it, and perhaps the one before that. Column 3 above lies in windows 1 and 0,
+        # column 4 in window 1 alone. Window i begins at or before column c if i * slack < (c + 1) * gaps.
+        column, divisor = torch.arange(columns), torch.sym_max(slack, 1)
+        last = (((column + 1) * gaps + divisor - 1) // divisor - 1).clamp_max(windows - 1)
         before = (last - 1).clamp_min(0)
-        inside = column - start.index_select(0, before)
-        twice = ((last > 0) & (inside < window)).float()[:, None]
-        own = tokens.index_select(1, last * window + column - start.index_select(0, last))
-        other = tokens.index_select(1, before * window + inside.clamp_max(window - 1))
-        frames = (own + other * twice) / (1 + twice)
+        offset = column - start.index_select(0, before)  # in the window before
+        in_both = ((last > 0) & (offset < window)).float()[:, None]
+        in_last = tokens.index_select(1, last * window + column - start.index_select(0, last))
+        in_before = tokens.index_select(1, before * window + offset.clamp_max(window - 1))
+        frames = (in_last + in_before * in_both) / (1 + in_both)
         return frames.mean(dim=1), frames
 
 
