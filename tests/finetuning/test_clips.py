@@ -30,7 +30,7 @@ def test_weights_are_the_inverse_frequencies_of_labels():
 
 def test_balanced_drawing_takes_rare_labels_as_often_as_common_ones():
     values = np.repeat([0, 1], [90, 10])
-    labels = Labels(tuple("abcdef"[:2]), values, np.arange(101))
+    labels = Labels(tuple("ab"), values, np.arange(101))
     config = FinetuneConfig(balanced=True, epoch_clips=2000)
     draw = epoch_rows(config, labels, np.arange(100))
     rows = draw(0)
@@ -40,7 +40,7 @@ def test_balanced_drawing_takes_rare_labels_as_often_as_common_ones():
 
 
 def test_only_the_rows_wanted_are_drawn():
-    labels = Labels(tuple("abcdef"[:2]), np.zeros(10, np.int64), np.arange(11))
+    labels = Labels(tuple("ab"), np.zeros(10, np.int64), np.arange(11))
     rows = np.array([2, 5, 7])
     assert set(epoch_rows(FinetuneConfig(balanced=True), labels, rows)(3)) <= {2, 5, 7}
     assert epoch_rows(FinetuneConfig(), labels, rows)(3).tolist() == [2, 5, 7]
@@ -52,7 +52,7 @@ def dataset(tmp_path_factory):
 
 
 def reader_of(dataset, rows, **changes):
-    labels = Labels(tuple("abcd"[:3]), np.arange(CLIPS) % 3, np.arange(CLIPS + 1))
+    labels = Labels(tuple("abc"), np.arange(CLIPS) % 3, np.arange(CLIPS + 1))
     return open_reader(FinetuneConfig(batch_size=8, **changes), dataset, labels, rows, 0, 1)
 
 
@@ -88,7 +88,7 @@ def test_whole_clips_come_in_order(dataset, cache_bytes):
 
 
 def test_mixup_needs_an_even_share_for_every_worker(dataset):
-    labels = Labels(tuple("abcd"[:3]), np.arange(CLIPS) % 3, np.arange(CLIPS + 1))
+    labels = Labels(tuple("abc"), np.arange(CLIPS) % 3, np.arange(CLIPS + 1))
     with pytest.raises(UserError, match="--batch-size is a multiple of 6"):
         open_reader(FinetuneConfig(batch_size=8, mixup=1.0), dataset, labels, np.arange(9), 0, 3)
 

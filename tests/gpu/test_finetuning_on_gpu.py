@@ -39,7 +39,7 @@ def make_state(device: str, **changes) -> tuple[FinetuneState, list[Inputs]]:
     """A state and the inputs of six steps, of clips of many lengths."""
     config = FinetuneConfig(**changes)
     rng = np.random.default_rng(0)
-    labels = Labels(tuple("abcd"[:4]), np.arange(CLIPS) % 4, np.arange(CLIPS + 1))
+    labels = Labels(tuple("abcd"), np.arange(CLIPS) % 4, np.arange(CLIPS + 1))
     audio = random_encoder(SHORT_MODEL, 0, FrontEndConfig(clip_frames=FRAMES), STATISTICS)
     model = Classifier(audio, 4, "bands mean+std")
     torch.nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
