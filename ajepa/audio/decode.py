@@ -169,7 +169,7 @@ def _with_stream(uri: str, work: Callable[[Any], T]) -> T:
     except storage.UnreachableError:
         raise
     except (OSError, ValueError) as error:  # missing file, no permission, unknown scheme
-        raise AudioError(f"read: {_unwrap_user_error(error)}") from error
+        raise AudioError(f"read: {_one_line(error)}") from error
 
 
 def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -179,7 +179,7 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     return soxr.resample(waveform, rate, new_rate, quality="HQ")
 
 
-def _unwrap_user_error(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -227,7 +227,7 @@ def _opened(stream: Any) -> Iterator[soundfile.SoundFile]:
 
 def _reason(error: BaseException) -> str:
     """What libsndfile says, without the names and numbers of the process."""
-    return str(getattr(error, "error_string", None) or _unwrap_user_error(error))
+    return str(getattr(error, "error_string", None) or _one_line(error))
 
 
 def has_av() -> bool:

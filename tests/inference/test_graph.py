@@ -18,7 +18,7 @@ from ajepa.inference.graph import ABOUT, EncoderGraph, LogMelGraph, describe_gra
 from ajepa.inference.pretrained import random_encoder
 
 pytestmark = pytest.mark.skipif(
-    not graph.can_export() and torch.__version__ < "2.7", reason="torch 2.6 exports graphs of fixed sizes alone"
+    torch.__version__.startswith("2.6."), reason="torch 2.6 exports graphs of fixed sizes alone"
 )
 SHAPES = [(1, 0.025), (2, 0.5), (1, 1.28), (3, 1.28), (1, 2.56), (2, 3.3), (4, 3.3), (1, 10.0)]  # clips, seconds
 
