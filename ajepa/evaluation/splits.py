@@ -75,7 +75,7 @@ def make_splits(
     if unlabelled == "negative" and not labels.multi_label:
         raise UserError("--unlabelled negative is for clips that may have several labels; here they have one: use drop")
     kept = np.flatnonzero(labels.table.any(axis=1)) if unlabelled == "drop" else everything
-    own = labels.only(kept)
+    own = labels if len(kept) == len(everything) else labels.only(kept)
     splits = _make(
         dataset, own, split[kept], fold[kept], seed, [n.strip().casefold() for n in train_splits], unlabelled
     )

@@ -1,6 +1,5 @@
 """The labels of a dataset's clips."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,13 +35,17 @@ class Labels:
         """[n, C] bool, of all clips."""
         return self.targets(np.arange(len(self))) > 0
 
+    def _entries(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The labels of rows [b] one after the other, and how many each row has."""
+        counts = np.diff(self.starts)[rows]
+        before = np.cumsum(counts) - counts
+        return self.values[np.repeat(self.starts[rows] - before, counts) + np.arange(counts.sum())], counts
+
     def targets(self, rows: np.ndarray) -> np.ndarray:
         """[b, C] float32, 1 for each label of the rows."""
+        values, counts = self._entries(rows)
         out = np.zeros((len(rows), self.num_classes), np.float32)
-        counts = np.diff(self.starts)[rows]
-        clip = np.repeat(np.arange(len(rows)), counts)
-        inside = np.arange(len(clip)) - np.repeat(np.cumsum(counts) - counts, counts)
-        out[clip, self.values[self.starts[rows][clip] + inside]] = 1
+        out[np.repeat(np.arange(len(rows)), counts), values] = 1
         return out
 
     def weights(self, rows: np.ndarray) -> np.ndarray:
@@ -54,18 +57,8 @@ class Labels:
 
     def only(self, rows: np.ndarray) -> "Labels":
         """The labels of these clips alone."""
-        return labels_from_table(self.names, self.table[rows])
-
-
-def labels_of(names: Sequence[str], lists: Sequence[Sequence[int]]) -> Labels:
-    """Labels from the label ids of each clip."""
-    starts = np.cumsum([0, *map(len, lists)])
-    return Labels(tuple(names), np.array([label for labels in lists for label in labels], np.int64), starts)
-
-
-def labels_from_table(names: Sequence[str], table: np.ndarray) -> Labels:
-    """Labels from [n, C] bool."""
-    return labels_of(names, [np.flatnonzero(row).tolist() for row in table])
+        values, counts = self._entries(rows)
+        return Labels(self.names, values, np.concatenate([[0], np.cumsum(counts)]))
 
 
 def read_labels(dataset: ShardDataset) -> Labels:

@@ -48,7 +48,7 @@ def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] 
             "--overwrite to replace it"
         )
         refuse_changes(args.output, "a run with other settings", old, new, advice)
-    if changed := differences(old, new):
+    elif changed := differences(old, new):
         print(f"resuming although these differ: {'; '.join(changed)}", file=sys.stderr)
         run |= {"config": args.config.to_dict(), "dataset_hash": dataset.content_hash, "finished": False}
         storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run, indent=1))

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import torch
 from benchmarks.common import paired, say, seconds
+from helpers.labels import labels_from_table
 from sklearn.metrics import average_precision_score
 
 from ajepa.evaluation.heads import Features
@@ -17,7 +18,6 @@ from ajepa.evaluation.lbfgs import Minimiser
 from ajepa.evaluation.metrics import multi_label_scores, precision_replicates, resamples
 from ajepa.evaluation.probe import probe
 from ajepa.evaluation.splits import Split, Splits
-from ajepa.shards.labels import labels_from_table
 
 CLIPS, WIDTH, CLASSES, TEST = 20_000, 768, 527, 2_000
 

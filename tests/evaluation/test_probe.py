@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from helpers.labels import labels_from_table
 from helpers.properties import NIGHTLY
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -12,7 +13,6 @@ from ajepa.evaluation.heads import Features
 from ajepa.evaluation.linear import fit_path
 from ajepa.evaluation.probe import probe
 from ajepa.evaluation.splits import Split, Splits
-from ajepa.shards.labels import labels_from_table
 
 
 def data(n: int = 150, signal: float = 3.0, seed: int = 0):

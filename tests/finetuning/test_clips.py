@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers.labels import labels_of
 from helpers.reader_data import CLIPS, VALID, write_shards
 
 from ajepa.config import FrontEndConfig
@@ -9,7 +10,7 @@ from ajepa.errors import UserError
 from ajepa.finetuning.clips import epoch_rows, open_reader
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.folds import plan_folds
-from ajepa.shards.labels import Labels, labels_of, read_labels
+from ajepa.shards.labels import Labels, read_labels
 
 LISTS = [[0], [1, 2], [2], [0, 2], [1]]
 LABELS = labels_of("abcd", LISTS)
@@ -18,6 +19,11 @@ LABELS = labels_of("abcd", LISTS)
 def test_targets_are_the_labels_of_the_rows_in_any_order():
     targets = LABELS.targets(np.array([3, 1, 1, 0]))
     assert targets.tolist() == [[1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 0]]
+
+
+def test_the_labels_of_some_clips_are_theirs_in_their_order():
+    rows = np.array([3, 1, 1, 0])
+    assert np.array_equal(LABELS.only(rows).table, LABELS.table[rows]) and len(LABELS.only(rows[:0])) == 0
 
 
 def test_a_clip_with_several_labels_makes_a_set_multi_label(small_dataset):
