@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from ajepa import storage
 from ajepa.choices import Level
 from ajepa.errors import UserError
-from ajepa.shards.dataset import Shard, check_complete, read_shards
+from ajepa.shards.dataset import Shard, check_complete, read_shards, require_finished
 from ajepa.shards.schema import OK
 
 EMBEDDINGS_JSON = "embeddings.json"
@@ -61,13 +61,7 @@ def open_embeddings(path: str) -> Embeddings:
     Raises:
         UserError: nothing there, an unfinished job, damaged, or of another version.
     """
-    storage.require_folder(path, "the embedding folder")
-    where = storage.join(storage.absolute(path), EMBEDDINGS_JSON)
-    if storage.path_type(where) == "missing":
-        raise UserError(
-            f"{path!r} has no {EMBEDDINGS_JSON}: it is an unfinished embed job or no embedding folder. "
-            "Run the same embed command again to finish it"
-        )
+    where = require_finished(path, EMBEDDINGS_JSON, "embedding folder", "embed")
     try:
         info = json.loads(storage.read_text(where))
         if info["format_version"] != FORMAT_VERSION:

@@ -78,19 +78,34 @@ class ShardDataset:
                     yield log_mels, table["num_frames"].to_numpy()
 
 
+def require_finished(path: str, marker: str, folder: str, command: str) -> str:
+    """Where the file lies that a job over clips writes last.
+
+    Args:
+        marker: its name.
+        folder: what the job makes, "shard folder".
+        command: that makes it.
+
+    Raises:
+        UserError: no folder there, or an unfinished job.
+    """
+    storage.require_folder(path, f"the {folder}")
+    where = storage.join(storage.absolute(path), marker)
+    if storage.path_type(where) == "missing":
+        raise UserError(
+            f"{path!r} has no {marker}: it is an unfinished {command} job or no {folder}. "
+            f"Run the same {command} command again to finish it"
+        )
+    return where
+
+
 def open_dataset(path: str) -> ShardDataset:
     """Read dataset.json of a finished dataset.
 
     Raises:
         UserError: nothing there, an unfinished job, or a dataset of another version.
     """
-    storage.require_folder(path, "the shard folder")
-    where = storage.join(storage.absolute(path), DATASET_JSON)
-    if storage.path_type(where) == "missing":
-        raise UserError(
-            f"{path!r} has no {DATASET_JSON}: it is an unfinished preprocess job or no shard folder. "
-            "Run the same preprocess command again to finish it"
-        )
+    where = require_finished(path, DATASET_JSON, "shard folder", "preprocess")
     try:
         info = json.loads(storage.read_text(where))
         version = info["contract_version"]
