@@ -50,8 +50,8 @@ test: dev  ## with a real Ray and a real MLflow, in two processes; all but the t
 test-cluster: dev  ## jobs with Ray that lose processes, workers or machines
 	$(BIN)/python -m pytest -m cluster
 
-test-fast: dev  ## without Ray and without processes of their own
-	$(BIN)/python -m pytest $(PAIR) -m 'not ray and not process'
+test-fast: dev  ## without Ray, without processes of their own, and without what takes five seconds or more
+	$(BIN)/python -m pytest $(PAIR) -m 'not ray and not process and not slow'
 
 test-nightly: dev  ## the whole suite with five times as many examples of each property
 	AJEPA_NIGHTLY=1 $(BIN)/python -m pytest $(PAIR)

@@ -45,12 +45,16 @@ RAY = "ray"  # the modules that use the session's Ray
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`, a process takes a module at a time; those with Ray are one group and come first.
-    Two Rays of two processes were mixed up: a job that was submitted to one had its tasks on the other."""
+    """With `-n 2 --dist loadgroup`, a process takes a module at a time, or several that name one group; those with Ray
+    are one group and come first. Two Rays of two processes were mixed up: a job that was submitted to one had its
+    tasks on the other. What needs the S3 server is marked as having a process of its own."""
     modules = {item: item.nodeid.partition("::")[0] for item in items}
     with_ray = {module for item, module in modules.items() if item.get_closest_marker("ray")}
     for item, module in modules.items():
-        item.add_marker(pytest.mark.xdist_group(RAY if module in with_ray else module))
+        if "s3_server" in item.fixturenames:
+            item.add_marker(pytest.mark.process)
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(RAY if module in with_ray else module))
     items.sort(key=lambda item: modules[item] not in with_ray)
 
 

@@ -66,6 +66,7 @@ def test_a_piece_is_that_part_of_the_whole(recording, start_s):
     assert len(piece) == round(0.9 * rate)
 
 
+@pytest.mark.slow
 def test_no_second_is_lost_and_none_invented_by_segments(recordings):
     names = sorted(recordings)
     rows = [

@@ -17,9 +17,11 @@ from ajepa.inference import graph
 from ajepa.inference.graph import ABOUT, EncoderGraph, LogMelGraph, describe_graph, export_onnx, save_program
 from ajepa.inference.pretrained import random_encoder
 
-pytestmark = pytest.mark.skipif(
-    torch.__version__.startswith("2.6."), reason="torch 2.6 exports graphs of fixed sizes alone"
-)
+pytestmark = [
+    pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 exports graphs of fixed sizes alone"),
+    pytest.mark.slow,
+    pytest.mark.xdist_group("graph"),  # its imports take ten seconds
+]
 SHAPES = [(1, 0.025), (2, 0.5), (1, 1.28), (3, 1.28), (1, 2.56), (2, 3.3), (4, 3.3), (1, 10.0)]  # clips, seconds
 
 

@@ -11,6 +11,8 @@ from ajepa.errors import UserError
 from pipelines.cli.arguments import parse
 from pipelines.jobs import export
 
+pytestmark = pytest.mark.xdist_group("graph")  # with tests/inference/test_graph.py, whose imports take ten seconds
+
 
 def run_export(*argv: object) -> None:
     export.main(parse(export.ExportArgs, "", [str(a) for a in argv]))
@@ -28,6 +30,7 @@ def waveform() -> np.ndarray:
     return 0.1 * np.random.default_rng(0).standard_normal((2, 30_000)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_onnx_of_a_run(run, waveform, tmp_path, capsys):
     run_export(run, tmp_path / "out", "--format", "onnx")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["encoder.onnx"]
@@ -36,6 +39,7 @@ def test_onnx_of_a_run(run, waveform, tmp_path, capsys):
     torch.testing.assert_close(torch.from_numpy(clips), ajepa.load_encoder(run)(waveform, 16_000), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_program_of_an_export_lies_beside_its_weights(run, waveform, tmp_path):
     run_export(run, tmp_path, "--branch", "context")
     run_export(tmp_path, tmp_path, "--branch", "context", "--format", "torch")

@@ -186,6 +186,7 @@ def test_a_store_that_goes_away_while_the_plan_is_written_is_one_line(file, uplo
     assert code == 0 and "10 clips ok, 0 bad" in out, out
 
 
+@pytest.mark.slow
 def test_a_store_nobody_answers_for_is_one_line(here, monkeypatch, tmp_path):
     args = PreprocessArgs(source="folder", input="s3://nowhere/in", output=str(tmp_path / "o"), front_end=FRONT_END)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")

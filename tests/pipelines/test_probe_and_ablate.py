@@ -14,7 +14,7 @@ from helpers.runs import tiny_config
 from ajepa.choices import POOLINGS
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
-from ajepa.evaluation import feature_cache
+from ajepa.evaluation import feature_cache, heads
 from ajepa.inference.pretrained import export_encoder, load_encoder
 from pipelines.jobs import ablate, probe
 
@@ -131,8 +131,10 @@ def split_dataset(small_dataset, build_dataset, tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"combine": "weighted", "layers": "2,4"}, {"pooling": ("attentive",)}])
-def test_layers_are_weighted_and_patches_attended_to(run, split_dataset, tmp_path, changes):
+def test_layers_are_weighted_and_patches_attended_to(run, split_dataset, tmp_path, changes, monkeypatch):
+    monkeypatch.setattr(heads, "CHECKS", 5)  # nothing is to be learned here
     rows = probe.main(arguments(run, split_dataset, tmp_path, protocol="linear", seeds=1, **changes))
     assert all(0 <= row.mean <= 1 for row in rows)
     assert {row.features for row in rows} >= {"pretrained", "random init"}

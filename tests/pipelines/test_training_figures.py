@@ -16,6 +16,8 @@ from pipelines.reports.training_figures import (
     draw_training,
 )
 
+pytestmark = pytest.mark.xdist_group("figures")  # Matplotlib is imported once
+
 HISTORY = [
     {
         "step": 20 * i, "loss": 0.5 / (i + 1), "effective_rank": 20.0 + i, "patch_rank": 80.0, "target_std": 0.7,
