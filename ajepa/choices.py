@@ -28,7 +28,7 @@ Level = Literal["clip", "frame", "patch"]
 """What one embedding stands for."""
 Protocol = Literal["linear", "knn"]
 """How frozen features are probed."""
-Unlabelled = Literal["refuse", "negative", "drop"]
+Unlabelled = Literal["auto", "negative", "drop", "refuse"]
 """What clips without a label are: an error, clips of no class, or left out."""
 GraphFormat = Literal["onnx", "torch"]
 """What an encoder is exported to as one graph."""

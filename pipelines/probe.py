@@ -33,9 +33,9 @@ class ProbeArgs:
     seeds: int = 3
     """Random initialisations the encoder is compared with, and repetitions of what is drawn: folds, validation clips,
     the start of learned poolings."""
-    unlabelled: Unlabelled = "refuse"
+    unlabelled: Unlabelled = "auto"
     """What clips without a label are: negative counts them as clips of no class, where clips may have several labels;
-    drop leaves them out."""
+    drop leaves them out; refuse is an error. auto: negative where clips may have several labels, else refuse."""
     train_splits: tuple[str, ...] = ()
     """Splits to train on; by default `train`, of AudioSet `balanced_train`."""
     output: str | None = None

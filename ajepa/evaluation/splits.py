@@ -50,7 +50,7 @@ def make_splits(
     labels: Labels,
     seed: int = 0,
     train_splits: Sequence[str] = (),
-    unlabelled: Unlabelled = "refuse",
+    unlabelled: Unlabelled = "auto",
 ) -> Splits:
     """The dataset's test split, its folds or drawn folds, in this order.
 
@@ -63,7 +63,8 @@ def make_splits(
     Args:
         train_splits: names to train on instead.
         unlabelled: what clips without a label are: "negative" for every class, where clips may have several labels;
-            "drop" leaves them out; "refuse" is an error where there are any.
+            "drop" leaves them out; "refuse" is an error where there are any; "auto" is "negative" where clips may have
+            several labels, else "refuse".
 
     Raises:
         UserError: clips without a label, splits of which none is known to be tested on, a class that cannot be learnt,
@@ -74,7 +75,10 @@ def make_splits(
     fold, everything = table["fold"].to_numpy(), np.arange(len(split))
     if unlabelled == "negative" and not labels.multi_label:
         raise UserError("--unlabelled negative is for clips that may have several labels; here they have one: use drop")
-    kept = np.flatnonzero(labels.table.any(axis=1)) if unlabelled == "drop" else everything
+    if unlabelled == "auto":
+        unlabelled = "negative" if labels.multi_label else "refuse"
+    labelled = labels.table.any(axis=1)
+    kept = np.flatnonzero(labelled) if unlabelled == "drop" else everything
     own = labels if len(kept) == len(everything) else labels.only(kept)
     splits = _make(
         dataset, own, split[kept], fold[kept], seed, [n.strip().casefold() for n in train_splits], unlabelled
@@ -82,7 +86,8 @@ def make_splits(
     for part in splits.parts:
         _check_classes(part, own)
     if len(kept) == len(everything):
-        return splits
+        bare = int((~labelled).sum())
+        return dataclasses.replace(splits, what=f"{splits.what}; {bare} clips of no class") if bare else splits
     parts = tuple(
         dataclasses.replace(p, train=kept[p.train], validation=kept[p.validation], test=kept[p.test])
         for p in splits.parts

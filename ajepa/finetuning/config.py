@@ -72,9 +72,9 @@ class FinetuneConfig:
     refit: Refit = "auto"
     """After the number of epochs is chosen, train once more on training and validation clips for so many. auto: where
     the validation clips were taken from the training part, as the linear probe does."""
-    unlabelled: Unlabelled = "refuse"
+    unlabelled: Unlabelled = "auto"
     """What clips without a label are: negative counts them as clips of no class, where clips may have several labels;
-    drop leaves them out."""
+    drop leaves them out; refuse is an error. auto: negative where clips may have several labels, else refuse."""
     micro_batch: int = 0
     """Clips a worker computes at a time; 0: all at once on a GPU, as many as make 4096 patches on a CPU."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

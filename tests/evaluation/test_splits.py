@@ -33,7 +33,7 @@ class Rows:
         return pa.table({name: table[name] for name in columns})
 
 
-def make(rows: Rows, seed: int = 0, train=(), unlabelled="refuse"):
+def make(rows: Rows, seed: int = 0, train=(), unlabelled="auto"):
     return make_splits(rows, read_labels(rows), seed, train, unlabelled)
 
 
@@ -71,16 +71,20 @@ def test_clips_without_a_label_are_dropped_on_demand(with_folds):
 
 
 @pytest.mark.parametrize("with_folds", [True, False])
-def test_clips_without_a_label_are_negatives_on_demand(with_folds):
+@pytest.mark.parametrize("unlabelled", ["auto", "negative"])
+def test_clips_without_a_label_are_negatives_where_clips_may_have_several(with_folds, unlabelled):
     labels = [[], [0], [1], [0, 1], [1]] * 10
-    made = make(Rows(labels, [i % 4 for i in range(50)] if with_folds else [-1] * 50), unlabelled="negative")
+    made = make(Rows(labels, [i % 4 for i in range(50)] if with_folds else [-1] * 50), unlabelled=unlabelled)
+    assert made.what.endswith("; 10 clips of no class")
     assert sorted(np.concatenate([part.test for part in made.parts])) == list(range(50))
     if not with_folds:
         assert {int((part.test % 5 == 0).sum()) for part in made.parts} == {2}  # spread evenly
     with pytest.raises(UserError, match="--unlabelled negative is for clips that may have several labels"):
         make(Rows(BARE, [-1] * 50), unlabelled="negative")
     with pytest.raises(UserError, match=r"10 of 50 clips .*--unlabelled negative counts .*--unlabelled drop leaves"):
-        make(Rows(labels, [-1] * 50))
+        make(Rows(labels, [-1] * 50), unlabelled="refuse")
+    with pytest.raises(UserError, match=r"10 of 50 clips .* have no label: --unlabelled drop"):
+        make(Rows(BARE, [-1] * 50))
 
 
 def test_every_fold_is_tested_once_and_chosen_on_the_next():
