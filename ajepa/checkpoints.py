@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and a manifest with digests that is checked on loading. Nothing is ever unpickled.
 
-A checkpoint folder holds model.safetensors (AJEPA's state dict), optimizer.safetensors (AdamW's moments by parameter
-name) and, written last, checkpoint.json: step, cursor of the reader, loss scale, config, statistics, front end,
-dataset hash, and the digests of the other files. There is no random state to keep: every draw is a function of
+A checkpoint folder holds model.safetensors (the objective's state dict), optimizer.safetensors (AdamW's moments by
+parameter name) and, written last, checkpoint.json: step, cursor of the reader, loss scale, config, statistics, front
+end, dataset hash, and the digests of the other files. There is no random state to keep: every draw is a function of
 (seed, sample).
 """
 
@@ -119,7 +119,7 @@ def read_info(folder: str) -> CheckpointInfo:
 
 
 def read_weights(folder: str) -> dict[str, torch.Tensor]:
-    """The verified weights of a checkpoint, by the names of AJEPA's state dict."""
+    """The verified weights of a checkpoint, by the names of the objective's state dict."""
     return read_tensors(folder, MODEL)
 
 

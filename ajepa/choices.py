@@ -11,6 +11,8 @@ Branch = Literal["target", "context"]
 """Which encoder of a run: the EMA target encoder or the context encoder."""
 Placement = Literal["wrap", "inside"]
 """Where blocks of a mask may lie: around both edges, or inside the grid."""
+ObjectiveName = Literal["jepa", "mae", "ssast", "beats", "m2d", "eat", "lejepa"]
+"""What an encoder is trained for; see `ajepa.objectives`."""
 LossName = Literal["smooth_l1", "l1", "mse", "cosine"]
 """Distance between prediction and target representations."""
 Precision = Literal["fp32", "bf16"]

@@ -8,12 +8,16 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from ajepa.choices import LossName, Placement
+from ajepa.choices import LossName, ObjectiveName, Placement
 from ajepa.errors import UserError
 
 T = TypeVar("T")
+TargetNorm = Literal["layer", "instance"]
+TrainPrecision = Literal["auto", "bf16", "fp16", "fp32"]
+Compile = Literal["auto", "on", "off"]
 MaskStrategy = Literal["multiblock", "single_block", "random", "time", "frequency", "time_frequency", "curriculum"]
 
+EARLIER = {"objective": "jepa"}  # what configs of earlier versions, which do not name it, were trained with
 PATCH = 16  # side of a square patch, in mel bins and in frames (spec 2)
 
 
@@ -165,6 +169,8 @@ class MaskConfig:
 class TrainConfig:
     """Optimisation (spec 8)."""
 
+    objective: ObjectiveName = "jepa"
+    """What the encoder is trained for: A-JEPA or one of its rivals (ajepa/objectives/)."""
     batch_size: int = 256
     """Clips a step over all workers (the effective batch)."""
     epochs: int = 300
@@ -193,17 +199,17 @@ class TrainConfig:
     """Threshold between the quadratic and the linear part of smooth L1."""
     target_layers: int = 1
     """Targets are the mean of the last K layers' outputs, each layer-normed; 1 is spec 7."""
-    target_norm: Literal["layer", "instance"] = "layer"
+    target_norm: TargetNorm = "layer"
     """Normalisation of targets: over dimensions (spec 7), or over the patches of a clip first."""
     masks_per_clip: int = 1
     """Masks drawn for each clip; the target encoder runs once for all of them."""
     micro_batch: int = 0
     """Clips a worker computes at a time; gradients accumulate over its share of the batch. 0: all at once on a GPU, as
     many as make 4096 patches on a CPU."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    precision: TrainPrecision = "auto"
     """Arithmetic of the forward pass; weights stay in float32. auto: bf16 where the device multiplies it natively.
     fp16 scales the loss dynamically."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Compile = "auto"
     """torch.compile of the model; auto: on a GPU."""
     seed: int = 0
     """Seed of the weights, the data order, the crops and the masks."""
@@ -231,7 +237,14 @@ class TrainConfig:
             "target_layers",
         ):
             _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        _require_choice("loss", self.loss, LossName)
+        for name, choices in (
+            ("objective", ObjectiveName),
+            ("loss", LossName),
+            ("target_norm", TargetNorm),
+            ("precision", TrainPrecision),
+            ("compile", Compile),
+        ):
+            _require_choice(name, getattr(self, name), choices)
         _require(self.max_steps is None or self.max_steps > 0, f"max_steps must be positive, got {self.max_steps}")
         _require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs must lie between 0 and epochs")
         _require(0 <= self.ema_start <= self.ema_end <= 1, "need 0 <= ema_start <= ema_end <= 1")
@@ -272,6 +285,7 @@ class Config:
         """Rebuild a config read from JSON. Unknown or missing keys raise UserError naming them."""
         parts = {"model": ModelConfig, "mask": MaskConfig, "train": TrainConfig}
         _require(set(values) == set(parts), f"a config has the parts {sorted(parts)}, this one {sorted(values)}")
+        values = values | {"train": EARLIER | values["train"]}
         return cls(**{name: from_dict(kind, values[name]) for name, kind in parts.items()})
 
 

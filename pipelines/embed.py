@@ -31,7 +31,8 @@ class EmbedArgs:
     layers: tuple[int, ...] | None = None
     """Encoder layers from 1 to its depth, concatenated; by default the last one after its norm."""
     branch: Branch | None = None
-    """Which encoder of a run: the EMA target encoder (the default) or the context encoder."""
+    """Which encoder of a run: the EMA target encoder or the context encoder; by default the one that its
+    objective evaluates."""
     labels_from_folders: bool = False
     """Source `folder`: label each clip with the name of the subfolder it lies in."""
     segment: float | None = None

@@ -24,8 +24,9 @@ class ExportArgs:
     format: ExportFormat = "safetensors"
     """safetensors: what ajepa.load_encoder reads (encoder.safetensors and encoder.json). onnx, torch: waveform to
     embeddings as one graph, in encoder.onnx or encoder.pt2 (torch.export)."""
-    branch: Branch = "target"
-    """Which encoder of the run: the EMA target encoder or the context encoder."""
+    branch: Branch | None = None
+    """Which encoder of the run: the EMA target encoder or the context encoder; by default the one that its objective
+    evaluates."""
     log_model: Literal["auto", "on", "off"] = "auto"
     """Log the encoder to MLflow as a model too; by default where a tracking URI is known."""
     mlflow_uri: str | None = None

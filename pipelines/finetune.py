@@ -31,7 +31,8 @@ class FinetuneArgs:
     """A JSON file of settings, as a fine-tuning's finetune.json or a part of one: they change the preset's, and options
     change them. A local path or a URI."""
     branch: Branch | None = None
-    """Which encoder of a run: the EMA target encoder (default) or the context encoder."""
+    """Which encoder of a run: the EMA target encoder or the context encoder; by default the one that its
+    objective evaluates."""
     seeds: int = 1
     """Repetitions with other seeds, counted up from --seed."""
     fold: int | None = None

@@ -23,7 +23,8 @@ class ProbeArgs:
     protocol: Protocol = "linear"
     """`linear`: one linear layer on standardised features. `knn`: cosine nearest neighbours."""
     branch: Branch | None = None
-    """Which encoder of a run: the EMA target encoder (default) or the context encoder."""
+    """Which encoder of a run: the EMA target encoder or the context encoder; by default the one that its
+    objective evaluates."""
     pooling: tuple[ProbePooling, ...] = POOLINGS
     """How a clip's patches become one vector; `attentive` learns it with the linear layer."""
     layers: str | None = None

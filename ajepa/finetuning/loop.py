@@ -80,6 +80,7 @@ def train(
                         "step": state.step,
                         "total_steps": steps,
                         "share": len(inputs.log_mel) / config.batch_size,
+                        "averaged": ["loss"],
                         "loss": torch.stack(losses).mean().item(),
                         "grad_norm": result.grad_norm.item(),
                         "encoder_lr": result.encoder_lr,

@@ -27,6 +27,7 @@ from ajepa.choices import GraphFormat
 from ajepa.config import PATCH, FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.pretrained import ORIGIN
 
 OPSET = 18
 INPUT, OUTPUTS = "waveform", ("clip_embeddings", "frame_embeddings")
@@ -119,8 +120,7 @@ def describe_graph(encoder: AudioEncoder) -> dict[str, str]:
         "first_frame_ms": encoder.first_ms,
         "embedding_size": encoder.width,
     }
-    kept = ("branch", "step", "dataset_hash", "digest")
-    origin = {name: encoder.about[name] for name in kept if name in encoder.about}
+    origin = {name: encoder.about[name] for name in (*ORIGIN, "digest") if name in encoder.about}
     return {f"ajepa.{name}": str(value) for name, value in (values | origin).items()}
 
 

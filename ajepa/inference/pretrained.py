@@ -15,13 +15,14 @@ from ajepa import storage
 from ajepa.audio.statistics import Statistics
 from ajepa.checkpoints import describe, digest, latest_checkpoint, read_info, read_weights
 from ajepa.choices import Branch, Precision
-from ajepa.config import Config, FrontEndConfig, ModelConfig, TrainConfig, from_dict
+from ajepa.config import FrontEndConfig, ModelConfig, from_dict
 from ajepa.errors import UserError
 from ajepa.inference.encoder import AudioEncoder
-from ajepa.model.ajepa import build_model
 from ajepa.model.vit import Encoder
+from ajepa.objectives.registry import OBJECTIVES, initialised_by
 
 EXPORT_JSON, EXPORT_WEIGHTS, EXPORT_VERSION = "encoder.json", "encoder.safetensors", 2
+ORIGIN = ("objective", "branch", "step", "dataset_hash")  # of a pretraining, kept in what is made of it
 
 
 def load_encoder(
@@ -35,18 +36,19 @@ def load_encoder(
 
     Args:
         path: local path or URI.
-        branch: "target", the EMA target encoder, which spec 9 finds slightly better, or "context"; by default the
-            target encoder, or the one that was exported.
+        branch: "target", the EMA target encoder, or "context", the trained one; by default the one that was exported,
+            or the one that the run's objective evaluates: of A-JEPA the target encoder, which spec 9 finds slightly
+            better.
         precision: what its layers multiply in; "bf16" is faster on GPUs and CPUs with such instructions, and good to
             about 0.01. Embeddings are float32.
 
     Raises:
-        UserError: nothing there, no intact checkpoint, one of another version, or an export of the other branch.
+        UserError: nothing there, no intact checkpoint, one of another version, or no encoder of this branch.
     """
     path = storage.absolute(str(path))
     exported = storage.path_type(storage.join(path, EXPORT_JSON)) == "file"
     folder = path if exported else latest_checkpoint(path)
-    parts = _read_export(path, branch) if exported else _read_run(folder, branch or "target")
+    parts = _read_export(path, branch) if exported else _read_run(folder, branch)
     encoder = Encoder(parts.model)
     try:
         encoder.load_state_dict(parts.weights, strict=True)
@@ -57,21 +59,23 @@ def load_encoder(
 
 def random_encoder(model: ModelConfig, seed: int, front_end: FrontEndConfig, statistics: Statistics) -> AudioEncoder:
     """The initialisation that pretraining with this seed starts from: the baseline of every probe."""
-    core = build_model(Config(model=model, train=TrainConfig(seed=seed)))
-    return _frozen(core.target_encoder, front_end, statistics, {"source": "random init", "seed": seed})
+    with initialised_by(seed):
+        encoder = Encoder(model)
+    return _frozen(encoder, front_end, statistics, {"source": "random init", "seed": seed})
 
 
 def export_encoder(
-    source: str, output: str, branch: Branch = "target", notes: dict[str, Any] | None = None
+    source: str, output: str, branch: Branch | None = None, notes: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write the encoder of a run or checkpoint into a small folder of its own: encoder.safetensors and encoder.json
     (architecture, front end, statistics, where it comes from, digest), which is written last and returned.
 
     Args:
+        branch: see load_encoder.
         notes: more about where it comes from, kept in encoder.json.
 
     Raises:
-        UserError: no intact checkpoint at `source`, or something already at `output`.
+        UserError: no intact checkpoint at `source`, no encoder of this branch, or something already at `output`.
     """
     folder = latest_checkpoint(storage.absolute(str(source)))
     parts = _read_run(folder, branch)
@@ -90,7 +94,7 @@ def write_export(
     """Write encoder weights into an export folder; see export_encoder.
 
     Args:
-        about: "branch", "step" and "dataset_hash" of the pretraining.
+        about: "objective", "branch", "step" and "dataset_hash" of the pretraining.
     """
     output = storage.absolute(str(output))
     if storage.path_type(output) == "file" or storage.contents(output):
@@ -98,7 +102,7 @@ def write_export(
     data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
     described = {
         "format_version": EXPORT_VERSION,
-        **{name: about[name] for name in ("branch", "step", "dataset_hash")},
+        **{name: about[name] for name in ORIGIN},
         "notes": notes or {},
         "model": dataclasses.asdict(model),
         **describe(front_end, statistics),
@@ -120,11 +124,15 @@ class _Parts:
     about: dict[str, Any]
 
 
-def _read_run(folder: str, branch: Branch) -> _Parts:
+def _read_run(folder: str, branch: Branch | None) -> _Parts:
     info = read_info(folder)
+    objective = info.config.train.objective
+    branch = branch or OBJECTIVES[objective].evaluated
     prefix = f"{branch}_encoder."
     weights = {k.removeprefix(prefix): v for k, v in read_weights(folder).items() if k.startswith(prefix)}
-    about = {"branch": branch, "step": info.step, "dataset_hash": info.dataset_hash}
+    if not weights:
+        raise UserError(f"{folder!r} has no {branch} encoder: {objective} trains without one")
+    about = {"objective": objective, "branch": branch, "step": info.step, "dataset_hash": info.dataset_hash}
     return _Parts(info.config.model, info.front_end, info.statistics, weights, about)
 
 
@@ -137,6 +145,7 @@ def _read_export(folder: str, branch: Branch | None) -> _Parts:
                 f"{folder!r} has export format {described['format_version']}, this version reads {EXPORT_VERSION}: "
                 "export the run again"
             )
+        described = {"objective": "jepa"} | described  # which earlier versions do not name
         if branch is not None and branch != described["branch"]:
             raise UserError(f"{folder!r} holds the {described['branch']} encoder, not the {branch} encoder")
         with storage.open_input(storage.join(folder, EXPORT_WEIGHTS)) as stream:
@@ -148,7 +157,7 @@ def _read_export(folder: str, branch: Branch | None) -> _Parts:
             from_dict(FrontEndConfig, described["front_end"]),
             Statistics.from_dict(described["statistics"]),
             safetensors.torch.load(data),
-            {name: described[name] for name in ("branch", "step", "dataset_hash", "notes")},
+            {name: described[name] for name in (*ORIGIN, "notes")},
         )
     except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder!r} is damaged ({error!r}): export it again") from error

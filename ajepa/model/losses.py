@@ -31,25 +31,27 @@ def _mean(layers: list[Tensor]) -> Tensor:
     return total / len(layers)
 
 
-def prediction_loss(
+def prediction_errors(
     prediction: Tensor,
     target: Tensor,
     loss_name: LossName = "smooth_l1",
     beta: float = 1.0,
 ) -> Tensor:
-    """Mean loss over samples, target patches and dimensions, in float32 or wider.
+    """Loss of each sample and target patch [B, M], the mean over dimensions, in float32 or wider; see spec 7.
 
-    smooth_l1 is the Huber loss with threshold `beta` (spec 7); cosine is 1 - cosine similarity.
+    smooth_l1 is the Huber loss with threshold `beta`; cosine is 1 - cosine similarity.
 
     Args:
         prediction, target: [B, M, D].
     """
     if prediction.dtype != torch.float64:
         prediction, target = prediction.float(), target.float()
+    if loss_name == "cosine":
+        return 1 - F.cosine_similarity(prediction, target, dim=-1)
     if loss_name == "smooth_l1":
-        return F.smooth_l1_loss(prediction, target, beta=beta)
-    if loss_name == "l1":
-        return F.l1_loss(prediction, target)
-    if loss_name == "mse":
-        return F.mse_loss(prediction, target)
-    return (1 - F.cosine_similarity(prediction, target, dim=-1)).mean()
+        errors = F.smooth_l1_loss(prediction, target, beta=beta, reduction="none")
+    elif loss_name == "l1":
+        errors = F.l1_loss(prediction, target, reduction="none")
+    else:
+        errors = F.mse_loss(prediction, target, reduction="none")
+    return errors.mean(dim=-1)

@@ -123,7 +123,10 @@ class Encoder(nn.Module):
         positions = self.positions_for(patches.shape[1]).expand(patches.shape[0], -1, -1)
         if indices is not None:
             patches, positions = gather(patches, indices), gather(positions, indices)
-        x = self.patch_embed(patches) + positions
+        return self.transform(self.patch_embed(patches) + positions, mask, last_layers)
+
+    def transform(self, x: Tensor, mask: Tensor | None = None, last_layers: int = 1) -> Tensor | list[Tensor]:
+        """The blocks and the final norm, on embedded patches with positions [B, K, D]; see `forward`."""
         outputs = []
         for i, block in enumerate(self.blocks):
             x = block(x, mask)
@@ -145,9 +148,10 @@ class Encoder(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Narrow Transformer: context representations and mask tokens in, target representations out."""
+    """Narrow Transformer: context representations and mask tokens in, predictions of masked patches out."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, outputs: int | None = None) -> None:
+        """outputs: values predicted for a patch, P; by default the encoder's width."""
         super().__init__()
         width = config.predictor_width
         self.embed = nn.Linear(config.width, width)
@@ -157,12 +161,12 @@ class Predictor(nn.Module):
             Block(width, config.predictor_heads, config.mlp_ratio) for _ in range(config.predictor_depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.project = nn.Linear(width, config.width)
+        self.project = nn.Linear(width, outputs or config.width)
         _init_weights(self, self.blocks)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context: Tensor, context_indices: Tensor, target_indices: Tensor) -> Tensor:
-        """[B, K, D], [B, K], [B, M] -> predictions [B, M, D]."""
+        """[B, K, D], [B, K], [B, M] -> predictions [B, M, P]."""
         tokens = torch.cat(
             [
                 self.embed(context) + F.embedding(context_indices, self.positions),

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ajepa.model.ajepa import AJEPA
-from ajepa.model.losses import prediction_loss
-from ajepa.model.vit import Encoder, gather, patchify
+from ajepa.model.vit import Encoder, patchify
+from ajepa.objectives.base import Objective
 
 MAX_CROPS = 256  # of the fixed set that health is measured on
 CHUNK_PATCHES = 8192  # through the encoder at a time: 16 crops of `base`, about half a GB of activations in float32
@@ -223,23 +222,15 @@ def representation_health(encoder: Encoder, log_mel: Tensor) -> dict[str, float]
 
 
 @torch.inference_mode()
-def prediction_errors(model: AJEPA, log_mel: Tensor, context: Tensor, targets: Tensor) -> Tensor:
-    """The training loss of each patch, [B, N] float32, NaN where a patch is context. Its mean over targets is the loss.
+def patch_errors(model: Objective, log_mel: Tensor, context: Tensor, targets: Tensor) -> Tensor:
+    """The training loss of each patch, [B, N] float32, NaN where a patch is context.
 
     Args:
         model: plain (not wrapped), on the device of the rest.
         log_mel: [B, n_mels, crop_frames], normalised.
         context, targets: [B, K], [B, M] patch indices, one mask a crop.
     """
-    train = model.config.train
     with torch.autocast(log_mel.device.type, enabled=False):
-        patches = patchify(log_mel.float())
-        prediction = model.predictor(model.context_encoder(patches, context), context, targets)  # [B, M, D]
-        target = gather(model.targets(patches), targets)
-
-        def of_patch(prediction: Tensor, target: Tensor) -> Tensor:  # [D], [D]
-            return prediction_loss(prediction, target, train.loss, train.smooth_l1_beta)
-
-        errors = torch.vmap(torch.vmap(of_patch))(prediction, target)  # [B, M]
-    whole = torch.full(patches.shape[:2], math.nan, device=errors.device)
+        errors = model(log_mel.float(), context, targets).errors  # [B, M]
+    whole = torch.full((len(log_mel), model.config.model.num_patches), math.nan, device=errors.device)
     return whole.scatter(1, targets, errors)

@@ -78,6 +78,7 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerHook
                     resolve_metrics(state)
                     share = len(inputs.log_mel) / every.batch_size
                     report = _step_metrics(state, result, losses) | {"total_steps": steps, "share": share}
+                    report["averaged"] = ["loss", *result.metrics]
                     report |= stopwatch.rates(every.batch_size)
                     if monitor:
                         report |= monitor.utilisation(report["clips_per_second"])
@@ -105,15 +106,13 @@ def due_after(step: int, steps: int, config: TrainConfig) -> tuple[Due, bool]:
 
 def _step_metrics(state: TrainState, result: StepResult, losses: list[torch.Tensor]) -> dict[str, Any]:
     """What every report holds of a step; reads the device."""
-    assert result.prediction_std is not None and result.target_std is not None
     return {
         "step": state.step,
         "loss": torch.stack(losses).mean().item(),
         "grad_norm": result.grad_norm.item(),
-        "prediction_std": result.prediction_std.item(),
-        "target_std": result.target_std.item(),
+        **{name: value.item() for name, value in result.metrics.items()},
         "lr": result.lr,
         "weight_decay": state.config.train.weight_decay,
-        "ema": result.ema,
+        **({} if result.ema is None else {"ema": result.ema}),
         **({"loss_scale": state.scaler.get_scale()} if state.scaler.is_enabled() else {}),
     }

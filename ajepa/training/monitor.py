@@ -33,7 +33,7 @@ class Monitor:
         self.crops = state.normalise(torch.from_numpy(batch.log_mel).to(state.device))
         self._dtype = autocast_dtype(state.config.train, state.device) or torch.float32
         self._flops_per_second = gemm_rate(state.device, self._dtype)
-        self._flops = step_flops(state.config).total
+        self._flops = step_flops(state.config)
 
     def utilisation(self, clips_per_second: float) -> dict[str, float]:
         """Model FLOPs utilisation of a worker: of the rate at which its device multiplied matrices at the start."""
@@ -44,7 +44,7 @@ class Monitor:
 
     def measure(self, report: dict[str, Any]) -> dict[str, Any]:
         """The report with health, scores and verdict added. It joins the history the verdict is drawn from."""
-        health = representation_health(self.state.core.target_encoder, self.crops)
+        health = representation_health(self.state.core.encoder, self.crops)
         report = report | health | self.score(self.state)
         self.history.append(report)
         self.verdict = judge(self.history, self.state.config.model.width, len(self.crops))

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from ajepa.audio.normalise import Normaliser
 from ajepa.audio.statistics import Statistics
 from ajepa.config import Config, TrainConfig
-from ajepa.model.ajepa import AJEPA, build_model
 from ajepa.model.optimizer import AdamW
 from ajepa.model.precision import CPU_PATCHES, autocast_dtype
+from ajepa.objectives.base import Objective, Output
+from ajepa.objectives.registry import build_objective
 from ajepa.training.async_metrics import PendingMetrics, weighted
 from ajepa.training.inputs import Inputs
 from ajepa.training.schedules import ema_momentum, learning_rate
@@ -20,10 +21,10 @@ from ajepa.training.update import micro_batches, update, wrap_ddp
 
 @dataclass
 class TrainState:
-    """Everything a step reads and advances. `model` may be wrapped (DDP); `core` is the AJEPA inside."""
+    """Everything a step reads and advances. `model` may be wrapped (DDP); `core` is the objective inside."""
 
     config: Config
-    core: AJEPA
+    core: Objective
     model: nn.Module
     optimizer: torch.optim.Optimizer
     normalise: Normaliser
@@ -42,13 +43,12 @@ class StepResult:
 
     loss: Tensor  # mean over this worker's share
     grad_norm: Tensor  # before clipping
-    prediction_std: Tensor | None  # over patches, mean over dimensions; only when asked for
-    target_std: Tensor | None
+    metrics: dict[str, Tensor]  # of the objective; {} where they were not asked for
     lr: float
-    ema: float
+    ema: float | None  # None without a teacher
 
 
-def build_optimizer(model: AJEPA, config: TrainConfig) -> AdamW:
+def build_optimizer(model: Objective, config: TrainConfig) -> AdamW:
     """AdamW; weight decay only where it means something: matrices of linear layers."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -66,7 +66,7 @@ def build_state(
     config: Config, statistics: Statistics, total_steps: int, device: torch.device, world_size: int = 1
 ) -> TrainState:
     """A state at step 0. With several workers, torch.distributed must be initialised."""
-    core = build_model(config).to(device)
+    core = build_objective(config).to(device)
     optimizer = build_optimizer(core, config.train)
     if config.train.compile == "on" or (config.train.compile == "auto" and device.type == "cuda"):
         core.compile(dynamic=False)  # shapes are static: one compilation for the whole run
@@ -77,14 +77,15 @@ def build_state(
 
 
 def train_step(state: TrainState, inputs: Inputs, *, metrics: bool = False, stop: int = 0) -> StepResult:
-    """Advance the state by one step: forward, backward, clipped AdamW update, EMA update (spec 8).
+    """Advance the state by one step: forward, backward, clipped AdamW update, and what the
+    objective does then, such as the EMA update (spec 8).
 
     The gradient is that of the mean over the whole batch. It does not depend on the workers' shares or micro-batches:
     each part counts by its clips. On a GPU nothing here waits for the device.
 
     Args:
         inputs: this worker's share, on the device.
-        metrics: measure the spread of predictions and targets as well.
+        metrics: take the objective's metrics as well, on the last clips computed.
         stop: this worker's request to stop; the largest of all workers ends up in `state.stop_request`.
 
     Raises:
@@ -97,34 +98,34 @@ def train_step(state: TrainState, inputs: Inputs, *, metrics: bool = False, stop
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.zero_grad(set_to_none=True)
-    loss, stds = _accumulate(state, inputs, metrics)
+    state.core.begin_step(state.step)
+    loss, measured = _accumulate(state, inputs, metrics)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     grad_norm = update(state, inputs, parameters, loss, config.grad_clip, stop)
-    state.core.update_target(ema)
+    state.core.end_step(ema)
     state.step += 1
-    return StepResult(loss, grad_norm, *stds, lr, ema)
+    return StepResult(loss, grad_norm, measured, lr, ema if state.core.has_teacher else None)
 
 
-def _accumulate(state: TrainState, inputs: Inputs, metrics: bool) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
-    """Gradients of this worker's share, in micro-batches; its mean loss, and the spreads of the last one."""
+def _accumulate(state: TrainState, inputs: Inputs, metrics: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients of this worker's share, in micro-batches; its mean loss, and the metrics of the last one."""
     config, share = state.config.train, len(inputs.log_mel)
     dtype = autocast_dtype(config, state.device)
     size = config.micro_batch or (share if state.device.type == "cuda" else _fitting_clips(state.config))
     total = torch.zeros((), device=state.device)
-    stds: tuple[Tensor | None, Tensor | None] = (None, None)
-    for clips in micro_batches(state.model, share, size):
+    measured: dict[str, Tensor] = {}
+    for clips in micro_batches(state.model, share, share if state.core.whole_share else size):
         part = inputs.part(clips.start, clips.stop)
         with torch.autocast(state.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            loss, prediction, target = state.model(state.normalise(part.log_mel), part.context, part.targets)
+            output: Output = state.model(state.normalise(part.log_mel), part.context, part.targets)
         # DDP averages over workers with equal weight; this makes it the mean over the batch's clips.
         weight = len(part.log_mel) * state.world_size / config.batch_size
-        state.scaler.scale(weighted(loss, weight)).backward()
-        total = total + loss.detach().float() * (len(part.log_mel) / share)
+        state.scaler.scale(weighted(output.loss, weight)).backward()
+        total = total + output.loss.detach().float() * (len(part.log_mel) / share)
         if metrics and clips.stop >= share:
             with torch.no_grad():
-                spread = [t.detach().float().flatten(0, 1).std(dim=0).mean() for t in (prediction, target)]
-            stds = spread[0], spread[1]
-    return total, stds
+                measured = state.core.metrics(output)
+    return total, measured
 
 
 def _fitting_clips(config: Config) -> int:

@@ -9,7 +9,7 @@ from ajepa.checkpoints import latest_checkpoint
 from ajepa.choices import GraphFormat
 from ajepa.errors import UserError
 from ajepa.inference.graph import EXPORTERS, export_graph
-from ajepa.inference.pretrained import EXPORT_WEIGHTS, export_encoder, load_encoder
+from ajepa.inference.pretrained import EXPORT_WEIGHTS, ORIGIN, export_encoder, load_encoder
 from pipelines.cli.lock import claimed
 from pipelines.export import ExportArgs
 from pipelines.tracking import mlflow_run
@@ -37,8 +37,8 @@ def export_file(args: ExportArgs, format: GraphFormat) -> None:
     path = export_graph(encoder, args.output, format)
     size = dict(storage.list_files(storage.absolute(args.output)))[path.rsplit("/", 1)[-1]]
     print(
-        f"{args.branch} encoder {encoder.depth} x {encoder.width} of step {encoder.about['step']}: {size / 1e6:.1f} MB "
-        f"in {path}; float32 waveform [batch, samples] at {encoder.sample_rate} Hz to clip and frame embeddings: "
+        f"{encoder.about['branch']} encoder {encoder.depth} x {encoder.width} of step {encoder.about['step']}: "
+        f"{size / 1e6:.1f} MB in {path}; float32 waveform [batch, samples] at {encoder.sample_rate} Hz to clip and frame embeddings: "
         f"{EXPORTERS[format].load.format(path=path)}"
     )
 
@@ -51,7 +51,7 @@ def export_folder(args: ExportArgs) -> None:
     size = dict(storage.list_files(args.output))[EXPORT_WEIGHTS]
     model = about["model"]
     print(
-        f"{args.branch} encoder {model['depth']} x {model['width']} of step {about['step']} from "
+        f"{about['branch']} encoder {model['depth']} x {model['width']} of step {about['step']} from "
         f"{latest_checkpoint(storage.absolute(args.run))}: {size / 1e6:.1f} MB in {args.output}; "
         f'load it with ajepa.load_encoder("{args.output}")'
     )
@@ -83,7 +83,7 @@ def log_model(args: ExportArgs, origin: dict[str, str], about: dict[str, object]
         "export",
         output=storage.absolute(args.output),
         params={"run": storage.absolute(args.run), "output": storage.absolute(args.output)}
-        | {name: about[name] for name in ("branch", "step", "dataset_hash", "digest")},
+        | {name: about[name] for name in (*ORIGIN, "digest")},
         tags={"ajepa.job": "export", "ajepa.pretrain_run": origin.get("mlflow_run", "")},
     )
     with tracker.recording():

@@ -1,4 +1,4 @@
-"""Pretrain an A-JEPA encoder on log-mel shards with Ray Train. Interrupted, the same command goes on."""
+"""Pretrain an encoder on log-mel shards with Ray Train. Interrupted, the same command goes on."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from ajepa import storage
 from ajepa.checkpoints import CheckpointInfo, latest_checkpoint, newest_step, read_info, read_weights
 from ajepa.config import differences
 from ajepa.errors import UserError
-from ajepa.model.ajepa import build_model
+from ajepa.objectives.registry import build_objective
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.training.run_folder import RUN_JSON, read_history
 from pipelines.cli.arguments import parse_workers
@@ -160,7 +160,7 @@ def draw(args: PretrainArgs, dataset: ShardDataset, tracker: mlflow_run.Tracker)
         folder = Path(scratch if storage.is_uri(args.output) else storage.join(args.output, "figures"))
         training_figures.draw_training(read_history(args.output), args.config.model.width, folder / "training.png")
         training_figures.draw_masks(dataset, args.config, folder / "masks.png")
-        model = build_model(args.config)
+        model = build_objective(args.config)
         model.load_state_dict(read_weights(latest_checkpoint(args.output)))
         training_figures.draw_predictions(model, dataset, folder / "predictions.png")
         for path in sorted(folder.iterdir()):

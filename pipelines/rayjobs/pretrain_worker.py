@@ -31,6 +31,6 @@ def watch_labels(worker: WorkerHooks, dataset: ShardDataset, config: Config, out
 
     def score(state: TrainState) -> dict[str, float]:
         baselines = probe.baselines(state.device) if state.step == 0 else {}
-        return probe.score(state.core.target_encoder) | baselines
+        return probe.score(state.core.encoder) | baselines
 
     worker.score = score

@@ -13,11 +13,11 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from ajepa.audio.normalise import Normaliser
 from ajepa.config import Config
 from ajepa.evaluation.tables import plain
-from ajepa.model.ajepa import AJEPA
 from ajepa.model.masking import sample_masks
+from ajepa.objectives.base import Objective
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.reader import Batch, ShardReader
-from ajepa.training.diagnostics import MAX_CROPS, RANK_SHARE, judge, latest, prediction_errors
+from ajepa.training.diagnostics import MAX_CROPS, RANK_SHARE, judge, latest, patch_errors
 from pipelines.reports.plots import BLUE, GREEN, GREY, ORANGE, save
 
 CANDIDATES = 256  # crops, the first of a run, that the pictures choose from
@@ -46,7 +46,7 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
     save(figure, path)
 
 
-def draw_predictions(model: AJEPA, dataset: ShardDataset, path: Path, count: int = 4) -> None:
+def draw_predictions(model: Objective, dataset: ShardDataset, path: Path, count: int = 4) -> None:
     """What is hard to predict: a few fixed crops, the same with their masks, and the error of each target patch.
 
     Args:
@@ -58,7 +58,7 @@ def draw_predictions(model: AJEPA, dataset: ShardDataset, path: Path, count: int
     context, targets = _masks(config, batch)
     device = next(model.parameters()).device
     log_mel = Normaliser(dataset.statistics).to(device)(torch.from_numpy(batch.log_mel).to(device))
-    errors = prediction_errors(model, log_mel, *(torch.from_numpy(i).to(device) for i in (context, targets)))
+    errors = patch_errors(model, log_mel, *(torch.from_numpy(i).to(device) for i in (context, targets)))
     maps = errors.cpu().numpy().reshape(-1, *config.model.grid)
     figure, axes = plt.subplots(
         3,
@@ -83,7 +83,8 @@ def draw_predictions(model: AJEPA, dataset: ShardDataset, path: Path, count: int
         bottom.set_xlabel("seconds")
     for axis, name in zip(axes[:, 0], ("log-mel", "targets veiled", "error (grey: context)"), strict=True):
         axis.set_ylabel(f"{name}\nmel bin")
-    label = f"{config.train.loss} of targets".replace("_", " ")
+    train = config.train
+    label = f"{train.loss} of targets".replace("_", " ") if train.objective == "jepa" else f"loss of {train.objective}"
     figure.colorbar(image, ax=axes[2, :], label=label, extend="max", pad=0.01)
     save(figure, path)
 
@@ -140,7 +141,7 @@ def draw_training(history: Sequence[dict[str, Any]], width: int, path: Path, cro
     """
     figure, axes = plt.subplots(2, 4, figsize=(16, 6.6), layout="constrained")
     (loss, rank, probe, spread), (cosine, gradient, lr, ema) = axes
-    _curves(loss, history, "prediction loss", {"loss": ""}, log=True)
+    _curves(loss, history, "loss", {"loss": ""}, log=True)
     _curves(
         rank, history, f"effective rank (of {width})", {"effective_rank": "clips", "patch_rank": "patches"}, bottom=0
     )

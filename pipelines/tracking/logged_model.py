@@ -69,7 +69,7 @@ def local_export(encoder: str, branch: Branch | None, folder: str) -> str:
     """An export folder on this machine: the encoder itself if it is one, else made at `folder`."""
     encoder = storage.absolute(encoder)
     if storage.path_type(storage.join(encoder, EXPORT_JSON)) != "file":
-        export_encoder(encoder, folder, branch or "target")
+        export_encoder(encoder, folder, branch)
         return folder
     if storage.is_local(encoder):
         return encoder

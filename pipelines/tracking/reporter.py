@@ -13,7 +13,6 @@ from ajepa.errors import UserError
 from ajepa.training.run_folder import append_history
 
 MEASURED = ("effective_rank", "epoch")  # in reports that are written to an object store at once
-RANK_METRICS = ("loss", "prediction_std", "target_std")  # measured by each worker on its own clips
 
 
 class Reporter:
@@ -47,15 +46,14 @@ class Reporter:
 
 
 def merge(metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """One report of all workers': rank 0 measures what is measured once; what each measured on its own clips is
-    averaged by the clips."""
+    """One report of all workers': rank 0 measures what is measured once; what each measured on its own clips, which
+    "averaged" names, is averaged by their share of the batch."""
     shares = [m.get("share", 0.0) for m in metrics]
     averaged = {
-        k: sum(m[k] * share for m, share in zip(metrics, shares, strict=True)) / sum(shares)
-        for k in RANK_METRICS
-        if k in metrics[0]
+        name: sum(m[name] * share for m, share in zip(metrics, shares, strict=True)) / sum(shares)
+        for name in metrics[0].get("averaged", ())
     }
-    return {k: v for k, v in (metrics[0] | averaged).items() if k != "share"}
+    return {k: v for k, v in (metrics[0] | averaged).items() if k not in ("share", "averaged")}
 
 
 def line(report: dict[str, Any]) -> str:

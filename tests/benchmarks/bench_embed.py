@@ -22,7 +22,7 @@ from ajepa.audio.statistics import Statistics
 from ajepa.config import PRESETS, FrontEndConfig
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder, write_export
-from ajepa.model.ajepa import build_model
+from ajepa.objectives.registry import build_objective
 from pipelines.embed import EmbedArgs
 from pipelines.jobs.embed import main
 
@@ -45,9 +45,9 @@ def two_cpus():
 @pytest.fixture
 def encoder(tmp_path) -> str:
     """An export of a fresh `nano`."""
-    core = build_model(PRESETS["nano"]).target_encoder
+    core = build_objective(PRESETS["nano"]).target_encoder
     statistics_ = Statistics(np.full(128, -4.0), np.full(128, 3.0), 1)
-    about = {"branch": "target", "step": 0, "dataset_hash": ""}
+    about = {"objective": "jepa", "branch": "target", "step": 0, "dataset_hash": ""}
     model = PRESETS["nano"].model
     write_export(str(tmp_path / "nano"), model, FrontEndConfig(), statistics_, core.state_dict(), about)
     return str(tmp_path / "nano")

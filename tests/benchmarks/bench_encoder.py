@@ -10,8 +10,9 @@ from benchmarks.common import ROUNDS, say, seconds
 from ajepa.audio.statistics import Statistics
 from ajepa.config import PRESETS, FrontEndConfig
 from ajepa.inference.pretrained import random_encoder
+from ajepa.model.flops import encoder_pass
 from ajepa.model.vit import patchify
-from ajepa.training.flops import gemm_rate, step_flops
+from ajepa.training.flops import gemm_rate
 
 CPU = torch.device("cpu")
 BATCH = 8
@@ -32,7 +33,7 @@ def test_clip_embeddings_against_matmul(preset):
     clips = BATCH * 1024 // config.model.crop_frames  # as much sound for each
     samples = config.model.crop_frames * 160 - 160
     waveform = torch.randn(clips, samples) * 0.1
-    work = clips * step_flops(config).target_forward
+    work = clips * encoder_pass(config.model, config.model.num_patches, trained=False)
     log_mel, _ = encoder.log_mels(waveform, 16_000)
     assert log_mel.shape[-1] == config.model.crop_frames
     parts = patchify(encoder.normalise(log_mel))

@@ -154,7 +154,7 @@ def profile_parts(state: TrainState, inputs: Inputs) -> dict[str, float]:
     parts["backward"] = whole - best(forward)
     parts["gradient norm"] = best(lambda: nn.utils.clip_grad_norm_([p for _, p in core.trained_parameters()], 1e9))
     parts["optimizer"] = best(state.optimizer.step)
-    parts["EMA"] = best(lambda: core.update_target(0.999))
+    parts["EMA"] = best(lambda: core.end_step(0.999))
     parts["masks"] = best(lambda: prepare(state.config, batch, TOTAL))
     return parts
 
@@ -172,7 +172,7 @@ def bench_row(preset: str, batch: int, variant: str, steps: int, device: torch.d
         timing = time_steps(lambda i: train_step(state, inputs[i % 4]), steps, device)
         resolve_metrics(state)
     rate = gemm_rate(device, dtype)  # right after, so that the clock is that of the step
-    share = batch / timing.seconds * step_flops(config).total / rate
+    share = batch / timing.seconds * step_flops(config) / rate
     median, low, high = (batch / s for s in (timing.seconds, timing.high, timing.low))
     return (
         f"| {batch} | {variant} | {median:.0f} ({low:.0f}-{high:.0f}) | "

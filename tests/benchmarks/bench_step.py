@@ -58,7 +58,7 @@ def test_step_against_matmul(preset, batch):
     for state in states.values():
         train_step(state, inputs)
     naive_step(peer, inputs)
-    work = batch * step_flops(states["fp32"].config).total
+    work = batch * step_flops(states["fp32"].config)
     for _ in range(ROUNDS):
         gemm = gemm_rate(CPU, torch.float32, 4096, 1)
         took = {p: seconds(lambda s=state: train_step(s, inputs)) for p, state in states.items()}

@@ -11,7 +11,7 @@ from helpers.training_state import MODEL
 from ajepa.config import Config, FrontEndConfig, TrainConfig
 from ajepa.evaluation import online
 from ajepa.evaluation.online import build_online_probe, choose_rows, knn_predictions, ridge_predictions
-from ajepa.model.ajepa import build_model
+from ajepa.objectives.registry import build_objective
 
 CONFIG = Config(model=MODEL, train=TrainConfig())
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def labelled(tmp_path, build_dataset, write_wav):
 
 
 def test_scores_are_accuracies_and_start_at_the_random_baseline(probe):
-    scores, baselines = probe.score(build_model(CONFIG).target_encoder), probe.baselines(CPU)
+    scores, baselines = probe.score(build_objective(CONFIG).target_encoder), probe.baselines(CPU)
     assert set(scores) == {"online_linear", "online_knn"}
     assert set(baselines) == {f"{name}_{kind}" for name in scores for kind in ("random", "mel")}
     assert all(0 <= v <= 1 for v in [*scores.values(), *baselines.values()])
@@ -58,7 +58,7 @@ def test_scores_are_accuracies_and_start_at_the_random_baseline(probe):
 
 def test_an_encoder_in_training_is_refused(probe):
     with pytest.raises(ValueError, match="frozen"):
-        probe.score(build_model(CONFIG).context_encoder)
+        probe.score(build_objective(CONFIG).context_encoder)
 
 
 def test_clips_are_those_of_the_dataset(probe, small_dataset):
@@ -149,7 +149,7 @@ def test_label_ids_need_not_be_consecutive():
 
 
 def test_the_precision_is_that_of_the_training_step(probe):
-    encoder = build_model(CONFIG).target_encoder
+    encoder = build_objective(CONFIG).target_encoder
     narrow = dataclasses.replace(probe, config=Config(model=MODEL, train=TrainConfig(precision="bf16")))
     wide = dataclasses.replace(probe, config=Config(model=MODEL, train=TrainConfig(precision="fp32")))
     a, b = (p._features(online.AudioEncoder(encoder, p.front_end, p.statistics)) for p in (narrow, wide))

@@ -35,7 +35,7 @@ NAME = "seed-0-fold-1"
 def encoder(audio, tmp_path_factory):
     """An export of the tiny encoder."""
     folder = str(tmp_path_factory.mktemp("encoder") / "export")
-    about = {"branch": "target", "step": 0, "dataset_hash": ""}
+    about = {"objective": "jepa", "branch": "target", "step": 0, "dataset_hash": ""}
     write_export(
         folder, audio.encoder.config, audio.front_end, audio.normalise.statistics, audio.encoder.state_dict(), about
     )

@@ -40,8 +40,8 @@ def make_inputs(state: TrainState, step: int = 0, size: int = 8) -> Inputs:
     return prepare(state.config, make_batch(step, size), TOTAL)
 
 
-def save_run(folder: Path, dataset, steps: int = 3):
-    state = make_state()
+def save_run(folder: Path, dataset, steps: int = 3, **train) -> TrainState:
+    state = make_state(**train)
     for step in range(steps):
         train_step(state, make_inputs(state, step))
         write_checkpoint(str(folder / "checkpoints" / f"step-{step + 1:08d}"), snapshot(state, dataset, {}))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ajepa.model.losses import normalise_targets, prediction_loss
+from ajepa.model.losses import normalise_targets, prediction_errors
 
 
 def smooth_l1_by_equation(prediction: torch.Tensor, target: torch.Tensor, beta: float) -> float:
@@ -23,7 +23,7 @@ def test_smooth_l1_equals_the_equation(beta):
     generator = torch.Generator().manual_seed(0)
     prediction, target = (2 * torch.randn(2, 5, 6, generator=generator) for _ in range(2))
     expected = smooth_l1_by_equation(prediction, target, beta)
-    assert prediction_loss(prediction, target, "smooth_l1", beta).item() == pytest.approx(expected, rel=1e-6)
+    assert prediction_errors(prediction, target, "smooth_l1", beta).mean().item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -32,23 +32,23 @@ def test_smooth_l1_equals_the_equation(beta):
 def test_losses_by_hand(kind, expected):
     prediction, target = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[2.0, 0.0]]])
     if kind == "smooth_l1":
-        assert prediction_loss(prediction, target, kind).item() == pytest.approx(expected)
+        assert prediction_errors(prediction, target, kind).mean().item() == pytest.approx(expected)
     elif kind == "cosine":
-        assert prediction_loss(prediction, target, kind).item() == pytest.approx(1 - 2 / (10**0.5 * 2))
+        assert prediction_errors(prediction, target, kind).mean().item() == pytest.approx(1 - 2 / (10**0.5 * 2))
     else:
-        assert prediction_loss(prediction, target, kind).item() == pytest.approx(expected)
+        assert prediction_errors(prediction, target, kind).mean().item() == pytest.approx(expected)
 
 
 def test_a_perfect_prediction_costs_nothing():
     target = torch.randn(2, 3, 8)
     for kind in ("smooth_l1", "l1", "mse", "cosine"):
-        assert prediction_loss(target, target, kind).item() == pytest.approx(0.0, abs=1e-6)
+        assert prediction_errors(target, target, kind).mean().item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_half_precision_is_compared_in_float32():
     prediction = torch.full((1, 1, 4096), 1e-3, dtype=torch.bfloat16)
-    loss = prediction_loss(prediction, torch.zeros_like(prediction), "mse")
-    assert loss.dtype == torch.float32
+    errors = prediction_errors(prediction, torch.zeros_like(prediction), "mse")
+    assert errors.dtype == torch.float32
 
 
 def test_targets_have_zero_mean_and_unit_variance_per_patch():

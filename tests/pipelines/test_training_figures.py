@@ -8,7 +8,7 @@ import pytest
 from helpers.runs import tiny_config
 
 from ajepa.config import FrontEndConfig
-from ajepa.model.ajepa import build_model
+from ajepa.objectives.registry import build_objective
 from pipelines.reports.training_figures import (
     choose_crops,
     draw_masks,
@@ -52,7 +52,7 @@ def test_training(history, tmp_path):
 
 
 def test_predictions(small_dataset, tmp_path):
-    draw_predictions(build_model(tiny_config()), small_dataset, tmp_path / "predictions.png")
+    draw_predictions(build_objective(tiny_config()), small_dataset, tmp_path / "predictions.png")
     check(tmp_path / "predictions.png")
 
 
@@ -67,7 +67,7 @@ def test_one_silent_unlabelled_clip(tmp_path, build_dataset, write_wav):
         tmp_path / "shards", [{"clip_id": "one", "uri": uri}], shard_size=8, front_end=FrontEndConfig(clip_frames=128),
         label_names=[],
     )  # fmt: skip
-    draw_predictions(build_model(tiny_config()), dataset, tmp_path / "predictions.png")
+    draw_predictions(build_objective(tiny_config()), dataset, tmp_path / "predictions.png")
     check(tmp_path / "predictions.png")
 
 
@@ -80,5 +80,5 @@ def test_crops_of_different_labels_come_first(small_dataset):
 def test_awkward_label_names(small_dataset, tmp_path):
     names = ("cost: $5 and $\\frac{", "a\nb", "鳥", "long " * 60)
     dataset = dataclasses.replace(small_dataset, label_names=names)
-    draw_predictions(build_model(tiny_config()), dataset, tmp_path / "predictions.png")
+    draw_predictions(build_objective(tiny_config()), dataset, tmp_path / "predictions.png")
     check(tmp_path / "predictions.png")

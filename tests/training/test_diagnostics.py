@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from ajepa.config import Config, ModelConfig, TrainConfig
-from ajepa.model.ajepa import build_model
 from ajepa.model.vit import Encoder
+from ajepa.objectives.registry import build_objective
 from ajepa.training.diagnostics import (
     Verdict,
     effective_rank,
     judge,
     mean_cosine,
-    prediction_errors,
+    patch_errors,
     representation_health,
 )
 from ajepa.training.inputs import mask_batch
@@ -75,7 +75,7 @@ def test_mean_cosine_by_hand():
 
 @pytest.fixture
 def encoder():
-    return build_model(Config(model=MODEL, train=TrainConfig())).target_encoder
+    return build_objective(Config(model=MODEL, train=TrainConfig())).target_encoder
 
 
 @pytest.fixture
@@ -130,11 +130,11 @@ def test_more_crops_than_promised_are_refused(encoder):
 
 
 @pytest.mark.parametrize("loss", ["smooth_l1", "l1", "mse", "cosine"])
-def test_prediction_errors_average_to_the_loss(loss, crops):
+def test_patch_errors_average_to_the_loss(loss, crops):
     config = Config(model=MODEL, train=TrainConfig(loss=loss))
-    model = build_model(config)
+    model = build_objective(config)
     context, targets = mask_batch(config, np.arange(len(crops)), 100)
-    errors = prediction_errors(model, crops, context, targets)
+    errors = patch_errors(model, crops, context, targets)
     assert errors.nanmean().item() == pytest.approx(model(crops, context, targets)[0].item(), rel=1e-5)
     assert torch.equal(errors.isnan().nonzero()[:, 1].reshape(context.shape), context)
 

@@ -11,6 +11,7 @@ from helpers.training_state import MODEL, STATISTICS, make_batch
 from helpers.workers import run_workers
 
 from ajepa.config import PRESETS, Config, TrainConfig
+from ajepa.objectives.registry import OBJECTIVES
 from ajepa.shards.reader import Batch
 from ajepa.training.inputs import prepare
 from ajepa.training.step import TrainState, _fitting_clips, build_state, train_step
@@ -42,9 +43,9 @@ def run_steps(config: Config, dtype: torch.dtype, rank: int = 0, world_size: int
 
 
 @cache
-def one_worker(dtype: torch.dtype, masks_per_clip: int = 1) -> dict[str, torch.Tensor]:
+def one_worker(dtype: torch.dtype, masks_per_clip: int = 1, objective: str = "jepa") -> dict[str, torch.Tensor]:
     """Gradients of one worker with the whole batch at once."""
-    return gradients(run_steps(make_config(masks_per_clip=masks_per_clip), dtype))
+    return gradients(run_steps(make_config(masks_per_clip=masks_per_clip, objective=objective), dtype))
 
 
 def gradients(state: TrainState) -> dict[str, torch.Tensor]:
@@ -57,7 +58,7 @@ CASES = {  # workers, settings
     "uneven shares": (3, {}),
     "micro-batches": (2, {"micro_batch": 3}),
     "several masks": (2, {"masks_per_clip": 2, "micro_batch": 1}),
-}
+} | {f"{name} in uneven shares": (3, {"objective": name, "micro_batch": 2}) for name in OBJECTIVES if name != "jepa"}
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4}  # the steps before make float32's rounding errors larger
 
 
@@ -94,7 +95,7 @@ def ranks(tmp_path_factory):
 def test_workers_together_have_the_gradient_of_one(ranks, name, dtype):
     """After three steps, so that weights, moments and the EMA target agree as well."""
     world_size, train = CASES[name]
-    one = one_worker(dtype, train.get("masks_per_clip", 1))
+    one = one_worker(dtype, train.get("masks_per_clip", 1), train.get("objective", "jepa"))
     scale = max(g.abs().max() for g in one.values())
     for rank in ranks[world_size]:
         for parameter, gradient in one.items():
@@ -107,10 +108,12 @@ def test_the_largest_stop_request_reaches_every_worker(ranks):
     assert [int(rank["stop"]["request"]) for rank in ranks[3]] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
-def test_micro_batches_add_up_to_the_batch(micro_batch):
-    parts = gradients(run_steps(make_config(micro_batch=micro_batch), torch.float64))
-    for name, gradient in one_worker(torch.float64).items():
+@pytest.mark.parametrize(
+    ("objective", "micro_batch"), [*(("jepa", n) for n in (1, 8, 100)), *((name, 3) for name in OBJECTIVES)]
+)
+def test_micro_batches_add_up_to_the_batch(objective, micro_batch):
+    parts = gradients(run_steps(make_config(objective=objective, micro_batch=micro_batch), torch.float64))
+    for name, gradient in one_worker(torch.float64, objective=objective).items():
         torch.testing.assert_close(parts[name], gradient, rtol=1e-10, atol=1e-12)
 
 

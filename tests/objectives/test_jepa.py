@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from ajepa.config import Config, ModelConfig, TrainConfig
-from ajepa.model.ajepa import AJEPA, build_model
-from ajepa.model.losses import normalise_targets, prediction_loss
+from ajepa.model.losses import normalise_targets, prediction_errors
 from ajepa.model.vit import gather, patchify
+from ajepa.objectives.jepa import AJEPA
+from ajepa.objectives.registry import build_objective
 from ajepa.training.inputs import mask_batch
 
 CONFIG = Config(
@@ -33,17 +34,18 @@ def test_no_gradient_reaches_the_target_encoder():
 def test_the_loss_is_that_of_its_parts():
     model = AJEPA(CONFIG)
     log_mel, context, targets = inputs()
-    loss, prediction, target = model(log_mel, context, targets)
+    loss, errors, prediction, target, _ = model(log_mel, context, targets)
     patches = patchify(log_mel)
     expected_target = gather(normalise_targets(model.target_encoder(patches)), targets)
     expected = model.predictor(model.context_encoder(patches, context), context, targets)
     torch.testing.assert_close(target, expected_target)
     torch.testing.assert_close(prediction, expected)
-    torch.testing.assert_close(loss, prediction_loss(expected, expected_target))
+    torch.testing.assert_close(errors, prediction_errors(expected, expected_target))
+    torch.testing.assert_close(loss, errors.mean())
 
 
 def test_the_target_starts_equal_and_follows_by_the_momentum():
-    model = build_model(CONFIG)
+    model = build_objective(CONFIG)
     pairs = list(zip(model.target_encoder.parameters(), model.context_encoder.parameters(), strict=True))
     assert all(torch.equal(t, c) for t, c in pairs)
     before = [t.clone() for t, _ in pairs]
@@ -52,7 +54,7 @@ def test_the_target_starts_equal_and_follows_by_the_momentum():
             c.add_(1.0)
     for momentum in (0.75, 1.0, 0.0):
         expected = [momentum * b + (1 - momentum) * c for b, (_, c) in zip(before, pairs, strict=True)]
-        model.update_target(momentum)
+        model.end_step(momentum)
         for (t, _), e in zip(pairs, expected, strict=True):
             torch.testing.assert_close(t, e, rtol=1e-5, atol=1e-6)
         before = [t.clone() for t, _ in pairs]
@@ -70,9 +72,9 @@ def test_several_masks_of_a_clip_give_the_mean_of_their_losses():
 
 def test_initial_weights_depend_on_the_seed_alone():
     torch.manual_seed(123)
-    first = build_model(CONFIG).state_dict()
+    first = build_objective(CONFIG).state_dict()
     torch.rand(10)
-    second = build_model(CONFIG).state_dict()
+    second = build_objective(CONFIG).state_dict()
     assert all(torch.equal(first[k], second[k]) for k in first)
-    other = build_model(dataclasses.replace(CONFIG, train=TrainConfig(seed=1))).state_dict()
+    other = build_objective(dataclasses.replace(CONFIG, train=TrainConfig(seed=1))).state_dict()
     assert not torch.equal(first["predictor.embed.weight"], other["predictor.embed.weight"])
