@@ -38,8 +38,8 @@ def export_file(args: ExportArgs, format: GraphFormat) -> None:
     size = dict(storage.list_files(storage.absolute(args.output)))[path.rsplit("/", 1)[-1]]
     print(
         f"{encoder.about['branch']} encoder {encoder.depth} x {encoder.width} of step {encoder.about['step']}: "
-        f"{size / 1e6:.1f} MB in {path}; float32 waveform [batch, samples] at {encoder.sample_rate} Hz to clip and frame embeddings: "
-        f"{EXPORTERS[format].load.format(path=path)}"
+        f"{size / 1e6:.1f} MB in {path}; float32 waveform [batch, samples] at {encoder.sample_rate} Hz to clip and "
+        f"frame embeddings: {EXPORTERS[format].load.format(path=path)}"
     )
 
 
