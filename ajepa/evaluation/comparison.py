@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from ajepa.evaluation.splits import Splits
 from ajepa.evaluation.tables import markdown_table
 from ajepa.shards.labels import Labels
 
-PRETRAINED, RANDOM, MEL = "pretrained", "random init", "log-mel statistics"
+PRETRAINED: Final = "pretrained"
+RANDOM: Final = "random init"
+MEL: Final = "log-mel statistics"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,126 @@
+"""Fill tables without Ray and MLflow: `python -m ajepa.experiments TABLE... --data SHARDS --output FOLDER`.
+
+The same trials as `pipelines/ablate.py`, one after the other. Interrupted, the same command goes on. Needs no more than
+the package itself.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import get_args
+
+from ajepa.choices import Protocol
+from ajepa.config import PRESETS
+from ajepa.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m ajepa.experiments", description=(__doc__ or "").partition("\n")[0])
+    made.add_argument("tables", nargs="+", metavar="TABLE", help="a table's name, or all: those of the write-up")
+    made.add_argument("--data", required=True, help="shards to pretrain on")
+    made.add_argument("--output", required=True, help="local folder of trials, results and tables; resumed")
+    made.add_argument("--probe-data", nargs="+", default=[], help="labelled shards to probe on; by default --data")
+    made.add_argument("--protocol", nargs="+", choices=get_args(Protocol), default=["linear", "knn"])
+    made.add_argument("--values", nargs="+", default=[], help="settings of the table, by default its own list")
+    made.add_argument("--seeds", type=int, default=3, help="pretraining seeds of each setting")
+    made.add_argument("--first-seed", type=int, default=0)
+    made.add_argument("--preset", default="nano", choices=PRESETS, help="the recipe that is varied")
+    made.add_argument("--max-steps", type=int, help="steps of each training; by default the preset's")
+    made.add_argument("--equal-compute", action="store_true", help="as many steps as cost the same, not as many steps")
+    made.add_argument("--results", nargs="+", default=[], help="folders of results that are known: not computed again")
+    made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    made.add_argument("--threads", type=int, default=1, help="CPU threads")
+    made.add_argument("--dry-run", action="store_true", help="show trials and cost, compute nothing")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code: 2 for a user's mistake, 1 where a trial failed."""
+    args = parser().parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
+    try:
+        return run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch  # after the options are known to be right: it takes seconds
+
+    from ajepa import storage
+    from ajepa.experiments import plan as planning
+    from ajepa.experiments import runner
+    from ajepa.experiments.trial import ProbeSet
+    from ajepa.shards.dataset import open_dataset
+
+    if args.seeds < 1 or args.first_seed < 0 or args.threads < 1:
+        raise UserError("--seeds and --threads must be positive, --first-seed not negative")
+    if storage.is_uri(args.output):
+        raise UserError("--output is a local folder")
+    torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if args.device == "cuda" and device.type == "cpu":
+        raise UserError("--device cuda: there is no GPU here")
+    base = PRESETS[args.preset]
+    if args.max_steps is not None:
+        base = dataclasses.replace(base, train=dataclasses.replace(base.train, max_steps=args.max_steps))
+    data = open_dataset(args.data)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    plan = planning.make_plan(args.tables, base, data.content_hash, seeds, args.values, args.equal_compute)
+    probes = []
+    for path in args.probe_data or [args.data]:
+        dataset = open_dataset(path)
+        dataset.require_front_end(data.front_end)
+        probes.append(ProbeSet.of(dataset, Path(storage.absolute(path)).name))
+    output = storage.absolute(args.output)
+    known = runner.gather(plan, None, args.results)
+    left = runner.unfinished(plan, output, known, probes, args.protocol)
+    if args.dry_run:
+        rate = planning.measured_rate(base, data, device)
+        print(planning.describe(plan, data, rate, len(plan.trials) - len(left)))
+        return 0
+    with held(Path(output)):
+        failures = runner.run_one_by_one(left, data, probes, args.protocol, output, device)
+        results = runner.gather(plan, output, args.results)
+        made = runner.tables(plan, results, data.content_hash, [(p.name, p.dataset.content_hash) for p in probes])
+        runner.write_tables(made, output)
+    for text, _ in made.values():
+        print(f"\n{text}")
+    if failures:
+        print(f"{len(failures)} trials failed; the same command tries them again", file=sys.stderr)
+    return 1 if failures else 0
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder for this process alone, where the system has such locks; a process that dies leaves none.
+
+    Raises:
+        UserError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another process works on {str(folder)!r}: wait for it, or choose another folder"
+            ) from error
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,152 @@
+"""The trials of tables: each setting once, however many tables it stands in, and what they will cost here."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ajepa.config import PRESETS, Config
+from ajepa.errors import UserError
+from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
+from ajepa.experiments.settings import expand, settings_of
+from ajepa.experiments.trial import Trial
+from ajepa.objectives.registry import build_objective
+from ajepa.shards.dataset import ShardDataset
+from ajepa.shards.reader import ShardReader
+from ajepa.training.flops import step_flops
+from ajepa.training.inputs import prepare
+from ajepa.training.schedules import total_steps
+from ajepa.training.step import build_state, train_step
+
+TIMED_STEPS = 3
+H100_FLOPS = 1550 * 212e9  # clips/s of `base` in bf16 as measured on one (tests/benchmarks/README.md), FLOPs a clip
+GPUS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tables by name with the config of each setting, and all trials, those of the first seed first."""
+
+    base: Config
+    tables: Mapping[str, Mapping[str, Config]]
+    trials: tuple[Trial, ...]
+    seeds: tuple[int, ...]
+
+
+def make_plan(
+    names: Sequence[str],
+    base: Config,
+    dataset_hash: str,
+    seeds: Sequence[int],
+    values: Sequence[str] = (),
+    equal_compute: bool = False,
+) -> Plan:
+    """
+    Args:
+        values: settings instead of a table's own list; of one table alone.
+        equal_compute: steps of each setting are as many as cost what the base config's steps cost; else all have as
+            many steps.
+
+    Raises:
+        UserError: an unknown table or value, or values of several tables.
+    """
+    found = expand(names)
+    if not found:
+        raise UserError("no table named")
+    if values and len(found) > 1:
+        raise UserError("--values are those of one table: name one")
+    if not seeds:
+        raise UserError("--seeds must be positive")
+    tables = {name: settings_of(name, base, values) for name in found}
+    if equal_compute:
+        tables = {name: {v: _as_costly(c, base) for v, c in configs.items()} for name, configs in tables.items()}
+    trials: dict[tuple[str, int], Trial] = {}
+    for seed in seeds:
+        configs = [config for settings in tables.values() for config in settings.values()]
+        wanted = [Trial(PRETRAINED, with_seed(config, seed), dataset_hash) for config in configs]
+        wanted.append(Trial(RANDOM, with_seed(base, seed), dataset_hash))
+        for trial in wanted:
+            trials.setdefault((trial.key, seed), trial)
+    mel = Trial(MEL, with_seed(base, seeds[0]), dataset_hash)
+    return Plan(base, tables, (*trials.values(), mel), tuple(seeds))
+
+
+def with_seed(config: Config, seed: int) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+
+
+def _as_costly(config: Config, base: Config) -> Config:
+    if base.train.max_steps is None:
+        raise UserError("--equal-compute needs --max-steps: the number of the default setting's steps")
+    steps = max(1, round(base.train.max_steps * step_flops(base) / step_flops(config)))
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=steps))
+
+
+def trained(trials: Iterable[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.kind == PRETRAINED]
+
+
+def flops_of(trial: Trial, clips: int) -> float:
+    """Of the whole training."""
+    return float(step_flops(trial.config)) * trial.config.train.batch_size * total_steps(trial.config.train, clips)
+
+
+def measured_rate(base: Config, data: ShardDataset, device: torch.device) -> float:
+    """Training FLOP/s here, of a few steps of the base config."""
+    batch = base.train.batch_size
+    reader = ShardReader(data, crop_frames=base.model.crop_frames, batch_size=batch, seed=0)
+    state = build_state(base, data.statistics, 1000, device)
+    inputs = prepare(base, reader.batch(0), 1000)
+    inputs = inputs.with_tensors(*(tensor.to(device) for tensor in inputs.tensors()))
+    seconds = []
+    for _ in range(1 + TIMED_STEPS):
+        start = time.perf_counter()
+        train_step(state, inputs).loss.item()
+        seconds.append(time.perf_counter() - start)
+    return float(step_flops(base)) * batch / sorted(seconds[1:])[TIMED_STEPS // 2]
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """Of all checkpoints that a run keeps: weights, and two moments of what is trained, in float32."""
+    with torch.device("meta"):
+        model = build_objective(config)
+    weights = sum(t.numel() for t in model.state_dict().values())
+    moments = 2 * sum(p.numel() for _, p in model.trained_parameters())
+    return 4 * (weights + moments) * (config.train.keep_checkpoints + 1)
+
+
+def describe(plan: Plan, data: ShardDataset, rate: float, done: int) -> str:
+    """The plan in words: trials, steps, time here and on GPUs, disk."""
+    lines = []
+    for name, configs in plan.tables.items():
+        steps = sorted({total_steps(config.train, data.num_clips) for config in configs.values()})
+        span = " to ".join(f"{s:,}" for s in dict.fromkeys((steps[0], steps[-1])))
+        lines.append(f"{name}: {', '.join(configs)} ({span} steps)")
+    trials = trained(plan.trials)
+    work = sum(flops_of(trial, data.num_clips) for trial in trials)
+    disk = sum(checkpoint_bytes(trial.config) for trial in trials)
+    full = PRESETS["base"]
+    clips = full.train.batch_size * total_steps(full.train, 2_000_000)
+    share = [step_flops(_of_base(trial)) for trial in trials]
+    hours = sum(share) * clips / H100_FLOPS / 3600
+    lines += [
+        f"{len(trials)} trainings and {len(plan.trials) - len(trials)} baselines, {len(plan.seeds)} seeds; "
+        f"{done} done already",
+        f"about {rate / step_flops(plan.base):.0f} clips/s and {work / rate / 3600:.1f} h of one process here, probes "
+        "aside",
+        f"at most {disk / 1e9:.1f} GB of checkpoints",
+        f"as `base` on AudioSet-2M (300 epochs): {hours:,.0f} GPU-hours, {hours / GPUS / 24:.0f} days of {GPUS} H100, "
+        "from the rate measured on one",
+    ]
+    return "\n".join(lines)
+
+
+def _of_base(trial: Trial) -> Config:
+    """The trial's objective and masks on `base`."""
+    full = PRESETS["base"]
+    train = dataclasses.replace(
+        full.train, objective=trial.config.train.objective, masks_per_clip=trial.config.train.masks_per_clip
+    )
+    return dataclasses.replace(full, train=train, mask=trial.config.mask)

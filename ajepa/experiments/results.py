@@ -1,0 +1,114 @@
+"""Results of trials as JSON files, one a setting with all its seeds: runs on different days and machines add up.
+
+A file holds what the setting is (its whole config) and, by seed, what came out. Files of the same setting are joined;
+a seed that several files hold is taken from the first.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ajepa import storage
+from ajepa.errors import UserError
+from ajepa.experiments.trial import Trial
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """All seeds of a setting."""
+
+    key: str
+    name: str
+    identity: dict[str, Any]
+    seeds: dict[int, dict[str, Any]]  # what run_trial returns, without what stands here
+
+    def score(self, seed: int, data: str, protocol: str, pooling: str) -> dict[str, Any] | None:
+        """One probe's outcome; None where it was not made."""
+        for found in self.seeds.get(seed, {}).get("scores", ()):
+            if (found["data"]["hash"], found["protocol"], found["pooling"]) == (data, protocol, pooling):
+                return dict(found)
+        return None
+
+
+def from_trials(trials: Iterable[dict[str, Any]]) -> dict[str, Result]:
+    """Results by key, of what run_trial returned."""
+    found: dict[str, Result] = {}
+    for trial in trials:
+        own = {name: value for name, value in trial.items() if name not in ("key", "name", "identity", "seed", "kind")}
+        result = Result(trial["key"], trial["name"], trial["identity"], {})
+        found.setdefault(trial["key"], result).seeds.setdefault(trial["seed"], own)
+    return found
+
+
+def joined(groups: Iterable[dict[str, Result]]) -> dict[str, Result]:
+    """Results of several places as one. Of a seed in several of them the first counts; its missing probes are taken
+    from the others."""
+    total: dict[str, Result] = {}
+    for group in groups:
+        for key, result in group.items():
+            known = total.setdefault(key, Result(key, result.name, result.identity, {}))
+            for seed, outcome in result.seeds.items():
+                own = known.seeds.setdefault(seed, outcome | {"scores": []})
+                kept = [_which(score) for score in own["scores"]]
+                own["scores"] = own["scores"] + [s for s in outcome["scores"] if _which(s) not in kept]
+    return total
+
+
+def _which(score: dict[str, Any]) -> tuple[str, str, str]:
+    return score["data"]["hash"], score["protocol"], score["pooling"]
+
+
+def read_results(folder: str) -> dict[str, Result]:
+    """All results of a folder; {} where it has none.
+
+    Raises:
+        UserError: a file that is damaged or of another version.
+    """
+    found = []
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            version = content["format_version"]
+            if version != FORMAT_VERSION:
+                raise UserError(f"{str(path)!r} has results of format {version}, this version reads {FORMAT_VERSION}")
+            seeds = {int(seed): outcome for seed, outcome in content["seeds"].items()}
+            found.append({content["key"]: Result(content["key"], content["name"], content["identity"], seeds)})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{str(path)!r} holds no results ({error!r}): delete it") from error
+    return joined(found)
+
+
+def write_results(results: dict[str, Result], folder: str) -> None:
+    """A file a setting."""
+    storage.make_folder(folder)
+    for result in results.values():
+        content = {
+            "format_version": FORMAT_VERSION, "key": result.key, "name": result.name, "identity": result.identity,
+            "seeds": {str(seed): result.seeds[seed] for seed in sorted(result.seeds)},
+        }  # fmt: skip
+        storage.write_text(storage.join(folder, f"{result.name}.json"), json.dumps(content, indent=1) + "\n")
+
+
+def right_clips(score: dict[str, Any]) -> np.ndarray | None:
+    """[n] bool, which tested clips are right; None of multi-label sets."""
+    if score["right"] is None:
+        return None
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(score["right"]), np.uint8))
+    return bits[: score["data"]["clips"]].astype(bool)
+
+
+def seeds_with(result: Result | None, data: str, protocol: str, pooling: str, seeds: Sequence[int]) -> list[int]:
+    """Those of the seeds whose probe was made."""
+    return [s for s in seeds if result is not None and result.score(s, data, protocol, pooling) is not None]
+
+
+def result_of(results: dict[str, Result], trial: Trial) -> Result | None:
+    return results.get(trial.key)
