@@ -285,8 +285,13 @@ class Config:
         """Rebuild a config read from JSON. Unknown or missing keys raise UserError naming them."""
         parts = {"model": ModelConfig, "mask": MaskConfig, "train": TrainConfig}
         _require(set(values) == set(parts), f"a config has the parts {sorted(parts)}, this one {sorted(values)}")
-        values = values | {"train": EARLIER | values["train"]}
+        values = upgraded(values)
         return cls(**{name: from_dict(kind, values[name]) for name, kind in parts.items()})
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """The JSON values of a config, with those that earlier versions did not name yet."""
+    return values | {"train": EARLIER | values["train"]}
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:

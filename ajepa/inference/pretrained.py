@@ -15,7 +15,7 @@ from ajepa import storage
 from ajepa.audio.statistics import Statistics
 from ajepa.checkpoints import describe, digest, latest_checkpoint, read_info, read_weights
 from ajepa.choices import Branch, Precision
-from ajepa.config import FrontEndConfig, ModelConfig, from_dict
+from ajepa.config import EARLIER, FrontEndConfig, ModelConfig, from_dict
 from ajepa.errors import UserError
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.model.vit import Encoder
@@ -145,7 +145,7 @@ def _read_export(folder: str, branch: Branch | None) -> _Parts:
                 f"{folder!r} has export format {described['format_version']}, this version reads {EXPORT_VERSION}: "
                 "export the run again"
             )
-        described = {"objective": "jepa"} | described  # which earlier versions do not name
+        described = EARLIER | described
         if branch is not None and branch != described["branch"]:
             raise UserError(f"{folder!r} holds the {described['branch']} encoder, not the {branch} encoder")
         with storage.open_input(storage.join(folder, EXPORT_WEIGHTS)) as stream:

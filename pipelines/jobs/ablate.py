@@ -16,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from ajepa import storage
 from ajepa.choices import POOLINGS, LossName, Placement
-from ajepa.config import PRESETS, Config
+from ajepa.config import PRESETS, Config, upgraded
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.evaluation.tables import markdown_table
@@ -171,6 +171,7 @@ def prepare_output(
     if found is None:
         return settings, mlflow_run.start_run(uri, **about)
     old = {name: found.content[name] for name in settings}
+    old["config"] = upgraded(old["config"])
     refuse_changes(args.output, "another ablation or other data", old, settings, "choose another folder")
     return settings, mlflow_run.start_run(uri, resumed=found.content["mlflow_run"], **about)
 

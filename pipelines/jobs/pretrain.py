@@ -12,7 +12,7 @@ from typing import Any
 
 from ajepa import storage
 from ajepa.checkpoints import CheckpointInfo, latest_checkpoint, newest_step, read_info, read_weights
-from ajepa.config import differences
+from ajepa.config import differences, upgraded
 from ajepa.errors import UserError
 from ajepa.objectives.registry import build_objective
 from ajepa.shards.dataset import ShardDataset, open_dataset
@@ -40,7 +40,7 @@ def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] 
     if found is None:
         return None
     run = found.content
-    old = run["config"] | {"dataset": run["dataset_hash"]}
+    old = upgraded(run["config"]) | {"dataset": run["dataset_hash"]}
     new = json.loads(args.config.to_json()) | {"dataset": dataset.content_hash}
     if not args.resume_anyway:
         advice = (

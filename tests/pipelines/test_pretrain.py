@@ -98,6 +98,18 @@ def test_other_settings_into_the_same_run_are_refused(copied):
     assert main(dataclasses.replace(copied, config=tiny_config(lr=0.01), overwrite=True)).config.train.lr == 0.01
 
 
+def test_a_run_of_an_earlier_version_goes_on(copied, capsys):
+    """Its run.json and its checkpoints do not name what every run was trained for then."""
+    for path in [Path(copied.output, "run.json"), *Path(copied.output).rglob("checkpoint.json")]:
+        content = json.loads(path.read_text())
+        del content["config"]["train"]["objective"]
+        path.write_text(json.dumps(content))
+    main(copied)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"train.objective: jepa -> mae"):
+        main(dataclasses.replace(copied, config=tiny_config(objective="mae")))
+
+
 def test_another_dataset_into_the_same_run_is_refused(copied):
     run = Path(copied.output, "run.json")
     run.write_text(run.read_text().replace('"dataset_hash": "', '"dataset_hash": "0'))
