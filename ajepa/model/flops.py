@@ -35,6 +35,16 @@ def predictor_pass(model: ModelConfig, visible: int, targets: int, outputs: int)
     return (1 + BACKWARD) * forward
 
 
+def masked_passes(config: Config, outputs: int) -> dict[str, int]:
+    """The encoder on the visible patches and the predictor, for all masks of a clip, forward and backward."""
+    masks = config.train.masks_per_clip
+    visible, masked = split_patches(config)
+    return {
+        "context_encoder": masks * encoder_pass(config.model, visible, trained=True),
+        "predictor": masks * predictor_pass(config.model, visible, masked, outputs),
+    }
+
+
 def split_patches(config: Config) -> tuple[int, int]:
     """(visible, masked) patches of a mask."""
     masked = target_count(config.mask, config.model.grid)

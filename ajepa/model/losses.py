@@ -31,6 +31,11 @@ def _mean(layers: list[Tensor]) -> Tensor:
     return total / len(layers)
 
 
+def in_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in float32, float64 ones as they are."""
+    return tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
+
+
 def prediction_errors(
     prediction: Tensor,
     target: Tensor,
@@ -44,8 +49,7 @@ def prediction_errors(
     Args:
         prediction, target: [B, M, D].
     """
-    if prediction.dtype != torch.float64:
-        prediction, target = prediction.float(), target.float()
+    prediction, target = in_float32(prediction, target)
     if loss_name == "cosine":
         return 1 - F.cosine_similarity(prediction, target, dim=-1)
     if loss_name == "smooth_l1":

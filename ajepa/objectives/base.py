@@ -6,11 +6,11 @@ Shape legend: B clips, m masks of each, N patches of the window, K visible patch
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ajepa.choices import Branch
 from ajepa.config import Config
+from ajepa.model.optimizer import ema_update
 from ajepa.model.vit import Encoder, patchify
 
 
@@ -67,7 +67,10 @@ class Objective(nn.Module):
         """Draw what the step needs. Called before every step; by default nothing."""
 
     def end_step(self, momentum: float) -> None:
-        """Follow the update of the trained parameters. `momentum`: of a teacher, at this step (spec 8)."""
+        """Follow the update of the trained parameters: by default target <- momentum * target + (1 - momentum) *
+        context, in place, where there is a teacher (spec 4). `momentum`: at this step (spec 8)."""
+        if self.has_teacher:
+            ema_update(self.get_submodule("target_encoder"), self.context_encoder, momentum)
 
     def metrics(self, output: Output) -> dict[str, Tensor]:
         """Scalars of a report: by default the standard deviations over masked patches, mean over dimensions."""
@@ -84,18 +87,17 @@ class Objective(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
 
+def per_mask(context: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """What each clip has, once for each of its masks: context [B * m, K], tensors [B, ...] -> [B * m, ...] each."""
+    masks = len(context) // len(tensors[0])
+    return tuple(t.repeat_interleave(masks, dim=0) for t in tensors) if masks > 1 else tensors
+
+
 def repeated_patches(log_mel: Tensor, context: Tensor) -> Tensor:
     """The patches of each clip once for each of its masks: [B, n_mels, frames], [B * m, K] -> [B * m, N, 256]."""
-    patches = patchify(log_mel)
-    masks = len(context) // len(patches)
-    return patches.repeat_interleave(masks, dim=0) if masks > 1 else patches
+    return per_mask(context, patchify(log_mel))[0]
 
 
 def mean_of(errors: Tensor, prediction: Tensor, target: Tensor) -> Output:
     """The output of a loss that is the mean over masked patches."""
     return Output(errors.mean(), errors.detach(), prediction, target, {})
-
-
-def in_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors in float32, float64 ones as they are."""
-    return tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)

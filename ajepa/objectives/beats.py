@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ajepa.config import PATCH, Config
-from ajepa.model.flops import encoder_pass, predictor_pass, split_patches
+from ajepa.model.flops import masked_passes, split_patches
+from ajepa.model.losses import in_float32
 from ajepa.model.vit import Predictor, gather
-from ajepa.objectives.base import Objective, Output, in_float32, repeated_patches
+from ajepa.objectives.base import Objective, Output, repeated_patches
 
 CODES, EMBEDDING, CODE_WIDTH = 1024, 512, 256
 
@@ -67,10 +68,6 @@ class BEATs(Objective):
 
     @classmethod
     def flops(cls, config: Config) -> dict[str, int]:
-        model, masks = config.model, config.train.masks_per_clip
-        visible, masked = split_patches(config)
-        return {
-            "context_encoder": masks * encoder_pass(model, visible, trained=True),
-            "predictor": masks * predictor_pass(model, visible, masked, CODES),
-            "tokenizer": masks * 2 * masked * (PATCH**2 * EMBEDDING + EMBEDDING * CODE_WIDTH + CODE_WIDTH * CODES),
-        }
+        _, masked = split_patches(config)
+        codes = 2 * masked * (PATCH**2 * EMBEDDING + EMBEDDING * CODE_WIDTH + CODE_WIDTH * CODES)
+        return masked_passes(config, CODES) | {"tokenizer": config.train.masks_per_clip * codes}

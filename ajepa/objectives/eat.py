@@ -14,10 +14,9 @@ from torch.nn import functional as F
 
 from ajepa.config import Config
 from ajepa.model.flops import BACKWARD, encoder_pass, split_patches
-from ajepa.model.losses import normalise_targets
-from ajepa.model.optimizer import ema_update
+from ajepa.model.losses import in_float32, normalise_targets
 from ajepa.model.vit import gather, patchify
-from ajepa.objectives.base import Objective, Output, in_float32
+from ajepa.objectives.base import Objective, Output, per_mask
 
 LAYERS, GROUPS, KERNEL = 6, 16, 3  # of the decoder
 CLIP_WEIGHT = 1.0  # of the loss of the clip
@@ -61,9 +60,7 @@ class EAT(Objective):
     def forward(self, log_mel: Tensor, context: Tensor, targets: Tensor) -> Output:
         """(Squared error of masked patches + that of clips) / sqrt(D); predictions and targets are [B * m, M, D]."""
         patches = patchify(log_mel)
-        whole, masks = self.targets(patches), len(context) // len(patches)
-        if masks > 1:  # the teacher runs once for all masks of a clip
-            patches, whole = (t.repeat_interleave(masks, dim=0) for t in (patches, whole))
+        patches, whole = per_mask(context, patches, self.targets(patches))  # the teacher runs once for all masks
         tokens = self.context_encoder(patches, context)
         prediction, target = self.decoder(tokens, context, targets), gather(whole, targets)
         a, b, c, d = in_float32(prediction, target, self.clip_head(tokens.mean(dim=1)), whole.mean(dim=1))
@@ -79,9 +76,6 @@ class EAT(Objective):
         """Mean over layers, each dimension standardised over the patches of a clip; layer-normed. [B, N, D]."""
         depth = self.config.model.depth
         return normalise_targets(self.target_encoder(patches, last_layers=depth), "instance")
-
-    def end_step(self, momentum: float) -> None:
-        ema_update(self.target_encoder, self.context_encoder, momentum)
 
     @classmethod
     def flops(cls, config: Config) -> dict[str, int]:

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from ajepa.choices import Branch
 from ajepa.config import Config
-from ajepa.model.flops import encoder_pass, predictor_pass, split_patches
+from ajepa.model.flops import encoder_pass, masked_passes
 from ajepa.model.losses import normalise_targets, prediction_errors
-from ajepa.model.optimizer import ema_update
 from ajepa.model.vit import Predictor, gather, patchify
-from ajepa.objectives.base import Objective, Output, mean_of
+from ajepa.objectives.base import Objective, Output, mean_of, per_mask
 
 
 class AJEPA(Objective):
@@ -31,11 +30,7 @@ class AJEPA(Objective):
     def forward(self, log_mel: Tensor, context: Tensor, targets: Tensor) -> Output:
         """Loss of the representations of masked patches (spec 7); predictions and targets are [B * m, M, D]."""
         patches = patchify(log_mel)
-        target = self.targets(patches)
-        masks = len(context) // len(patches)
-        if masks > 1:  # the target encoder runs once for all of them
-            patches = patches.repeat_interleave(masks, dim=0)
-            target = target.repeat_interleave(masks, dim=0)
+        patches, target = per_mask(context, patches, self.targets(patches))  # the teacher runs once for all masks
         prediction = self.predictor(self.context_encoder(patches, context), context, targets)
         target = gather(target, targets)
         train = self.config.train
@@ -47,16 +42,8 @@ class AJEPA(Objective):
         train = self.config.train
         return normalise_targets(self.target_encoder(patches, last_layers=train.target_layers), train.target_norm)
 
-    def end_step(self, momentum: float) -> None:
-        """target <- momentum * target + (1 - momentum) * context, in place (spec 4)."""
-        ema_update(self.target_encoder, self.context_encoder, momentum)
-
     @classmethod
     def flops(cls, config: Config) -> dict[str, int]:
-        model, masks = config.model, config.train.masks_per_clip
-        visible, masked = split_patches(config)
-        return {
-            "target_encoder": encoder_pass(model, model.num_patches, trained=False),
-            "context_encoder": masks * encoder_pass(model, visible, trained=True),
-            "predictor": masks * predictor_pass(model, visible, masked, model.width),
-        }
+        model = config.model
+        teacher = encoder_pass(model, model.num_patches, trained=False)  # once for all masks
+        return {"target_encoder": teacher} | masked_passes(config, model.width)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ajepa.config import Config
-from ajepa.model.flops import BACKWARD, encoder_pass, predictor_pass, split_patches
+from ajepa.model.flops import BACKWARD, encoder_pass, masked_passes
+from ajepa.model.losses import in_float32
 from ajepa.model.vit import Predictor, gather, patchify
-from ajepa.objectives.base import Objective, Output, in_float32
+from ajepa.objectives.base import Objective, Output, per_mask
 
 WEIGHT = 0.05  # of SIGReg; the prediction has the rest
 DIRECTIONS = 64  # new ones in every step
@@ -51,9 +52,7 @@ class LeJEPA(Objective):
         (projections,) = in_float32(whole)
         with torch.autocast(log_mel.device.type, enabled=False):
             spread = sigreg(projections.flatten(0, 1), self.directions.to(projections.dtype))
-        masks = len(context) // len(patches)
-        if masks > 1:
-            patches, whole = (t.repeat_interleave(masks, dim=0) for t in (patches, whole))
+        patches, whole = per_mask(context, patches, whole)
         prediction = self.predictor(self.context_encoder(patches, context), context, targets)
         target = gather(whole, targets)
         a, b = in_float32(prediction, target)
@@ -63,14 +62,12 @@ class LeJEPA(Objective):
 
     @classmethod
     def flops(cls, config: Config) -> dict[str, int]:
-        model, masks = config.model, config.train.masks_per_clip
-        visible, masked = split_patches(config)
+        model, passes = config.model, masked_passes(config, OUTPUTS)
         patches, hidden = model.num_patches, HIDDEN * model.width
         projector = 2 * patches * (model.width * hidden + hidden * OUTPUTS)
         return {
-            "context_encoder": encoder_pass(model, patches, trained=True)
-            + masks * encoder_pass(model, visible, trained=True),
-            "predictor": masks * predictor_pass(model, visible, masked, OUTPUTS),
+            "context_encoder": encoder_pass(model, patches, trained=True) + passes["context_encoder"],
+            "predictor": passes["predictor"],
             "projector": (1 + BACKWARD) * projector,
             "sigreg": 2 * 2 * patches * OUTPUTS * DIRECTIONS,  # directions have no gradient
         }

@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ajepa.config import Config
-from ajepa.model.flops import encoder_pass, predictor_pass, split_patches
+from ajepa.model.flops import encoder_pass, masked_passes, split_patches
+from ajepa.model.losses import in_float32
 from ajepa.model.optimizer import ema_update
 from ajepa.model.vit import Predictor
-from ajepa.objectives.base import Objective, Output, in_float32, mean_of, repeated_patches
+from ajepa.objectives.base import Objective, Output, mean_of, repeated_patches
 
 EPSILON = 1e-6  # of the standardised targets
 
@@ -47,10 +48,6 @@ class M2D(Objective):
 
     @classmethod
     def flops(cls, config: Config) -> dict[str, int]:
-        model, masks = config.model, config.train.masks_per_clip
-        visible, masked = split_patches(config)
-        return {
-            "target_encoder": masks * encoder_pass(model, masked, trained=False),
-            "context_encoder": masks * encoder_pass(model, visible, trained=True),
-            "predictor": masks * predictor_pass(model, visible, masked, model.width),
-        }
+        _, masked = split_patches(config)
+        teacher = config.train.masks_per_clip * encoder_pass(config.model, masked, trained=False)
+        return {"target_encoder": teacher} | masked_passes(config, config.model.width)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ajepa.config import PATCH, Config
-from ajepa.model.flops import encoder_pass, predictor_pass, split_patches
+from ajepa.model.flops import masked_passes
+from ajepa.model.losses import in_float32
 from ajepa.model.vit import Predictor, gather
-from ajepa.objectives.base import Objective, Output, in_float32, mean_of, repeated_patches
+from ajepa.objectives.base import Objective, Output, mean_of, repeated_patches
 
 EPSILON = 1e-6  # added to the variance of a patch
 
@@ -32,12 +33,7 @@ class MAE(Objective):
 
     @classmethod
     def flops(cls, config: Config) -> dict[str, int]:
-        model, masks = config.model, config.train.masks_per_clip
-        visible, masked = split_patches(config)
-        return {
-            "context_encoder": masks * encoder_pass(model, visible, trained=True),
-            "predictor": masks * predictor_pass(model, visible, masked, PATCH**2),
-        }
+        return masked_passes(config, PATCH**2)
 
 
 def standardised(patches: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from ajepa.config import PATCH, Config
 from ajepa.model.flops import BACKWARD, encoder_pass, split_patches
+from ajepa.model.losses import in_float32
 from ajepa.model.vit import gather
-from ajepa.objectives.base import Objective, Output, in_float32, repeated_patches
+from ajepa.objectives.base import Objective, Output, repeated_patches
 
 GENERATIVE_WEIGHT = 10.0
 
