@@ -43,7 +43,10 @@ class LeJEPA(Objective):
 
     def begin_step(self, step: int) -> None:
         """New directions, the same on every worker."""
-        self.directions.copy_(draw_directions(self.config.train.seed, step))
+        drawn = draw_directions(self.config.train.seed, step)
+        # From pinned memory the copy is only enqueued: the host does not wait for the device.
+        on_gpu = self.directions.is_cuda
+        self.directions.copy_(drawn.pin_memory() if on_gpu else drawn, non_blocking=on_gpu)
 
     def forward(self, log_mel: Tensor, context: Tensor, targets: Tensor) -> Output:
         """WEIGHT * SIGReg + (1 - WEIGHT) * squared error; predictions and targets are [B * m, M, OUTPUTS]."""
@@ -88,11 +91,11 @@ def sigreg(values: Tensor, directions: Tensor) -> Tensor:
     """
     t = torch.linspace(0, FARTHEST, KNOTS, dtype=values.dtype, device=values.device)
     normal = torch.exp(-t.square() / 2)
-    spacing = torch.full_like(t, 2 * FARTHEST / (KNOTS - 1))  # both halves of the symmetric integral
-    spacing[[0, -1]] /= 2
+    spacing = 2 * FARTHEST / (KNOTS - 1)  # both halves of the symmetric integral
+    weights = F.pad(torch.full_like(t[2:], spacing), (1, 1), value=spacing / 2) * normal
     angles = (values @ directions).unsqueeze(-1) * t  # [n, S, KNOTS]
     sums = torch.stack([angles.cos().sum(dim=0), angles.sin().sum(dim=0)])
-    count = torch.tensor(float(len(values)), dtype=values.dtype, device=values.device)
+    count = torch.full((), float(len(values)), dtype=values.dtype, device=values.device)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         from torch.distributed.nn.functional import all_reduce  # its import makes a temporary folder of modules
 
@@ -100,4 +103,4 @@ def sigreg(values: Tensor, directions: Tensor) -> Tensor:
         dist.all_reduce(count)
     cosine, sine = sums / count
     distance = (cosine - normal).square() + sine.square()  # [S, KNOTS]
-    return (distance * (normal * spacing)).sum(dim=-1).mean() * count
+    return (distance * weights).sum(dim=-1).mean() * count

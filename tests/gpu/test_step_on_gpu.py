@@ -9,6 +9,7 @@ import torch
 from helpers.training_state import STATISTICS, make_batch, make_inputs, make_state
 
 from ajepa.config import Config, ModelConfig, TrainConfig
+from ajepa.objectives.registry import OBJECTIVES
 from ajepa.shards.reader import Batch
 from ajepa.training.async_metrics import GPU_LAG, NonFiniteLoss, resolve_metrics
 from ajepa.training.inputs import Inputs, on_device, prepare
@@ -69,9 +70,11 @@ def test_half_precision_stays_close_to_fp32_and_learns(precision):
     assert np.mean(half[-3:]) < np.mean(half[:3])
 
 
-@pytest.mark.parametrize("masks", [1, 2])
-def test_a_step_never_waits_for_the_device(masks):
-    state = make_state("cuda", compile="off", precision="bf16", masks_per_clip=masks, micro_batch=4)
+@pytest.mark.parametrize(("objective", "masks"), [("jepa", 1), *((name, 2) for name in OBJECTIVES)])
+def test_a_step_never_waits_for_the_device(objective, masks):
+    state = make_state(
+        "cuda", compile="off", precision="bf16", masks_per_clip=masks, micro_batch=4, objective=objective
+    )
     inputs = list(on_device([prepare(state.config, make_batch(s), 50, pin=True) for s in range(8)], state.device))
     train_step(state, inputs[0])  # allocates and initialises
     torch.cuda.synchronize()
