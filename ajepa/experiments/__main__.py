@@ -84,8 +84,7 @@ def run(args: argparse.Namespace) -> int:
     known = runner.gather(plan, None, args.results)
     left = runner.unfinished(plan, output, known, probes, args.protocol)
     if args.dry_run:
-        rate = planning.measured_rate(base, data, device)
-        print(planning.describe(plan, data, rate, len(plan.trials) - len(left)))
+        print(planning.describe(plan, left, data, planning.measured_rate(base, device)))
         return 0
     with held(Path(output)):
         failures = runner.run_one_by_one(left, data, probes, args.protocol, output, device)

@@ -1,7 +1,6 @@
 """The trials of tables: each setting once, however many tables it stands in, and what they will cost here."""
 
 import dataclasses
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,13 +13,10 @@ from ajepa.experiments.settings import expand, settings_of
 from ajepa.experiments.trial import Trial
 from ajepa.objectives.registry import build_objective
 from ajepa.shards.dataset import ShardDataset
-from ajepa.shards.reader import ShardReader
 from ajepa.training.flops import step_flops
-from ajepa.training.inputs import prepare
 from ajepa.training.schedules import total_steps
-from ajepa.training.step import build_state, train_step
+from ajepa.training.timing import seconds_per_step
 
-TIMED_STEPS = 3
 H100_FLOPS = 1550 * 212e9  # clips/s of `base` in bf16 as measured on one (tests/benchmarks/README.md), FLOPs a clip
 GPUS = 8
 
@@ -93,19 +89,9 @@ def flops_of(trial: Trial, clips: int) -> float:
     return float(step_flops(trial.config)) * trial.config.train.batch_size * total_steps(trial.config.train, clips)
 
 
-def measured_rate(base: Config, data: ShardDataset, device: torch.device) -> float:
+def measured_rate(base: Config, device: torch.device) -> float:
     """Training FLOP/s here, of a few steps of the base config."""
-    batch = base.train.batch_size
-    reader = ShardReader(data, crop_frames=base.model.crop_frames, batch_size=batch, seed=0)
-    state = build_state(base, data.statistics, 1000, device)
-    inputs = prepare(base, reader.batch(0), 1000)
-    inputs = inputs.with_tensors(*(tensor.to(device) for tensor in inputs.tensors()))
-    seconds = []
-    for _ in range(1 + TIMED_STEPS):
-        start = time.perf_counter()
-        train_step(state, inputs).loss.item()
-        seconds.append(time.perf_counter() - start)
-    return float(step_flops(base)) * batch / sorted(seconds[1:])[TIMED_STEPS // 2]
+    return step_flops(base) * base.train.batch_size / seconds_per_step(base, device)
 
 
 def checkpoint_bytes(config: Config) -> int:
@@ -117,15 +103,15 @@ def checkpoint_bytes(config: Config) -> int:
     return 4 * (weights + moments) * (config.train.keep_checkpoints + 1)
 
 
-def describe(plan: Plan, data: ShardDataset, rate: float, done: int) -> str:
-    """The plan in words: trials, steps, time here and on GPUs, disk."""
+def describe(plan: Plan, left: Sequence[Trial], data: ShardDataset, rate: float) -> str:
+    """The plan in words: trials, steps, time here of those that are left, time on GPUs and disk of all."""
     lines = []
     for name, configs in plan.tables.items():
         steps = sorted({total_steps(config.train, data.num_clips) for config in configs.values()})
         span = " to ".join(f"{s:,}" for s in dict.fromkeys((steps[0], steps[-1])))
         lines.append(f"{name}: {', '.join(configs)} ({span} steps)")
     trials = trained(plan.trials)
-    work = sum(flops_of(trial, data.num_clips) for trial in trials)
+    work = sum(flops_of(trial, data.num_clips) for trial in trained(left))
     disk = sum(checkpoint_bytes(trial.config) for trial in trials)
     full = PRESETS["base"]
     clips = full.train.batch_size * total_steps(full.train, 2_000_000)
@@ -133,7 +119,7 @@ def describe(plan: Plan, data: ShardDataset, rate: float, done: int) -> str:
     hours = sum(share) * clips / H100_FLOPS / 3600
     lines += [
         f"{len(trials)} trainings and {len(plan.trials) - len(trials)} baselines, {len(plan.seeds)} seeds; "
-        f"{done} done already",
+        f"{len(plan.trials) - len(left)} done already",
         f"about {rate / step_flops(plan.base):.0f} clips/s and {work / rate / 3600:.1f} h of one process here, probes "
         "aside",
         f"at most {disk / 1e9:.1f} GB of checkpoints",

@@ -8,18 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import psutil
 import ray
 import torch
 
-from ajepa.audio.statistics import Statistics
 from ajepa.audio.synthetic import CLASSES, SECONDS, write_clips
 from ajepa.config import PRESETS, Config, FrontEndConfig
 from ajepa.model.precision import autocast_dtype
-from ajepa.shards.reader import Batch
-from ajepa.training.inputs import on_device, prepare
-from ajepa.training.step import build_state, train_step
+from ajepa.training.timing import seconds_per_step
 from pipelines.cli.arguments import choose_threads
 from pipelines.cli.lock import claimed
 from pipelines.demo import DemoArgs
@@ -30,7 +26,6 @@ from pipelines.probe import ProbeArgs
 from pipelines.rayjobs.cluster import start_ray
 from pipelines.tracking import mlflow_run
 
-TIMED_STEPS = 3
 LOOP = 2_000_000  # iterations of the loop that tells how fast this machine runs Python
 OTHER_STAGES = 1050.0  # time of all but the training steps, in times of that loop
 
@@ -82,24 +77,6 @@ def private_bytes(process: psutil.Process) -> int:
     return memory.rss - getattr(memory, "shared", 0)
 
 
-def seconds_per_step(config: Config, threads: int, device: torch.device) -> float:
-    """Time of a training step on this machine: the median of a few on random log-mels, after one that does not
-    count."""
-    torch.set_num_threads(threads)
-    statistics = Statistics(np.zeros(config.model.n_mels), np.ones(config.model.n_mels), 1)
-    state = build_state(config, statistics, TIMED_STEPS + 1, device)
-    size, times = config.train.batch_size, []
-    for step in range(TIMED_STEPS + 1):
-        noise = np.random.default_rng(step).standard_normal((size, config.model.n_mels, config.model.crop_frames))
-        samples = np.arange(step * size, (step + 1) * size)
-        inputs = prepare(config, Batch(noise.astype(np.float16), samples, samples), TIMED_STEPS + 1)
-        start = time.perf_counter()
-        for moved in on_device([inputs], device):
-            train_step(state, moved).loss.item()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
-
-
 def python_seconds() -> float:
     """Time of a loop of fixed length: how fast one core of this machine runs Python; the best of three."""
     times = []
@@ -143,7 +120,8 @@ def announce_time(args: DemoArgs) -> None:
     """Print how long the demo will take, from a few timed steps."""
     config, threads = demo_config(args), choose_threads(None, max(1, args.num_workers))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    step = seconds_per_step(config, threads, device)
+    torch.set_num_threads(threads)
+    step = seconds_per_step(config, device)
     where = "the GPU" if device.type == "cuda" else f"{threads} CPU threads"
     dtype = str(autocast_dtype(config.train, device) or torch.float32).removeprefix("torch.")
     minutes = expected_minutes(args.max_steps, step, python_seconds())
