@@ -6,7 +6,6 @@ the package itself.
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -58,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from ajepa import storage
     from ajepa.experiments import plan as planning
     from ajepa.experiments import runner
+    from ajepa.experiments.settings import with_steps
     from ajepa.experiments.trial import ProbeSet
     from ajepa.shards.dataset import open_dataset
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--device cuda: there is no GPU here")
     base = PRESETS[args.preset]
     if args.max_steps is not None:
-        base = dataclasses.replace(base, train=dataclasses.replace(base.train, max_steps=args.max_steps))
+        base = with_steps(base, args.max_steps)
     data = open_dataset(args.data)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     plan = planning.make_plan(args.tables, base, data.content_hash, seeds, args.values, args.equal_compute)

@@ -9,7 +9,7 @@ import torch
 from ajepa.config import PRESETS, Config
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
-from ajepa.experiments.settings import expand, settings_of
+from ajepa.experiments.settings import expand, settings_of, with_seed, with_steps
 from ajepa.experiments.trial import Trial
 from ajepa.objectives.registry import build_objective
 from ajepa.shards.dataset import ShardDataset
@@ -69,15 +69,10 @@ def make_plan(
     return Plan(base, tables, (*trials.values(), mel), tuple(seeds))
 
 
-def with_seed(config: Config, seed: int) -> Config:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
-
-
 def _as_costly(config: Config, base: Config) -> Config:
     if base.train.max_steps is None:
         raise UserError("--equal-compute needs --max-steps: the number of the default setting's steps")
-    steps = max(1, round(base.train.max_steps * step_flops(base) / step_flops(config)))
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=steps))
+    return with_steps(config, max(1, round(base.train.max_steps * step_flops(base) / step_flops(config))))
 
 
 def trained(trials: Iterable[Trial]) -> list[Trial]:

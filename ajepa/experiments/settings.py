@@ -40,6 +40,15 @@ def _train(config: Config, **changes: Any) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
 
 
+def with_seed(config: Config, seed: int) -> Config:
+    return _train(config, seed=seed)
+
+
+def with_steps(config: Config, steps: int) -> Config:
+    """The config with a run of this many steps."""
+    return _train(config, max_steps=steps)
+
+
 # The masks that each method's authors use; those that are not named keep the config's.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "jepa": ("jepa", {}),

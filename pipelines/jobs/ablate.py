@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,12 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from ajepa import storage
-from ajepa.choices import POOLINGS, LossName, Placement
+from ajepa.choices import POOLINGS
 from ajepa.config import PRESETS, Config, upgraded
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.evaluation.tables import markdown_table
+from ajepa.experiments.settings import TABLES, with_seed, with_steps
 from ajepa.shards.dataset import open_dataset
 from ajepa.training.run_folder import read_history
 from pipelines.ablate import AblateArgs
@@ -46,43 +47,19 @@ class Ablation:
     apply: Callable[[Config, str], Config]
 
 
-def _mask(config: Config, **changes: Any) -> Config:
-    return dataclasses.replace(config, mask=dataclasses.replace(config.mask, **changes))
-
-
-def _model(config: Config, **changes: Any) -> Config:
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
-
-
-def _train(config: Config, **changes: Any) -> Config:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
-
-
-def _predictor(config: Config, value: str) -> Config:
-    depth, _, width = value.partition("x")
-    heads = config.model.predictor_heads
-    return _model(config, predictor_depth=int(depth), predictor_width=int(width), predictor_heads=heads)
+def _ablation(name: str, *values: str) -> Ablation:
+    """The table of this name, with the given values or those it has for `nano`."""
+    table = TABLES[name]
+    return Ablation(table.title, values or table.values(PRESETS["nano"]), table.apply)
 
 
 ABLATIONS: dict[str, Ablation] = {
-    "masking_ratio": Ablation(
-        "masking ratio",
-        ("0.4", "0.5", "0.6", "0.7", "0.8", "0.9"),
-        lambda config, value: _mask(config, mask_ratio=float(value)),
-    ),
-    "masking_strategy": Ablation(
-        "masking strategy",
-        ("multiblock", "single_block", "random", "time", "frequency", "curriculum"),
-        lambda config, value: _mask(config, strategy=value),
-    ),
-    "placement": Ablation("block placement", get_args(Placement), lambda config, value: _mask(config, placement=value)),
-    "predictor": Ablation("predictor depth x width", ("1x96", "2x96", "4x96", "2x192"), _predictor),
-    "loss": Ablation("loss", get_args(LossName), lambda config, value: _train(config, loss=value)),
-    "target_layers": Ablation(
-        "target layers averaged",
-        ("1", "2", "4"),
-        lambda config, value: _train(config, target_layers=int(value)),
-    ),
+    "masking_ratio": _ablation("masking_ratio"),
+    "masking_strategy": _ablation("masking_strategy"),
+    "placement": _ablation("placement"),
+    "predictor": _ablation("predictor", "1x96", "2x96", "4x96", "2x192"),
+    "loss": _ablation("loss"),
+    "target_layers": _ablation("target_layers"),
 }
 
 
@@ -98,7 +75,7 @@ def trial_config(ablation: str, base: Config, value: str, seed: int) -> Config:
         raise
     except ValueError as error:
         raise UserError(f"{value!r} is no value for the ablation {ablation}") from error
-    return _train(config, seed=seed)
+    return with_seed(config, seed)
 
 
 def run_trial(params: dict[str, Any], uri: str) -> None:
@@ -149,7 +126,7 @@ def check(args: AblateArgs) -> tuple[Config, tuple[str, ...]]:
     if args.config is not None:
         base = config_from_file(args.config, base)
     if args.max_steps:
-        base = _train(base, max_steps=args.max_steps)
+        base = with_steps(base, args.max_steps)
     for value in values:
         trial_config(args.ablation, base, value, 0)
     return base, values
