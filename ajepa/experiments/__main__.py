@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from ajepa.experiments import plan as planning
     from ajepa.experiments import runner
     from ajepa.experiments.settings import with_steps
-    from ajepa.experiments.trial import ProbeSet
+    from ajepa.experiments.trial import open_probes
     from ajepa.shards.dataset import open_dataset
 
     if args.seeds < 1 or args.first_seed < 0 or args.threads < 1:
@@ -75,11 +75,7 @@ def run(args: argparse.Namespace) -> int:
     data = open_dataset(args.data)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     plan = planning.make_plan(args.tables, base, data.content_hash, seeds, args.values, args.equal_compute)
-    probes = []
-    for path in args.probe_data or [args.data]:
-        dataset = open_dataset(path)
-        dataset.require_front_end(data.front_end)
-        probes.append(ProbeSet.of(dataset, Path(storage.absolute(path)).name))
+    probes = open_probes(args.probe_data or [args.data], data)
     output = storage.absolute(args.output)
     known = runner.gather(plan, None, args.results)
     left = runner.unfinished(plan, output, known, probes, args.protocol)

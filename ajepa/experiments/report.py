@@ -28,7 +28,6 @@ class Difference:
     mean: float
     low: float
     high: float
-    seeds: int
 
     @property
     def verdict(self) -> str:
@@ -46,7 +45,7 @@ class Line:
     seeds: int
     scores: dict[tuple[str, str], list[float]]
     differences: dict[str, Difference]
-    figures: dict[str, float]  # of its trainings: effective rank, clips/s, GFLOP a clip, steps
+    training: dict[str, float]  # effective rank, clips/s, FLOPs a clip, steps
     published: str
 
     def score(self, protocol: str, pooling: str) -> str | None:
@@ -98,14 +97,14 @@ def lines_of(
         published = TABLES[name].published.get(setting, {})
         lines.append(
             Line(
-                setting, len(own), scores, differences, figures_of([result.seeds[seed] for seed in own]),
+                setting, len(own), scores, differences, training_metrics([result.seeds[seed] for seed in own]),
                 ", ".join(f"{data} {value:g}" for data, value in published.items()),
             )
         )  # fmt: skip
     return lines
 
 
-def figures_of(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def training_metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means over seeds; {} of baselines."""
     names = ("effective_rank", "clips_per_second", "flops_per_clip", "steps")
     return {n: float(np.mean([o[n] for o in outcomes])) for n in names if all(n in o for o in outcomes) and outcomes}
@@ -145,14 +144,14 @@ def difference(
     gained = [a.astype(np.float64) - b for a, b in of_clips if a is not None and b is not None]
     if len(gained) < len(pairs):
         values = np.array([a["score"] - b["score"] for a, b in pairs])
-        return Difference(mean, *interval(values[drawn].mean(axis=1)), len(pairs))
+        return Difference(mean, *interval(values[drawn].mean(axis=1)))
     gains = np.stack(gained)  # [seeds, clips]
     clips = gains.shape[1]
     replicates = np.empty(REPLICATES)
     for i, chosen in enumerate(drawn):
         counts = np.bincount(rng.integers(0, clips, clips), minlength=clips)
         replicates[i] = gains[chosen].mean(axis=0) @ counts / clips
-    return Difference(mean, *interval(replicates), len(pairs))
+    return Difference(mean, *interval(replicates))
 
 
 def table_of(lines: Sequence[Line]) -> tuple[list[str], list[list[object]]]:
@@ -170,11 +169,11 @@ def table_of(lines: Sequence[Line]) -> tuple[list[str], list[list[object]]]:
             row += [line.score(protocol, pooling) for pooling in POOLINGS]
             gap = line.differences.get(protocol)
             row += [None if gap is None else str(gap), None if gap is None else gap.verdict]
-        figures = line.figures
+        training = line.training
         row += [
-            f"{figures['effective_rank']:.1f}" if figures else None,
-            f"{figures['clips_per_second']:.0f}" if figures else None,
-            f"{figures['flops_per_clip'] / 1e9:.2f}" if figures else None,
+            f"{training['effective_rank']:.1f}" if training else None,
+            f"{training['clips_per_second']:.0f}" if training else None,
+            f"{training['flops_per_clip'] / 1e9:.2f}" if training else None,
             line.published or None,
         ]
         rows.append(row)
@@ -205,6 +204,6 @@ def comma_separated(lines: Sequence[Line]) -> str:
         for protocol in dict.fromkeys(p for p, _ in protocols):
             gap = line.differences.get(protocol)
             row += ["", "", "", ""] if gap is None else [gap.mean, gap.low, gap.high, gap.verdict]
-        row += [line.figures.get(n, "") for n in ("effective_rank", "clips_per_second", "flops_per_clip", "steps")]
+        row += [line.training.get(n, "") for n in ("effective_rank", "clips_per_second", "flops_per_clip", "steps")]
         writer.writerow([*row, line.published])
     return out.getvalue()

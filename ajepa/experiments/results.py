@@ -5,7 +5,7 @@ a seed that several files hold is taken from the first.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 
 from ajepa import storage
 from ajepa.errors import UserError
-from ajepa.experiments.trial import Trial
 
 FORMAT_VERSION = 1
 
@@ -103,12 +102,3 @@ def right_clips(score: dict[str, Any]) -> np.ndarray | None:
         return None
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(score["right"]), np.uint8))
     return bits[: score["data"]["clips"]].astype(bool)
-
-
-def seeds_with(result: Result | None, data: str, protocol: str, pooling: str, seeds: Sequence[int]) -> list[int]:
-    """Those of the seeds whose probe was made."""
-    return [s for s in seeds if result is not None and result.score(s, data, protocol, pooling) is not None]
-
-
-def result_of(results: dict[str, Result], trial: Trial) -> Result | None:
-    return results.get(trial.key)

@@ -11,7 +11,7 @@ from ajepa.evaluation.comparison import PRETRAINED
 from ajepa.experiments.plan import Plan
 from ajepa.experiments.report import comma_separated, lines_of, markdown
 from ajepa.experiments.results import Result, from_trials, joined, read_results, write_results
-from ajepa.experiments.settings import TABLES
+from ajepa.experiments.settings import TABLES, default_of
 from ajepa.experiments.trial import ProbeSet, Train, Trial, is_done, read_result, run_trial
 from ajepa.shards.dataset import ShardDataset
 
@@ -95,7 +95,8 @@ def tables(
         for probe_name, probe_hash in probes:
             lines = lines_of(name, configs, plan.base, results, dataset_hash, probe_hash, plan.seeds)
             if lines:
-                title = f"**{TABLES[name].title}**, probed on {probe_name}"
+                default = default_of(configs, plan.base)
+                title = f"**{TABLES[name].title}**, probed on {probe_name}; differences to {default}"
                 made[f"{name}-{probe_name}"] = f"{title}\n\n{markdown(lines)}\n", comma_separated(lines)
     return made
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ from ajepa.evaluation.splits import Splits, make_splits
 from ajepa.experiments.machine import describe_machine
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder, random_encoder
-from ajepa.shards.dataset import ShardDataset
+from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.shards.labels import Labels, read_labels
 from ajepa.training.flops import step_flops
 from ajepa.training.loop import train
@@ -113,6 +114,25 @@ class ProbeSet:
         return cls(name, dataset, labels, make_splits(dataset, labels, SPLIT_SEED), ids)
 
 
+def open_probes(paths: Sequence[str], data: ShardDataset) -> list[ProbeSet]:
+    """Probe sets of folders of shards, each under a name of its own: the folder's, with the content's hash behind it
+    where two folders have the same. The same clips in two places are one set.
+
+    Raises:
+        UserError: as `ProbeSet.of`; or another front end than that of the data trained on.
+    """
+    datasets: dict[str, tuple[str, ShardDataset]] = {}
+    for path in paths:
+        dataset = open_dataset(path)
+        dataset.require_front_end(data.front_end)
+        datasets.setdefault(dataset.content_hash, (Path(storage.absolute(path)).name, dataset))
+    names = [name for name, _ in datasets.values()]
+    return [
+        ProbeSet.of(dataset, name if names.count(name) == 1 else f"{name}-{key[:8]}")
+        for key, (name, dataset) in datasets.items()
+    ]
+
+
 Train = Callable[[Config, ShardDataset, str], None]
 """Trains into a run folder, from where it stands; returns early where it was asked to stop."""
 
@@ -142,12 +162,13 @@ def run_trial(
     if trial.kind == PRETRAINED:
         run = storage.join(folder, "run")
         (train or partial(pretrain, device=device))(trial.config, data, run)
-        result |= describe_run(trial.config, run, device)
+        if "machine" not in result:  # that of the training, whoever probes later
+            result |= describe_run(trial.config, run, device)
+            write_result(folder, result)
         encoder = load_encoder(run).to(device)
     elif trial.kind == RANDOM:
         seed = RANDOM_SEED + trial.seed
         encoder = random_encoder(trial.config.model, seed, data.front_end, data.statistics).to(device)
-    storage.make_folder(folder)
     for probe_set in probes:
         missing = [p for p in protocols if not _scores_of(result, probe_set, p)]
         features = pooled_features(encoder, probe_set.dataset) if missing else {}
@@ -161,8 +182,13 @@ def run_trial(
             ]  # fmt: skip
             result["scores"] += scores
             result["probe_seconds"] = result.get("probe_seconds", 0.0) + round(time.perf_counter() - start, 1)
-            storage.write_text(storage.join(folder, RESULT_JSON), json.dumps(result))
+            write_result(folder, result)
     return result
+
+
+def write_result(folder: str, result: dict[str, Any]) -> None:
+    storage.make_folder(folder)
+    storage.write_text(storage.join(folder, RESULT_JSON), json.dumps(result))
 
 
 def is_done(result: dict[str, Any] | None, probes: Sequence[ProbeSet], protocols: Sequence[Protocol]) -> bool:

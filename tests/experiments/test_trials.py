@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.experiments import __main__ as command
 from ajepa.experiments import runner, trial
 from ajepa.experiments.results import read_results
-from ajepa.experiments.trial import ProbeSet, Trial, read_result, run_trial
+from ajepa.experiments.trial import ProbeSet, Trial, open_probes, read_result, run_trial
 from ajepa.training import loop
 
 CPU = torch.device("cpu")
@@ -42,6 +43,7 @@ def test_a_table_is_filled_resumed_and_widened(small_dataset, tmp_path, tiny_nan
     assert command.main(args) == 0
     shown = capsys.readouterr().out
     table = (tmp_path / "out/tables/objective-shards.md").read_text()
+    assert table.startswith("**objective**, probed on shards; differences to jepa\n")
     assert table.strip() in shown and "| jepa | 1 |" in table and "| random init |" in table
     assert (tmp_path / "out/tables/objective-shards.csv").read_text().count("\n") == 5
     assert len(read_results(str(tmp_path / "out/results"))) == 4
@@ -172,6 +174,25 @@ def test_probe_data_of_another_front_end_is_refused(small_dataset, build_dataset
     build_dataset(tmp_path / "other", clips, shard_size=1, front_end=front_end, label_names=small_dataset.label_names)
     assert command.main(arguments(small_dataset, tmp_path, "--probe-data", str(tmp_path / "other"))) == 2
     assert "have 64: preprocess them alike" in capsys.readouterr().err
+
+
+def test_probe_sets_of_one_name_are_told_apart_and_the_same_clips_are_one(small_dataset, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(small_dataset.path, tmp_path / name / "shards")
+    first, second = str(tmp_path / "a/shards"), str(tmp_path / "b/shards")
+    assert [p.name for p in open_probes([first, second], small_dataset)] == ["shards"]
+    about = tmp_path / "b/shards/dataset.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"content_hash": "f" * 32}))
+    names = [p.name for p in open_probes([first, second], small_dataset)]
+    assert names == [f"shards-{small_dataset.content_hash[:8]}", "shards-ffffffff"]
+
+
+def test_probes_made_later_leave_what_the_training_was_made_with(small_dataset, probe_set, tmp_path, monkeypatch):
+    wanted = Trial(PRETRAINED, tiny_config(), small_dataset.content_hash)
+    first = run_trial(wanted, small_dataset, [probe_set], ["knn"], str(tmp_path), CPU)
+    monkeypatch.setattr(trial, "describe_machine", lambda *_: {"commit": "later"})
+    later = run_trial(wanted, small_dataset, [probe_set], ["knn", "linear"], str(tmp_path), CPU)
+    assert later["machine"] == first["machine"] and len(later["scores"]) == 2 * len(first["scores"])
 
 
 def test_two_commands_on_one_output_are_refused(tmp_path):
