@@ -4,10 +4,10 @@ from typing import get_args
 
 from ajepa.audio.sources import SOURCES
 from ajepa.choices import POOLINGS, ExportFormat, GraphFormat, LossName, Placement, Pooling, ProbePooling, SourceName
-from ajepa.config import MaskConfig, TrainConfig
+from ajepa.config import PRESETS, MaskConfig, TrainConfig
+from ajepa.experiments.settings import settings_of
 from ajepa.inference.graph import EXPORTERS
 from ajepa.model.pooling import METHODS
-from pipelines.jobs.ablate import ABLATIONS
 
 
 def test_each_source_is_read():
@@ -25,8 +25,8 @@ def test_each_graph_is_written():
 
 
 def test_ablations_of_named_settings_take_all_their_names():
-    assert ABLATIONS["loss"].default == get_args(LossName)
-    assert ABLATIONS["placement"].default == get_args(Placement)
+    assert tuple(settings_of("loss", PRESETS["nano"])) == get_args(LossName)
+    assert tuple(settings_of("placement", PRESETS["nano"])) == get_args(Placement)
     for name in get_args(LossName):
         assert TrainConfig(loss=name).loss == name
     for name in get_args(Placement):

@@ -87,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
         results = runner.gather(plan, output, args.results)
         made = runner.tables(plan, results, data.content_hash, [(p.name, p.dataset.content_hash) for p in probes])
         runner.write_tables(made, output)
-    for text, _ in made.values():
-        print(f"\n{text}")
+    for table in made.values():
+        print(f"\n{table.markdown}")
     if failures:
         print(f"{len(failures)} trials failed; the same command tries them again", file=sys.stderr)
     return 1 if failures else 0

@@ -9,7 +9,7 @@ import torch
 from ajepa.config import PRESETS, Config
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
-from ajepa.experiments.settings import expand, settings_of, with_seed, with_steps
+from ajepa.experiments.settings import expand, published_text, settings_of, with_seed, with_steps
 from ajepa.experiments.trial import Trial
 from ajepa.objectives.registry import build_objective
 from ajepa.shards.dataset import ShardDataset
@@ -19,6 +19,7 @@ from ajepa.training.timing import seconds_per_step
 
 H100_FLOPS = 1550 * 212e9  # clips/s of `base` in bf16 as measured on one (tests/benchmarks/README.md), FLOPs a clip
 GPUS = 8
+TIMED_FLOPS = 4e10  # of a timed step on a CPU, as of `nano`
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,12 @@ def flops_of(trial: Trial, clips: int) -> float:
 
 
 def measured_rate(base: Config, device: torch.device) -> float:
-    """Training FLOP/s here, of a few steps of the base config."""
-    return step_flops(base) * base.train.batch_size / seconds_per_step(base, device)
+    """Training FLOP/s here, of a few steps of the base config; on a CPU with no more clips a step than take seconds."""
+    clips = base.train.batch_size
+    if device.type == "cpu":
+        clips = max(1, min(clips, int(TIMED_FLOPS / step_flops(base))))
+    timed = dataclasses.replace(base, train=dataclasses.replace(base.train, batch_size=clips))
+    return step_flops(base) * clips / seconds_per_step(timed, device)
 
 
 def checkpoint_bytes(config: Config) -> int:
@@ -99,12 +104,16 @@ def checkpoint_bytes(config: Config) -> int:
 
 
 def describe(plan: Plan, left: Sequence[Trial], data: ShardDataset, rate: float) -> str:
-    """The plan in words: trials, steps, time here of those that are left, time on GPUs and disk of all."""
+    """The plan in words: settings with what was published of them, steps, hours here of trials that are left, GPU-hours
+    and disk of all."""
     lines = []
     for name, configs in plan.tables.items():
         steps = sorted({total_steps(config.train, data.num_clips) for config in configs.values()})
         span = " to ".join(f"{s:,}" for s in dict.fromkeys((steps[0], steps[-1])))
-        lines.append(f"{name}: {', '.join(configs)} ({span} steps)")
+        lines.append(f"{name}, {span} steps:")
+        for setting in configs:
+            published = published_text(name, setting)
+            lines.append(f"  {setting:18} published, %: {published}" if published else f"  {setting}")
     trials = trained(plan.trials)
     work = sum(flops_of(trial, data.num_clips) for trial in trained(left))
     disk = sum(checkpoint_bytes(trial.config) for trial in trials)
@@ -115,7 +124,7 @@ def describe(plan: Plan, left: Sequence[Trial], data: ShardDataset, rate: float)
     lines += [
         f"{len(trials)} trainings and {len(plan.trials) - len(trials)} baselines, {len(plan.seeds)} seeds; "
         f"{len(plan.trials) - len(left)} done already",
-        f"about {rate / step_flops(plan.base):.0f} clips/s and {work / rate / 3600:.1f} h of one process here, probes "
+        f"about {rate / step_flops(plan.base):.3g} clips/s and {work / rate / 3600:.1f} h of one process here, probes "
         "aside",
         f"at most {disk / 1e9:.1f} GB of checkpoints",
         f"as `base` on AudioSet-2M (300 epochs): {hours:,.0f} GPU-hours, {hours / GPUS / 24:.0f} days of {GPUS} H100, "

@@ -14,7 +14,7 @@ from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.evaluation.metrics import interval
 from ajepa.evaluation.tables import markdown_table
 from ajepa.experiments.results import Result, right_clips
-from ajepa.experiments.settings import TABLES, default_of
+from ajepa.experiments.settings import default_of, published_text
 from ajepa.experiments.trial import Trial
 
 REPLICATES = 2000
@@ -94,11 +94,10 @@ def lines_of(
                 found_difference = difference(result, results[default], probe_hash, protocol, seeds, setting == MEL)
                 if found_difference is not None:
                     differences[protocol] = found_difference
-        published = TABLES[name].published.get(setting, {})
         lines.append(
             Line(
                 setting, len(own), scores, differences, training_metrics([result.seeds[seed] for seed in own]),
-                ", ".join(f"{data} {value:g}" for data, value in published.items()),
+                published_text(name, setting),
             )
         )  # fmt: skip
     return lines

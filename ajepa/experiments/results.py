@@ -7,7 +7,6 @@ a seed that several files hold is taken from the first.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,18 +69,19 @@ def read_results(folder: str) -> dict[str, Result]:
         UserError: a file that is damaged or of another version.
     """
     found = []
-    for path in sorted(Path(folder).glob("*.json")):
+    for name in sorted(name for name in storage.contents(folder) if name.endswith(".json")):
+        path = storage.join(folder, name)
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(storage.read_text(path))
             version = content["format_version"]
             if version != FORMAT_VERSION:
-                raise UserError(f"{str(path)!r} has results of format {version}, this version reads {FORMAT_VERSION}")
+                raise UserError(f"{path!r} has results of format {version}, this version reads {FORMAT_VERSION}")
             seeds = {int(seed): outcome for seed, outcome in content["seeds"].items()}
             found.append({content["key"]: Result(content["key"], content["name"], content["identity"], seeds)})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{str(path)!r} holds no results ({error!r}): delete it") from error
+            raise UserError(f"{path!r} holds no results ({error!r}): delete it") from error
     return joined(found)
 
 

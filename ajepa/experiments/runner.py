@@ -1,6 +1,7 @@
 """Run the trials of a plan one after the other, and write tables of all results there are."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from ajepa import storage
 from ajepa.choices import Protocol
 from ajepa.evaluation.comparison import PRETRAINED
 from ajepa.experiments.plan import Plan
-from ajepa.experiments.report import comma_separated, lines_of, markdown
+from ajepa.experiments.report import Line, comma_separated, lines_of, markdown
 from ajepa.experiments.results import Result, from_trials, joined, read_results, write_results
 from ajepa.experiments.settings import TABLES, default_of
 from ajepa.experiments.trial import ProbeSet, Train, Trial, is_done, read_result, run_trial
@@ -82,10 +83,26 @@ def gather(plan: Plan, output: str | None, elsewhere: Sequence[str] = ()) -> dic
     return joined(groups)
 
 
+@dataclass(frozen=True)
+class FilledTable:
+    """A table of one probe set."""
+
+    title: str
+    lines: list[Line]
+
+    @property
+    def markdown(self) -> str:
+        return f"**{self.title}**\n\n{markdown(self.lines)}\n"
+
+    @property
+    def csv(self) -> str:
+        return comma_separated(self.lines)
+
+
 def tables(
     plan: Plan, results: dict[str, Result], dataset_hash: str, probes: Sequence[tuple[str, str]]
-) -> dict[str, tuple[str, str]]:
-    """(Markdown, CSV) by name, one of each table and probe set; a table without a result is left out.
+) -> dict[str, FilledTable]:
+    """By name, one of each table and probe set; a table without a result is left out.
 
     Args:
         probes: (name, content hash) of each.
@@ -96,14 +113,14 @@ def tables(
             lines = lines_of(name, configs, plan.base, results, dataset_hash, probe_hash, plan.seeds)
             if lines:
                 default = default_of(configs, plan.base)
-                title = f"**{TABLES[name].title}**, probed on {probe_name}; differences to {default}"
-                made[f"{name}-{probe_name}"] = f"{title}\n\n{markdown(lines)}\n", comma_separated(lines)
+                title = f"{TABLES[name].title}, probed on {probe_name}; differences to {default}"
+                made[f"{name}-{probe_name}"] = FilledTable(title, lines)
     return made
 
 
-def write_tables(made: dict[str, tuple[str, str]], output: str) -> None:
+def write_tables(made: dict[str, FilledTable], output: str) -> None:
     folder = storage.join(output, TABLE_FOLDER)
     storage.make_folder(folder)
-    for name, (text, values) in made.items():
-        storage.write_text(storage.join(folder, f"{name}.md"), text)
-        storage.write_text(storage.join(folder, f"{name}.csv"), values)
+    for name, table in made.items():
+        storage.write_text(storage.join(folder, f"{name}.md"), table.markdown)
+        storage.write_text(storage.join(folder, f"{name}.csv"), table.csv)

@@ -143,6 +143,11 @@ TABLES: dict[str, Table] = {
 ALL = ("objective", "masking_strategy", "masking_ratio", "predictor", "loss")  # the write-up's section 9
 
 
+def published_text(table: str, setting: str) -> str:
+    """Published percentages of a setting, as "AudioSet-20K 37.2, ESC-50 90.2"; "" where there are none."""
+    return ", ".join(f"{data} {value:.1f}" for data, value in TABLES[table].published.get(setting, {}).items())
+
+
 def expand(names: Sequence[str]) -> tuple[str, ...]:
     """The tables meant: `all` stands for those of the write-up.
 

@@ -1,264 +1,257 @@
-"""Reproduce an ablation table: one pretraining and probe per setting and seed, run by Ray Tune."""
+"""Fill tables: the trials of `ajepa.experiments`, placed by Ray Tune and recorded in MLflow. Killed at any time, the
+same command goes on."""
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
-import ray
-from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
+import torch
 
 from ajepa import storage
-from ajepa.choices import POOLINGS
+from ajepa.choices import Protocol
 from ajepa.config import PRESETS, Config, upgraded
 from ajepa.errors import UserError
-from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
-from ajepa.evaluation.tables import markdown_table
-from ajepa.experiments.settings import TABLES, with_seed, with_steps
-from ajepa.shards.dataset import open_dataset
-from ajepa.training.run_folder import read_history
+from ajepa.evaluation.comparison import PRETRAINED
+from ajepa.experiments.plan import Plan, describe, make_plan, measured_rate
+from ajepa.experiments.runner import (
+    TABLE_FOLDER,
+    FilledTable,
+    gather,
+    summary,
+    tables,
+    trial_folder,
+    unfinished,
+    write_tables,
+)
+from ajepa.experiments.settings import with_steps
+from ajepa.experiments.trial import Trial, open_probes
+from ajepa.experiments.trial import run_trial as train_and_probe
+from ajepa.shards.dataset import ShardDataset, open_dataset
 from pipelines.ablate import AblateArgs
 from pipelines.cli.config_file import config_from_file
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_relative_output
-from pipelines.jobs import pretrain, probe
+from pipelines.jobs import pretrain
 from pipelines.pretrain import PretrainArgs
-from pipelines.probe import ProbeArgs
-from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, start_ray
+from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, largest_node, start_ray
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining
 
 ABLATION_JSON = "ablation.json"
 ABLATION = OutputType("ablation folder", (ABLATION_JSON,))
+FORMAT_VERSION = 2  # of ablation.json; before, a folder held one table and its trials by value
 
 
 @dataclass(frozen=True)
-class Ablation:
-    """One table of spec 10: how a value changes the config, and the values tried by default."""
+class Job:
+    """What all trials have in common. Small: it travels to their processes, which read the rest themselves."""
 
-    title: str
-    default: tuple[str, ...]
-    apply: Callable[[Config, str], Config]
-
-
-def _ablation(name: str, *values: str) -> Ablation:
-    """The table of this name, with the given values or those it has for `nano`."""
-    table = TABLES[name]
-    return Ablation(table.title, values or table.values(PRESETS["nano"]), table.apply)
-
-
-ABLATIONS: dict[str, Ablation] = {
-    "masking_ratio": _ablation("masking_ratio"),
-    "masking_strategy": _ablation("masking_strategy"),
-    "placement": _ablation("placement"),
-    "predictor": _ablation("predictor", "1x96", "2x96", "4x96", "2x192"),
-    "loss": _ablation("loss"),
-    "target_layers": _ablation("target_layers"),
-}
+    data: str
+    probes: tuple[str, ...]
+    protocols: tuple[Protocol, ...]
+    output: str
+    preset: str
+    num_workers: int
+    threads: int
+    parent: str  # MLflow run of the tables
 
 
-def trial_config(ablation: str, base: Config, value: str, seed: int) -> Config:
-    """The config of one trial.
+def run_trial(params: dict[str, Any], job: Job, trials: Sequence[Trial], uri: str) -> None:
+    """One trial of Ray Tune: train and probe what is missing; scores go to the MLflow run of its training, at `uri`."""
+    import ray
+    from ray import tune
+
+    trial = trials[params["trial"]]
+    # GPUs of other trials may be visible here. Workers bring their own.
+    own: Literal["cuda", "cpu"] = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(job.threads)
+    name = f"{trial.name} seed {trial.seed}"
+
+    def train(config: Config, data: ShardDataset, run: str) -> None:
+        args = PretrainArgs(
+            data=data.path, output=run, preset=job.preset, num_workers=job.num_workers, threads=job.threads,
+            device="auto" if job.num_workers else own, figures=False, mlflow_uri=uri, config=config,
+        )  # fmt: skip
+        pretrain.main(args, parent=job.parent, name=name, quiet=True)
+
+    data, folder = open_dataset(job.data), trial_folder(job.output, trial)
+    probes = open_probes(job.probes, data)
+    result = train_and_probe(trial, data, probes, job.protocols, folder, torch.device(own), train)
+    if trial.kind == PRETRAINED:
+        run = pretraining(storage.join(folder, "run")).get("mlflow_run", "")
+        tracker = mlflow_run.start_run(uri, name, output=folder, params={}, tags={}, resumed=run)
+        with tracker.recording():
+            tracker.log_metrics(result["steps"], metrics(result))
+    print(f"{name}: {summary(result)}")
+    tune.report(metrics(result))
+
+
+def metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """A trial's scores as MLflow metrics; MLflow takes no "+" in a name."""
+    return {
+        f"{s['protocol']}_{s['pooling']}_{s['data']['name']}".replace(" ", "_").replace("+", "_"): s["score"]
+        for s in result["scores"]
+    }
+
+
+def base_config(args: AblateArgs) -> Config:
+    """The config that the settings change.
 
     Raises:
-        UserError: a value the ablation does not know.
+        UserError: options that make no sense, before anything is opened.
     """
-    try:
-        config = ABLATIONS[ablation].apply(base, value)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{value!r} is no value for the ablation {ablation}") from error
-    return with_seed(config, seed)
-
-
-def run_trial(params: dict[str, Any], uri: str) -> None:
-    """One trial: pretrain and probe; both figures go to Tune and to the trial's MLflow run, at `uri`."""
-    args: AblateArgs = params["args"]
-    value, seed = params["value"], params["seed"]
-    folder = storage.join(args.output, "trials", f"{value}-seed{seed}")
-    config = trial_config(args.ablation, params["base"], value, seed)
-    pretrain_args = PretrainArgs(
-        data=args.data, output=folder, preset=args.preset, num_workers=args.num_workers, threads=args.threads,
-        mlflow_uri=uri, config=config,
-    )  # fmt: skip
-    name = f"{args.ablation}={value} seed {seed}"
-    pretrain.main(pretrain_args, parent=params["parent"], name=name, callbacks=[TuneReportCallback()], quiet=True)
-    run = pretraining(folder)
-    device: Literal["auto", "cpu"] = "auto" if ray.get_gpu_ids() else "cpu"  # other trials' GPUs are visible here
-    rows = probe.main(
-        ProbeArgs(encoder=(folder,), data=args.data, seeds=1, mlflow_uri=uri, threads=args.threads, device=device),
-        parent=run.get("mlflow_run"),
-    )
-    last = read_history(folder)[-1]
-    result = probe.metrics(rows) | {
-        "effective_rank": last["effective_rank"],
-        "loss": last["loss"],
-        "step": last["step"],
-        "metric": rows[0].metric,
-    }
-    tracker = mlflow_run.start_run(uri, name, output=folder, params={}, tags={}, resumed=run.get("mlflow_run", ""))
-    with tracker.recording():
-        tracker.log_metrics(last["step"], probe.metrics(rows))
-    tune.report(result | {"finished": True})
-
-
-def check(args: AblateArgs) -> tuple[Config, tuple[str, ...]]:
-    """The base config and the values, everything checked before a single trial starts."""
-    if args.ablation not in ABLATIONS:
-        raise UserError(f"unknown ablation {args.ablation!r}: choose from {', '.join(ABLATIONS)}")
     if args.preset not in PRESETS:
         raise UserError(f"unknown preset {args.preset!r}: choose from {', '.join(PRESETS)}")
-    if args.seeds < 1 or args.threads < 1 or args.num_workers < 0:
-        raise UserError("--seeds and --threads must be positive, --num-workers not negative")
-    if storage.is_uri(args.output):
-        raise UserError("--output of an ablation is a local folder (shared between the nodes of a cluster)")
-    values = args.values or ABLATIONS[args.ablation].default
-    if len(set(values)) < len(values):
-        raise UserError(f"--values has the same setting twice: {' '.join(values)}")
+    if args.seeds < 1 or args.threads < 1 or args.num_workers < 0 or args.first_seed < 0:
+        raise UserError("--seeds and --threads must be positive, --num-workers and --first-seed not negative")
+    if args.gpus_per_trial is not None:
+        if args.num_workers:
+            raise UserError("--gpus-per-trial is for trials without workers: with --num-workers each has its own")
+        if args.gpus_per_trial < 0 or (args.gpus_per_trial > 1 and args.gpus_per_trial % 1):
+            raise UserError(f"--gpus-per-trial {args.gpus_per_trial:g}: give a whole number or a fraction of one")
     base = PRESETS[args.preset]
     if args.config is not None:
         base = config_from_file(args.config, base)
-    if args.max_steps:
-        base = with_steps(base, args.max_steps)
-    for value in values:
-        trial_config(args.ablation, base, value, 0)
-    return base, values
+    return base if args.max_steps is None else with_steps(base, args.max_steps)
 
 
 def prepare_output(
     args: AblateArgs, base: Config, dataset_hash: str, uri: str
 ) -> tuple[dict[str, Any], mlflow_run.Tracker]:
-    """What the ablation is, and its MLflow parent run: a new one, or that of the same ablation found at the output."""
+    """ablation.json and the MLflow parent run: a new one, or that found at the output.
+
+    Raises:
+        UserError: the output holds something else, or trials of another recipe or of other data.
+    """
     settings = {
-        "ablation": args.ablation, "preset": args.preset, "config": json.loads(base.to_json()),
-        "dataset_hash": dataset_hash,
+        "format_version": FORMAT_VERSION, "preset": args.preset, "config": json.loads(base.to_json()),
+        "dataset_hash": dataset_hash, "equal_compute": args.equal_compute,
     }  # fmt: skip
-    params = {k: v for k, v in settings.items() if k != "config"} | {"max_steps": base.train.max_steps}
     about: dict[str, Any] = {
-        "name": f"ablate {args.ablation}", "output": args.output, "params": params, "tags": {"ajepa.job": "ablate"},
+        "name": f"ablate {' '.join(args.tables)}", "output": args.output, "tags": {"ajepa.job": "ablate"},
+        "params": {k: v for k, v in settings.items() if k not in ("config", "format_version")}
+        | {"max_steps": base.train.max_steps},
     }  # fmt: skip
     found = open_output(args.output, ABLATION)
     if found is None:
         return settings, mlflow_run.start_run(uri, **about)
+    if found.content.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"--output {args.output!r} holds an ablation of another version of ajepa: choose another")
     old = {name: found.content[name] for name in settings}
     old["config"] = upgraded(old["config"])
-    refuse_changes(args.output, "another ablation or other data", old, settings, "choose another folder")
+    refuse_changes(args.output, "trials of another recipe or other data", old, settings, "choose another folder")
     return settings, mlflow_run.start_run(uri, resumed=found.content["mlflow_run"], **about)
 
 
-def trial_resources(args: AblateArgs) -> tuple[dict[str, float], int]:
-    """What a trial holds itself, beside the workers that it starts, and how many trials run at a time: no more than the
-    cluster has CPUs and, if it has any, GPUs for.
+def trial_resources(args: AblateArgs) -> tuple[dict[str, float], int | None]:
+    """What a trial holds itself, and how many may run at a time; None: as many as the cluster has resources for.
 
     Raises:
         UserError: not even one.
     """
-    cpus, gpus = cluster_cpus(), cluster_resource("GPU")
-    need = {"CPU": (args.num_workers or args.threads, cpus)}
-    if gpus:
-        need["GPU"] = (args.num_workers or 1, gpus)
-    for resource, (wanted, have) in need.items():
-        if wanted > have:
-            raise UserError(f"a trial needs {wanted} {resource}s, the cluster has {have}")
-    limit = min(have // wanted for wanted, have in need.values())
-    if args.num_workers:  # Ray Train's workers bring their own
-        return {"cpu": 0}, limit
-    return {"cpu": args.threads, "gpu": 1 if gpus else 0}, limit
+    if args.num_workers:  # Ray Train's workers bring their own: nothing but their number keeps trials from waiting
+        need = {"CPU": (args.num_workers, cluster_cpus())}
+        if gpus := cluster_resource("GPU"):
+            need["GPU"] = (args.num_workers, gpus)
+        for resource, (wanted, have) in need.items():
+            if wanted > have:
+                raise UserError(f"a trial needs {wanted} {resource}s, the cluster has {have}")
+        return {"cpu": 0}, min(have // wanted for wanted, have in need.values())
+    share = args.gpus_per_trial
+    if share is None:
+        share = 1.0 if cluster_resource("GPU") else 0.0
+    for resource, asked in (("CPU", args.threads), ("GPU", share)):
+        if asked > (most := largest_node(resource)):
+            raise UserError(f"a trial needs {asked:g} {resource}s, no node has more than {most:g}")
+    return {"cpu": args.threads, "gpu": share}, None
 
 
-def main(args: AblateArgs) -> pd.DataFrame:
-    """Run all trials; returns the table, a row a setting."""
-    base, values = check(args)
+def run_with_tune(trials: Sequence[Trial], job: Job, resources: dict[str, float], limit: int | None, uri: str) -> int:
+    """Run trials, as many at a time as there are resources for; how many failed. Their results are in the output."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune
+
+    with tempfile.TemporaryDirectory() as scratch:  # Tune's own notes: a trial's state is in its folder
+        trial = tune.with_parameters(run_trial, job=job, trials=list(trials), uri=uri)
+        tuner = tune.Tuner(
+            tune.with_resources(trial, resources),
+            param_space={"trial": tune.grid_search(list(range(len(trials))))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=limit),
+            run_config=tune.RunConfig(storage_path=scratch, name="tune", verbose=0),
+        )  # fmt: skip
+        found = tuner.fit()
+    for one, outcome in zip(trials, found, strict=True):
+        if outcome.error is not None:
+            reason = str(outcome.error).strip().splitlines()[-1]
+            print(f"{one.name} seed {one.seed} failed: {reason}")
+    return int(found.num_errors)
+
+
+def main(args: AblateArgs) -> dict[str, FilledTable]:
+    """Run the trials that are missing; returns the tables by name."""
+    base = base_config(args)
     warn_relative_output(args.output)
     args = dataclasses.replace(args, data=storage.absolute(args.data), output=storage.absolute(args.output))
-    dataset = open_dataset(args.data)
+    data = open_dataset(args.data)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    plan = make_plan(args.tables, base, data.content_hash, seeds, args.values, args.equal_compute)
+    paths = tuple(storage.absolute(path) for path in args.probe_data) or (args.data,)
+    probes = open_probes(paths, data)
+    known = gather(plan, None, args.results)
+    left = unfinished(plan, args.output, known, probes, args.protocol)
+    if args.dry_run:
+        torch.set_num_threads(args.threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        print(describe(plan, left, data, measured_rate(base, device)))
+        return {}
     uri = mlflow_run.tracking_uri(args.mlflow_uri, args.output)
-    args = dataclasses.replace(args, mlflow_uri=None)  # Ray Tune writes it to files, and it may hold a password
     with claimed(args.output):
-        settings, tracker = prepare_output(args, base, dataset.content_hash, uri)
-        with tracker.recording():
-            about = settings | {"mlflow_run": tracker.run_id}
-            storage.write_text(storage.join(args.output, ABLATION_JSON), json.dumps(about))
+        resources: dict[str, float] = {}
+        limit = None
+        if left:
             start_ray()
             resources, limit = trial_resources(args)
-            os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-            tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(run_trial, uri=uri), resources),
-                param_space={
-                    "value": tune.grid_search(list(values)),
-                    "seed": tune.grid_search(list(range(args.seeds))),
-                    "args": args, "base": base, "parent": tracker.run_id,
-                },
-                tune_config=tune.TuneConfig(max_concurrent_trials=limit),
-                run_config=tune.RunConfig(storage_path=storage.join(args.output, "ray"), name="tune", verbose=0),
+        settings, tracker = prepare_output(args, base, data.content_hash, uri)
+        with tracker.recording():
+            storage.make_folder(args.output)
+            about = json.dumps(settings | {"mlflow_run": tracker.run_id})
+            storage.write_text(storage.join(args.output, ABLATION_JSON), about)
+            job = Job(
+                args.data, paths, args.protocol, args.output, args.preset, args.num_workers, args.threads,
+                tracker.run_id,
             )  # fmt: skip
-            results = tuner.fit()
-            trials = [
-                r.metrics | {"value": r.metrics["config"]["value"]}
-                for r in results
-                if r.metrics and r.metrics.get("finished")
-            ]
-            table = summarise(trials, values)
-            write_report(args, table, trials, tracker)
-            if results.num_errors:
-                last = str(results.errors[0]).strip().splitlines()[-1]
-                raise UserError(
-                    f"{results.num_errors} of {len(results)} trials failed ({last}); run it again to resume"
-                )
-        print(f"\n{len(trials)} trials; table, CSV and figure in {args.output}; look: {mlflow_run.ui_command(uri)}")
-        return table
+            failed = run_with_tune(left, job, resources, limit, uri) if left else 0
+            made = write_results(args, plan, data, [(p.name, p.dataset.content_hash) for p in probes], tracker)
+            if failed:
+                raise UserError(f"{failed} of {len(left)} trials failed: run it again to resume")
+            if unfinished(plan, args.output, known, probes, args.protocol):  # Tune returns early on Ctrl-C
+                raise KeyboardInterrupt
+        print(f"\n{len(left)} trials; tables in {args.output}; look: {mlflow_run.ui_command(uri)}")
+    return made
 
 
-def score(trial: dict[str, Any], features: str, pooling: str) -> float:
-    """Accuracy or mAP of one line of a trial's probe."""
-    return trial[probe.metric_name(trial["metric"], features, pooling)]
+def write_results(
+    args: AblateArgs, plan: Plan, data: ShardDataset, probes: Sequence[tuple[str, str]], tracker: mlflow_run.Tracker
+) -> dict[str, FilledTable]:
+    """Results, tables and figures of all trials there are, in the output and in MLflow's parent run."""
+    from pipelines.reports.table_figure import draw_table
 
-
-def summarise(trials: Sequence[dict[str, Any]], values: Sequence[str]) -> pd.DataFrame:
-    """A row a setting in the order given: accuracies over seeds and the effective rank."""
-    rows = []
-    for value in values:
-        own = [t for t in trials if t["value"] == value]
-        if own:
-            rows.append({
-                "setting": value,
-                "seeds": len(own),
-                **{
-                    f"{name}, {pooling}": float(np.mean([score(t, name, pooling) for t in own]))
-                    for name in (PRETRAINED, RANDOM) for pooling in POOLINGS
-                },
-                "std over seeds": float(np.std([score(t, PRETRAINED, "mean") for t in own])),
-                "effective rank": float(np.mean([t["effective_rank"] for t in own])),
-            })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def write_report(
-    args: AblateArgs, table: pd.DataFrame, trials: Sequence[dict[str, Any]], tracker: mlflow_run.Tracker
-) -> None:
-    """table.md, table.csv and figure.png in the output folder and in MLflow's parent run."""
-    if table.empty:
-        return
-    from pipelines.reports import training_figures
-
-    folder = Path(args.output)
-    text = markdown_table(list(table.columns), table.to_numpy(object).tolist())
-    storage.write_text(str(folder / "table.md"), text + "\n")
-    storage.write_text(str(folder / "table.csv"), table.to_csv(index=False))
-    accuracies = [[score(t, PRETRAINED, "mean") for t in trials if t["value"] == v] for v in table["setting"]]
-    baselines = {
-        RANDOM: float(np.mean([score(t, RANDOM, "mean") for t in trials])),
-        MEL: float(score(trials[0], MEL, "mean")),
-    }
-    title = f"{ABLATIONS[args.ablation].title} ({args.preset}, mean pooling)"
-    training_figures.draw_ablation(title, list(table["setting"]), accuracies, baselines, folder / "figure.png")
-    for name in ("table.md", "table.csv", "figure.png"):
-        tracker.log_file(folder / name)
-    print(text)
+    results = gather(plan, args.output, args.results)
+    made = tables(plan, results, data.content_hash, probes)
+    write_tables(made, args.output)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, table in made.items():
+            print(f"\n{table.markdown}")
+            tracker.log_text(table.markdown, f"{name}.md")
+            tracker.log_text(table.csv, f"{name}.csv")
+            figure = Path(scratch, f"{name}.png")
+            draw_table(table.title, table.lines, figure)
+            with storage.atomic_output(storage.join(args.output, TABLE_FOLDER, figure.name)) as stream:
+                stream.write(figure.read_bytes())
+            tracker.log_file(figure)
+    return made

@@ -58,3 +58,10 @@ def cluster_resource(name: str) -> int:
     import ray
 
     return int(ray.cluster_resources().get(name, 0))
+
+
+def largest_node(name: str) -> float:
+    """The most of a resource that one node of the cluster has in all."""
+    import ray
+
+    return max((float(node["Resources"].get(name, 0)) for node in ray.nodes() if node["Alive"]), default=0.0)

@@ -1,5 +1,6 @@
 """What a worker of pretrain.py does: train, and on rank 0 watch the labels as well."""
 
+import copy
 import logging
 
 from ajepa import storage
@@ -31,6 +32,9 @@ def watch_labels(worker: WorkerHooks, dataset: ShardDataset, config: Config, out
 
     def score(state: TrainState) -> dict[str, float]:
         baselines = probe.baselines(state.device) if state.step == 0 else {}
-        return probe.score(state.core.encoder) | baselines
+        encoder = state.core.encoder
+        if any(p.requires_grad for p in encoder.parameters()):  # objectives without a teacher evaluate the trained one
+            encoder = copy.deepcopy(encoder).requires_grad_(False)
+        return probe.score(encoder) | baselines
 
     worker.score = score

@@ -1,4 +1,4 @@
-"""The pictures: log-mels with masks and prediction errors, masking strategies, training curves, an ablation's table."""
+"""The pictures: log-mels with masks and prediction errors, masking strategies, training curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,29 +180,6 @@ def draw_training(history: Sequence[dict[str, Any]], width: int, path: Path, cro
             axis.legend(fontsize=8, **(outside if axis in (probe, cosine) else {}))
     verdict = judge(history, width, crops)
     figure.suptitle(f"{verdict.state}: {verdict.reason}", color=VERDICT_COLOURS[verdict.state])
-    save(figure, path)
-
-
-def draw_ablation(
-    title: str,
-    labels: Sequence[str],
-    accuracies: Sequence[Sequence[float]],
-    baselines: dict[str, float],
-    path: Path,
-) -> None:
-    """Accuracy of each setting (a dot a seed, a bar their mean) over the baselines' lines."""
-    figure, axis = plt.subplots(figsize=(1.6 + 1.1 * len(labels), 4), layout="constrained")
-    for i, values in enumerate(accuracies):
-        axis.bar(i, np.mean(values), color=BLUE, width=0.6, zorder=2)
-        axis.scatter([i] * len(values), values, color="black", s=14, zorder=3)
-    for (name, value), style in zip(baselines.items(), ("--", ":"), strict=False):
-        axis.axhline(value, color="black", linestyle=style, linewidth=1, label=f"{name} {value:.3f}", zorder=4)
-    axis.set_xticks(range(len(labels)), labels)
-    axis.set_ylabel("probe accuracy")
-    axis.set_title(title)
-    axis.set_ylim(0, min(1.0, max(max(v) for v in [*accuracies, list(baselines.values())]) * 1.2))
-    axis.legend(loc="lower right")
-    axis.grid(axis="y", alpha=0.3)
     save(figure, path)
 
 

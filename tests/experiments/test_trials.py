@@ -43,7 +43,7 @@ def test_a_table_is_filled_resumed_and_widened(small_dataset, tmp_path, tiny_nan
     assert command.main(args) == 0
     shown = capsys.readouterr().out
     table = (tmp_path / "out/tables/objective-shards.md").read_text()
-    assert table.startswith("**objective**, probed on shards; differences to jepa\n")
+    assert table.startswith("**objective, probed on shards; differences to jepa**\n")
     assert table.strip() in shown and "| jepa | 1 |" in table and "| random init |" in table
     assert (tmp_path / "out/tables/objective-shards.csv").read_text().count("\n") == 5
     assert len(read_results(str(tmp_path / "out/results"))) == 4
@@ -143,7 +143,13 @@ def test_baselines_are_those_of_the_probe(small_dataset, probe_set, tmp_path):
 def test_a_dry_run_shows_trials_and_cost_and_writes_nothing(small_dataset, tmp_path, tiny_nano, capsys):
     assert command.main(["all", *arguments(small_dataset, tmp_path, "--dry-run")[1:]]) == 0
     shown = capsys.readouterr().out
-    for part in ("objective: jepa, mae", "66 trainings and 4 baselines, 3 seeds; 0 done", "GPU-hours", "clips/s"):
+    for part in (
+        "objective, 3 steps:\n  jepa",
+        "AudioSet-20K 37.2, ESC-50 90.2",
+        "66 trainings and 4 baselines, 3 seeds; 0 done",
+        "GPU-hours",
+        "clips/s",
+    ):
         assert part in shown, shown
     assert not (tmp_path / "out").exists()
 

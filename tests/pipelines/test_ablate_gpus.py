@@ -1,63 +1,137 @@
-"""Trials of an ablation on a machine with two GPUs, as Ray is told: two at a time, each with a GPU of its own. And no
-password of the tracking server in what Ray Tune writes."""
+"""Trials on a machine with two GPUs, as Ray is told: each on GPUs of its own, several on one where they ask for a part,
+one that fails fails alone, and a table whose command is killed goes on. No password of the tracking server is in what
+Ray Tune writes."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from helpers.faults import PATH, PATIENCE, ROOT
+from helpers.faults import PATH, PATIENCE, ROOT, wait_for
+
+from ajepa.experiments.results import read_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.process, pytest.mark.cluster]
 
-ABLATE = """
-import json, os, sys, time
+START = """
+import sys
 from pathlib import Path
 import ray
 from pipelines.ablate import AblateArgs
 from pipelines.jobs import ablate
 
-data, output, notes = sys.argv[1:]
-
-def run_trial(params, uri):
-    import json, os, time
-    from pathlib import Path
-    from ray import tune
-    assert "hunter2" in uri
-    running = Path(notes, f"{params['value']}.running")
-    running.touch()
-    seen = len(list(Path(notes).glob("*.running")))
-    Path(notes, f"{params['value']}.json").write_text(json.dumps([os.environ["CUDA_VISIBLE_DEVICES"], seen]))
-    while len(list(Path(notes).glob("*.json"))) < 2:  # the first two meet
-        time.sleep(0.05)
-    running.unlink()
-    tune.report({"finished": True})
-
+data, output, notes, first, *more = sys.argv[1:]
 ray.cloudpickle.register_pickle_by_value(sys.modules["__main__"])
-ablate.run_trial = run_trial
-ablate.summarise = lambda trials, values: [trial["value"] for trial in trials]
-ablate.write_report = lambda *args: None
-ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, logging_level="WARNING")
-args = AblateArgs(ablation="masking_ratio", values=("0.5", "0.6", "0.7", "0.8"), data=data, output=output,
-                  mlflow_uri="http://ann:hunter2@127.0.0.1:9")
-print("trials:", sorted(ablate.main(args)))
 """
 
+PLACED = (
+    START
+    + """
+def run_trial(params, job, trials, uri):
+    import json, os, time
+    from pathlib import Path
+    from ajepa.experiments.trial import write_result
+    from ajepa.experiments.runner import trial_folder
+    assert "hunter2" in uri
+    trial = trials[params["trial"]]
+    if trial.kind != "pretrained":
+        return
+    ratio = f"{trial.config.mask.mask_ratio:g}"
+    running = Path(notes, f"{ratio}.running")
+    running.touch()
+    seen = len(list(Path(notes).glob("*.running")))
+    Path(notes, f"{ratio}.json").write_text(json.dumps([os.environ["CUDA_VISIBLE_DEVICES"], seen]))
+    while len(list(Path(notes).glob("*.json"))) < int(first):  # the first ones meet
+        time.sleep(0.05)
+    running.unlink()
+    if ratio == "0.8":
+        raise ValueError("its loss is not finite")
 
-def test_two_trials_run_at_a_time_each_on_a_gpu_of_its_own(small_dataset, tmp_path):
-    output, notes = tmp_path / "ablation", tmp_path / "notes"
+ablate.run_trial = run_trial
+ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, logging_level="WARNING")
+args = AblateArgs(tables=("masking_ratio",), values=("0.5", "0.6", "0.7", "0.8"), data=data, output=output, seeds=1,
+                  mlflow_uri="http://ann:hunter2@127.0.0.1:9", gpus_per_trial=float(more[0]) if more else None)
+try:
+    ablate.main(args)
+except ablate.UserError as error:
+    print("error:", error)
+"""
+)
+
+KILLED = (
+    START
+    + """
+def run_trial(params, job, trials, uri):
+    import time
+    from pathlib import Path
+    from pipelines.jobs import ablate
+    name = f"{trials[params['trial']].kind}-{trials[params['trial']].config.mask.mask_ratio:g}"
+    Path(notes, name).touch()
+    while name == "pretrained-0.6" and Path(notes, "hold").exists():
+        time.sleep(0.05)
+    ablate.run_trial(params, job, trials, uri)
+
+ablate.run_trial = run_trial
+ray.init(num_cpus=1, include_dashboard=False, logging_level="WARNING")
+ablate.main(AblateArgs(tables=("masking_ratio",), values=("0.5", "0.6"), data=data, output=output, seeds=1,
+                       config=first, protocol=("knn",), mlflow_uri=more[0]))
+"""
+)
+
+
+def start(code: str, *words: str) -> list[str]:
+    return [sys.executable, "-c", code, *words]
+
+
+def environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | PATH
+
+
+@pytest.mark.parametrize(("share", "meet"), [(None, 2), ("0.5", 4)])
+def test_trials_have_the_gpus_they_ask_for_and_one_fails_alone(small_dataset, tmp_path, share, meet):
+    output, notes = tmp_path / "tables", tmp_path / "notes"
     notes.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | PATH
+    more = () if share is None else (share,)
     done = subprocess.run(
-        [sys.executable, "-c", ABLATE, small_dataset.path, str(output), str(notes)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
+        start(PLACED, small_dataset.path, str(output), str(notes), str(meet), *more),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
-    assert "trials: ['0.5', '0.6', '0.7', '0.8']" in done.stdout, done.stderr
+    assert "error: 1 of 6 trials failed" in done.stdout, done.stderr
+    assert "ValueError: its loss is not finite" in done.stdout
     found = [json.loads(path.read_text()) for path in sorted(notes.glob("*.json"))]
-    assert {devices for devices, _ in found} == {"0", "1"}
-    assert all(1 <= running <= 2 for _, running in found)
+    assert len(found) == 4 and {devices for devices, _ in found} == {"0", "1"}
+    assert max(running for _, running in found) == meet
     assert "hunter2" not in done.stdout + done.stderr
     written = [path for path in output.rglob("*") if path.is_file()]
-    assert len(written) > 10
-    assert [path for path in written if b"hunter2" in path.read_bytes()] == []
+    assert written and [path for path in written if b"hunter2" in path.read_bytes()] == []
+
+
+def test_a_table_whose_command_is_killed_goes_on(small_dataset, tmp_path, mlflow_uri):
+    output, notes, config = tmp_path / "tables", tmp_path / "notes", tmp_path / "config.json"
+    notes.mkdir()
+    (notes / "hold").touch()
+    model = {"crop_frames": 64, "depth": 4, "width": 32, "heads": 2, "predictor_depth": 1, "predictor_width": 16,
+             "predictor_heads": 2}  # fmt: skip
+    train = {"batch_size": 8, "max_steps": 3, "log_every": 1}
+    config.write_text(json.dumps({"model": model, "train": train}))
+    command = start(KILLED, small_dataset.path, str(output), str(notes), str(config), mlflow_uri)
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log, text=True)
+    wait_for(lambda: (notes / "pretrained-0.6").exists(), "the second training", lambda: running.poll() is None)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait(PATIENCE)
+    (first,) = output.glob("trials/jepa-multiblock-0.5*/result.json")
+    before = first.stat().st_mtime_ns
+    for name in ("hold", "pretrained-0.5"):
+        (notes / name).unlink()
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert first.stat().st_mtime_ns == before and not (notes / "pretrained-0.5").exists()
+    assert len(read_results(str(output / "results"))) == 4
+    table = Path(output, "tables/masking_ratio-shards.md").read_text()
+    assert all(f"| {setting} | 1 |" in table for setting in ("0.5", "0.6", "random init", "log-mel statistics"))

@@ -10,7 +10,7 @@ from ajepa.errors import UserError
 from ajepa.finetuning.config import PRESETS as FINETUNE_PRESETS
 from pipelines import finetune, pretrain
 from pipelines.ablate import AblateArgs
-from pipelines.jobs.ablate import check
+from pipelines.jobs.ablate import base_config
 
 DATA = ["--data", "shards", "--output", "run"]
 
@@ -49,7 +49,7 @@ def test_finetune_takes_its_own_file(tmp_path):
 
 def test_an_ablation_varies_the_settings_of_a_file(tmp_path):
     path = write(tmp_path / "part.json", {"train": {"lr": 0.5}})
-    base, _ = check(AblateArgs(ablation="masking_ratio", data="shards", output="table", config=path))
+    base = base_config(AblateArgs(tables=("masking_ratio",), data="shards", output="table", config=path))
     assert base.train.lr == 0.5 and base.model == PRESETS["nano"].model
 
 

@@ -195,15 +195,15 @@ MISTAKES = {
         embed, ["--neighbours", "{file}", "--output", "{shards}"], "no embeddings.json",
     ),
     "neighbours in a missing folder": (embed, ["--neighbours", "{file}", "--output", "{gone}"], "does not exist"),
-    "unknown ablation": (ablate, ["colour", "--data", "{shards}", "--output", "{new}"], "unknown ablation"),
-    "unknown ablation value": (
+    "unknown table": (ablate, ["colour", "--data", "{shards}", "--output", "{new}"], "unknown table 'colour'"),
+    "unknown value of a table": (
         ablate, ["loss", "--values", "huber", "--data", "{shards}", "--output", "{new}"], "not 'huber'",
     ),
     "unknown masking strategy": (
         ablate, ["masking_strategy", "--values", "blobs", "--data", "{shards}", "--output", "{new}"],
         "strategy is one of multiblock, single_block, random, time, frequency, time_frequency, curriculum, not 'blobs'",
     ),
-    "ablation value is no number": (
+    "value of a table is no number": (
         ablate, ["masking_ratio", "--values", "most", "--data", "{shards}", "--output", "{new}"], "is no value",
     ),
     **{

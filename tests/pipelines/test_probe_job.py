@@ -1,4 +1,4 @@
-"""The probe and ablate jobs: tables as files and in MLflow, trials as children of one parent."""
+"""The probe job: tables as files and in MLflow."""
 
 import dataclasses
 import json
@@ -9,14 +9,12 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from helpers.runs import tiny_config
 
 from ajepa.choices import POOLINGS
-from ajepa.config import PRESETS
 from ajepa.errors import UserError
 from ajepa.evaluation import feature_cache, heads
 from ajepa.inference.pretrained import export_encoder, load_encoder
-from pipelines.jobs import ablate, probe
+from pipelines.jobs import probe
 
 
 @pytest.fixture
@@ -156,73 +154,3 @@ def test_layers_are_weighted_and_patches_attended_to(run, split_dataset, tmp_pat
 def test_mistakes_are_named(run, small_dataset, tmp_path, changes, match):
     with pytest.raises(UserError, match=match):
         probe.main(arguments(run, small_dataset, tmp_path, **changes))
-
-
-def trial_with_pictures_of(drawn):
-    """A run_trial whose processes draw but one trial: pictures take longer than the rest."""
-
-    def run_trial(params, uri):
-        from pipelines.jobs import ablate, pretrain
-        from pipelines.reports import probe_report
-
-        if (params["value"], params["seed"]) != drawn:
-            pretrain.draw = probe_report.draw_map = probe_report.draw_confusion = lambda *args: None
-        ablate.run_trial(params, uri)
-
-    return run_trial
-
-
-@pytest.mark.ray
-def test_an_ablation_runs_resumes_and_prints_its_table(
-    ray_session, small_dataset, tmp_path, mlflow_uri, monkeypatch, capsys
-):
-    """One setting with two seeds, then two settings with one: three trials in all."""
-    monkeypatch.setitem(PRESETS, "nano", tiny_config(max_steps=3))
-    monkeypatch.setattr(ablate, "run_trial", trial_with_pictures_of(("0.5", 0)))
-    args = ablate.AblateArgs(
-        ablation="masking_ratio", values=("0.5",), data=small_dataset.path, output=str(tmp_path / "ablation"),
-        mlflow_uri=mlflow_uri, seeds=2,
-    )  # fmt: skip
-    client = mlflow.MlflowClient(mlflow_uri)
-
-    def trials(parent):
-        return client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'")
-
-    def figures(children, ratio):
-        own = [c for c in children if c.data.params["mask.mask_ratio"] == ratio]
-        return {c.data.params["train.seed"]: c.data.metrics for c in own}
-
-    table = ablate.main(args)
-    assert table["setting"].tolist() == ["0.5"] and table["seeds"].tolist() == [2]
-    for name in ("table.md", "table.csv", "figure.png"):
-        assert (tmp_path / "ablation" / name).stat().st_size > 0
-    parent = json.loads((tmp_path / "ablation" / "ablation.json").read_text())["mlflow_run"]
-    children = trials(parent)
-    half = figures(children, "0.5")
-    assert half.keys() == {"0", "1"} and len(children) == 2
-    means = [half[seed]["accuracy_pretrained_mean"] for seed in ("0", "1")]
-    assert table["pretrained, mean"].item() == pytest.approx(sum(means) / 2)
-    assert all(c.info.status == "FINISHED" and "accuracy_pretrained_mean" in c.data.metrics for c in children)
-    assert {a.path for a in client.list_artifacts(parent)} == {"table.md", "table.csv", "figure.png"}
-
-    monkeypatch.setattr(ablate, "run_trial", trial_with_pictures_of(None))
-    again = ablate.main(dataclasses.replace(args, values=("0.5", "0.7"), seeds=1))  # the first is found finished
-    assert again["setting"].tolist() == ["0.5", "0.7"] and again["seeds"].tolist() == [1, 1]
-    resumed = trials(parent)
-    assert {(c.data.params["mask.mask_ratio"], c.data.params["train.seed"]) for c in resumed} == {
-        ("0.5", "0"), ("0.5", "1"), ("0.7", "0"),
-    }  # fmt: skip
-    assert len(resumed) == 3 and all(c.info.status == "FINISHED" for c in resumed)
-    assert figures(resumed, "0.5") == half
-    for name, metric in (("pretrained, mean", "accuracy_pretrained_mean"), ("effective rank", "effective_rank")):
-        assert again[name].tolist() == [figures(resumed, ratio)["0"][metric] for ratio in ("0.5", "0.7")]
-
-    with pytest.raises(UserError, match="another ablation"):
-        ablate.main(dataclasses.replace(args, ablation="loss", values=("l1",)))
-
-
-def test_every_ablation_builds_its_default_configs():
-    for name, ablation in ablate.ABLATIONS.items():
-        configs = [ablate.trial_config(name, PRESETS["nano"], value, 3) for value in ablation.default]
-        assert len({c.to_json() for c in configs}) == len(configs)
-        assert all(c.train.seed == 3 for c in configs)

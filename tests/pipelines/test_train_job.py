@@ -84,24 +84,39 @@ def test_cpus_are_shared_out_where_linux_is_not(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("workers", "gpus", "expected"),
+    ("options", "gpus", "expected"),
     [
-        (0, 0, ({"cpu": 2, "gpu": 0}, 4)),
-        (0, 2, ({"cpu": 2, "gpu": 1}, 2)),  # no more trials than GPUs, each with its own
-        (0, 100, ({"cpu": 2, "gpu": 1}, 4)),
-        (2, 4, ({"cpu": 0}, 2)),  # its workers hold them
-        (4, 0, ({"cpu": 0}, 2)),
+        ({}, 0, ({"cpu": 2, "gpu": 0}, None)),  # Ray runs as many at a time as there are resources for
+        ({}, 2, ({"cpu": 2, "gpu": 1}, None)),
+        ({"gpus_per_trial": 0.25}, 2, ({"cpu": 2, "gpu": 0.25}, None)),
+        ({"gpus_per_trial": 0.0}, 2, ({"cpu": 2, "gpu": 0}, None)),
+        ({"num_workers": 2}, 4, ({"cpu": 0}, 2)),  # its workers hold them
+        ({"num_workers": 4}, 0, ({"cpu": 0}, 2)),
     ],
 )
-def test_trials_take_no_more_than_there_is(monkeypatch, workers, gpus, expected):
+def test_trials_take_no_more_than_there_is(monkeypatch, options, gpus, expected):
     monkeypatch.setattr(ablate, "cluster_cpus", lambda: 8)
     monkeypatch.setattr(ablate, "cluster_resource", lambda _: gpus)
-    args = AblateArgs(ablation="loss", data="d", output="o", num_workers=workers, threads=2)
+    monkeypatch.setattr(ablate, "largest_node", lambda name: 8 if name == "CPU" else gpus)
+    args = AblateArgs(tables=("loss",), data="d", output="o", threads=2, **options)
     assert ablate.trial_resources(args) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_workers": 2}, "a trial needs 2 GPUs, the cluster has 1"),
+        ({"num_workers": 9}, "a trial needs 9 CPUs, the cluster has 8"),
+        ({"gpus_per_trial": 2.0}, "a trial needs 2 GPUs, no node has more than 1"),
+        ({"threads": 5}, "a trial needs 5 CPUs, no node has more than 4"),
+    ],
+)
+def test_trials_that_fit_nowhere_are_refused(monkeypatch, options, match):
+    monkeypatch.setattr(ablate, "cluster_cpus", lambda: 8)
     monkeypatch.setattr(ablate, "cluster_resource", lambda _: 1)
-    if workers > 1:
-        with pytest.raises(UserError, match=f"a trial needs {workers} GPUs, the cluster has 1"):
-            ablate.trial_resources(args)
+    monkeypatch.setattr(ablate, "largest_node", lambda name: 4 if name == "CPU" else 1)
+    with pytest.raises(UserError, match=match):
+        ablate.trial_resources(AblateArgs(tables=("loss",), data="d", output="o", **options))
 
 
 ORPHAN = """
