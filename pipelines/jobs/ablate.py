@@ -120,32 +120,30 @@ def base_config(args: AblateArgs) -> Config:
     return base if args.max_steps is None else with_steps(base, args.max_steps)
 
 
-def prepare_output(
-    args: AblateArgs, base: Config, dataset_hash: str, uri: str
-) -> tuple[dict[str, Any], mlflow_run.Tracker]:
-    """ablation.json and the MLflow parent run: a new one, or that found at the output.
+def prepare_output(args: AblateArgs, settings: dict[str, Any]) -> str | None:
+    """Check what the output holds. None: start afresh; else the MLflow run of what is to be resumed.
 
     Raises:
-        UserError: the output holds something else, or trials of another recipe or of other data.
+        UserError: something else, or trials of another recipe or of other data.
     """
-    settings = {
-        "format_version": FORMAT_VERSION, "preset": args.preset, "config": json.loads(base.to_json()),
-        "dataset_hash": dataset_hash, "equal_compute": args.equal_compute,
-    }  # fmt: skip
-    about: dict[str, Any] = {
-        "name": f"ablate {' '.join(args.tables)}", "output": args.output, "tags": {"ajepa.job": "ablate"},
-        "params": {k: v for k, v in settings.items() if k not in ("config", "format_version")}
-        | {"max_steps": base.train.max_steps},
-    }  # fmt: skip
     found = open_output(args.output, ABLATION)
     if found is None:
-        return settings, mlflow_run.start_run(uri, **about)
+        return None
     if found.content.get("format_version") != FORMAT_VERSION:
         raise UserError(f"--output {args.output!r} holds an ablation of another version of ajepa: choose another")
     old = {name: found.content[name] for name in settings}
     old["config"] = upgraded(old["config"])
     refuse_changes(args.output, "trials of another recipe or other data", old, settings, "choose another folder")
-    return settings, mlflow_run.start_run(uri, resumed=found.content["mlflow_run"], **about)
+    return str(found.content["mlflow_run"])
+
+
+def start_tracking(args: AblateArgs, settings: dict[str, Any], uri: str, resumed: str | None) -> mlflow_run.Tracker:
+    """The MLflow run of the tables, parent of those of the trials."""
+    params = {name: settings[name] for name in ("preset", "dataset_hash", "equal_compute")}
+    return mlflow_run.start_run(
+        uri, f"ablate {' '.join(args.tables)}", output=args.output, tags={"ajepa.job": "ablate"}, resumed=resumed,
+        params=params | {"max_steps": settings["config"]["train"]["max_steps"]},
+    )  # fmt: skip
 
 
 def trial_resources(args: AblateArgs) -> tuple[dict[str, float], int | None]:
@@ -210,13 +208,18 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
         print(describe(plan, left, data, measured_rate(base, device)))
         return {}
     uri = mlflow_run.tracking_uri(args.mlflow_uri, args.output)
+    settings = {
+        "format_version": FORMAT_VERSION, "preset": args.preset, "config": json.loads(base.to_json()),
+        "dataset_hash": data.content_hash, "equal_compute": args.equal_compute,
+    }  # fmt: skip
     with claimed(args.output):
+        resumed = prepare_output(args, settings)
         resources: dict[str, float] = {}
         limit = None
         if left:
             start_ray()
             resources, limit = trial_resources(args)
-        settings, tracker = prepare_output(args, base, data.content_hash, uri)
+        tracker = start_tracking(args, settings, uri, resumed)
         with tracker.recording():
             storage.make_folder(args.output)
             about = json.dumps(settings | {"mlflow_run": tracker.run_id})
