@@ -10,6 +10,7 @@ import numpy as np
 
 from ajepa.choices import POOLINGS
 from ajepa.config import Config
+from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.evaluation.metrics import interval
 from ajepa.evaluation.tables import markdown_table
@@ -34,7 +35,7 @@ class Difference:
         return "better" if self.low > 0 else "worse" if self.high < 0 else "level"
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+        return f"{self.mean:+z.3f} ({self.low:+z.3f} to {self.high:+z.3f})"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ class Line:
         return f"{np.mean(values):.3f}{spread}"
 
 
+def keys_of(configs: Mapping[str, Config], base: Config, dataset_hash: str) -> dict[str, str]:
+    """Keys of a table's rows: its settings in their order, then random init and log-mel statistics."""
+    keys = {setting: Trial(PRETRAINED, config, dataset_hash).key for setting, config in configs.items()}
+    return keys | {RANDOM: Trial(RANDOM, base, dataset_hash).key, MEL: Trial(MEL, base, dataset_hash).key}
+
+
 def lines_of(
     name: str,
     configs: Mapping[str, Config],
@@ -65,15 +72,13 @@ def lines_of(
     probe_hash: str,
     seeds: Sequence[int],
 ) -> list[Line]:
-    """Rows of a table: its settings in their order, then random init and log-mel statistics. A setting without any
-    result is left out.
+    """Rows of a table, in the order of `keys_of`. A setting without any result is left out.
 
     Args:
         configs: by setting, of any seed.
         dataset_hash, probe_hash: of the clips trained on and probed on.
     """
-    keys = {setting: Trial(PRETRAINED, config, dataset_hash).key for setting, config in configs.items()}
-    keys |= {RANDOM: Trial(RANDOM, base, dataset_hash).key, MEL: Trial(MEL, base, dataset_hash).key}
+    keys = keys_of(configs, base, dataset_hash)
     default = keys[default_of(configs, base)]
     lines = []
     for setting, key in keys.items():
@@ -149,8 +154,13 @@ def difference(
     replicates = np.empty(REPLICATES)
     for i, chosen in enumerate(drawn):
         counts = np.bincount(rng.integers(0, clips, clips), minlength=clips)
-        replicates[i] = gains[chosen].mean(axis=0) @ counts / clips
+        # Sums of whole numbers are exact: bounds of 0 are 0 on every CPU, and the verdict and its digits the same.
+        replicates[i] = gains[chosen].sum(axis=0) @ counts / (clips * len(pairs))
     return Difference(mean, *interval(replicates))
+
+
+def column_of(protocol: str, pooling: str) -> str:
+    return f"{protocol}, {pooling}"
 
 
 def table_of(lines: Sequence[Line]) -> tuple[list[str], list[list[object]]]:
@@ -158,7 +168,7 @@ def table_of(lines: Sequence[Line]) -> tuple[list[str], list[list[object]]]:
     protocols = list(dict.fromkeys(p for line in lines for p, _ in line.scores))
     heading = ["setting", "seeds"]
     for protocol in protocols:
-        heading += [f"{protocol}, {pooling}" for pooling in POOLINGS]
+        heading += [column_of(protocol, pooling) for pooling in POOLINGS]
         heading += [f"{protocol}: difference (95%)", f"{protocol}: verdict"]
     heading += ["effective rank", "clips/s", "GFLOP a clip", "published, %"]
     rows: list[list[object]] = []
@@ -180,8 +190,20 @@ def table_of(lines: Sequence[Line]) -> tuple[list[str], list[list[object]]]:
     return [heading[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    return markdown_table(*table_of(lines))
+def markdown(lines: Sequence[Line], columns: Sequence[str] = ()) -> str:
+    """
+    Args:
+        columns: those shown beside the setting, by default all that have a value.
+
+    Raises:
+        UserError: a column that has no value or does not exist.
+    """
+    heading, rows = table_of(lines)
+    for column in columns:
+        if column not in heading:
+            raise UserError(f"no column {column!r} with values: choose from {'; '.join(heading)}")
+    shown = [0, *(heading.index(column) for column in columns)] if columns else range(len(heading))
+    return markdown_table([heading[i] for i in shown], [[row[i] for i in shown] for row in rows])
 
 
 def comma_separated(lines: Sequence[Line]) -> str:
