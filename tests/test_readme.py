@@ -15,6 +15,8 @@ import yaml
 from helpers.training_state import save_run
 
 from ajepa.config import PRESETS
+from ajepa.experiments.__main__ import parser as experiments_parser
+from ajepa.experiments.page import parser as page_parser
 from ajepa.finetuning.config import PRESETS as FINETUNE_PRESETS
 from pipelines import ablate, demo, embed, export, finetune, preprocess, pretrain, probe
 
@@ -35,6 +37,10 @@ COMMANDS = sorted({
     if not page.startswith("cluster")  # tests/cluster looks at those, which go over several lines
     for found in re.findall(r"python pipelines/(\w+)\.py ([^\n#`]*)", text)
 })  # fmt: skip
+MODULES = {"ajepa.experiments": experiments_parser(), "ajepa.experiments.page": page_parser()}
+MODULE_COMMANDS = sorted(
+    {found for text in TEXT.values() for found in re.findall(r"python -m (ajepa[\w.]*)([^\n#`]*)", text)}
+)
 
 
 def test_the_pages_have_commands():
@@ -47,6 +53,11 @@ def test_a_command_of_a_page_is_accepted(name, options, tmp_path, monkeypatch):
     (tmp_path / "runs/nano").mkdir(parents=True)
     (tmp_path / "runs/nano/run.json").write_text(json.dumps({"config": PRESETS["nano"].to_dict()}))
     assert PARSERS[name](shlex.split(options)) is not None
+
+
+@pytest.mark.parametrize(("name", "options"), [found for found in MODULE_COMMANDS if found[1]])
+def test_a_module_that_a_page_runs_takes_its_options(name, options):
+    assert MODULES[name].parse_args(shlex.split(options)) is not None
 
 
 def test_the_front_page_is_short_and_names_every_command():
