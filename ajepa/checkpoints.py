@@ -22,7 +22,8 @@ import torch
 
 from ajepa import storage
 from ajepa.audio.statistics import Statistics
-from ajepa.config import Config, FrontEndConfig, from_dict
+from ajepa.config import Config, FrontEndConfig
+from ajepa.config_json import from_dict
 from ajepa.errors import UserError
 
 FORMAT_VERSION = 2

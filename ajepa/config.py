@@ -6,18 +6,17 @@ Numbers like "spec 6" point to the specification in README.md beside this file.
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from ajepa.choices import LossName, ObjectiveName, Placement
+from ajepa.config_json import from_dict, upgraded
 from ajepa.errors import UserError
 
-T = TypeVar("T")
 TargetNorm = Literal["layer", "instance"]
 TrainPrecision = Literal["auto", "bf16", "fp16", "fp32"]
 Compile = Literal["auto", "on", "off"]
 MaskStrategy = Literal["multiblock", "single_block", "random", "time", "frequency", "time_frequency", "curriculum"]
 
-EARLIER = {"objective": "jepa"}  # what configs of earlier versions, which do not name it, were trained with
 PATCH = 16  # side of a square patch, in mel bins and in frames (spec 2)
 
 
@@ -287,34 +286,6 @@ class Config:
         _require(set(values) == set(parts), f"a config has the parts {sorted(parts)}, this one {sorted(values)}")
         values = upgraded(values)
         return cls(**{name: from_dict(kind, values[name]) for name, kind in parts.items()})
-
-
-def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """The JSON values of a config, with those that earlier versions did not name yet."""
-    return values | {"train": EARLIER | values["train"]}
-
-
-def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """Build the dataclass `kind` from JSON values; lists become tuples, and keys must match exactly."""
-    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    _require(
-        set(values) == names,
-        f"{kind.__name__} written by another version: "
-        f"unknown {sorted(set(values) - names)}, missing {sorted(names - set(values))}",
-    )
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The settings in which two nested dicts differ, as "model.depth: 12 -> 6" lines."""
-    lines: list[str] = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{prefix}{key}.")
-        elif json.dumps(a) != json.dumps(b):
-            lines.append(f"{prefix}{key}: {a} -> {b}")
-    return lines
 
 
 def _small_data(**changes: Any) -> TrainConfig:

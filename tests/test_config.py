@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ajepa.config import PRESETS, Config, FrontEndConfig, MaskConfig, ModelConfig, TrainConfig, differences
+from ajepa.config import PRESETS, Config, FrontEndConfig, MaskConfig, ModelConfig, TrainConfig
+from ajepa.config_json import differences
 from ajepa.errors import UserError
 from ajepa.training.schedules import total_steps
 

@@ -15,7 +15,8 @@ from ajepa import storage
 from ajepa.audio.statistics import Statistics
 from ajepa.checkpoints import describe, digest, latest_checkpoint, read_info, read_weights
 from ajepa.choices import Branch, Precision
-from ajepa.config import EARLIER, FrontEndConfig, ModelConfig, from_dict
+from ajepa.config import FrontEndConfig, ModelConfig
+from ajepa.config_json import EARLIER, from_dict
 from ajepa.errors import UserError
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.model.vit import Encoder

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.audio.statistics import RunningSums, Statistics
-from ajepa.config import FrontEndConfig, from_dict
+from ajepa.config import FrontEndConfig
+from ajepa.config_json import from_dict
 from ajepa.errors import UserError
 from ajepa.shards.schema import BAD, CONTRACT_VERSION, OK, decode_log_mels
 

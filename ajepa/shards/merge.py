@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ajepa import storage
-from ajepa.config import differences
+from ajepa.config_json import differences
 from ajepa.errors import UserError
 from ajepa.shards.dataset import (
     DATASET_JSON,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ajepa import storage
-from ajepa.config import differences
+from ajepa.config_json import differences
 from ajepa.errors import UserError
 from pipelines.cli.arguments import in_ray_job
 

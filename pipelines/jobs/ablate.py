@@ -14,7 +14,8 @@ import torch
 
 from ajepa import storage
 from ajepa.choices import Protocol
-from ajepa.config import PRESETS, Config, upgraded
+from ajepa.config import PRESETS, Config
+from ajepa.config_json import upgraded
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import PRETRAINED
 from ajepa.experiments.plan import Plan, describe, make_plan, measured_rate

@@ -12,7 +12,7 @@ from typing import Any
 
 from ajepa import storage
 from ajepa.checkpoints import CheckpointInfo, latest_checkpoint, newest_step, read_info, read_weights
-from ajepa.config import differences, upgraded
+from ajepa.config_json import differences, upgraded
 from ajepa.errors import UserError
 from ajepa.objectives.registry import build_objective
 from ajepa.shards.dataset import ShardDataset, open_dataset
