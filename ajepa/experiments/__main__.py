@@ -55,11 +55,9 @@ def run(args: argparse.Namespace) -> int:
     import torch  # after the options are known to be right: it takes seconds
 
     from ajepa import storage
-    from ajepa.experiments import plan as planning
     from ajepa.experiments import runner
+    from ajepa.experiments.plan import describe, measured_rate
     from ajepa.experiments.settings import with_steps
-    from ajepa.experiments.trial import open_probes
-    from ajepa.shards.dataset import open_dataset
 
     if args.seeds < 1 or args.first_seed < 0 or args.threads < 1:
         raise UserError("--seeds and --threads must be positive, --first-seed not negative")
@@ -72,21 +70,17 @@ def run(args: argparse.Namespace) -> int:
     base = PRESETS[args.preset]
     if args.max_steps is not None:
         base = with_steps(base, args.max_steps)
-    data = open_dataset(args.data)
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    plan = planning.make_plan(args.tables, base, data.content_hash, seeds, args.values, args.equal_compute)
-    probes = open_probes(args.probe_data or [args.data], data)
-    output = storage.absolute(args.output)
-    known = runner.gather(plan, None, args.results)
-    left = runner.unfinished(plan, output, known, probes, args.protocol)
+    work = runner.open_work(
+        args.tables, base, args.data, storage.absolute(args.output), probe_data=args.probe_data,
+        protocols=args.protocol, seeds=range(args.first_seed, args.first_seed + args.seeds), values=args.values,
+        equal_compute=args.equal_compute, results=args.results,
+    )  # fmt: skip
     if args.dry_run:
-        print(planning.describe(plan, left, data, planning.measured_rate(base, device)))
+        print(describe(work.plan, work.left(), work.data, measured_rate(base, device)))
         return 0
-    with held(Path(output)):
-        failures = runner.run_one_by_one(left, data, probes, args.protocol, output, device)
-        results = runner.gather(plan, output, args.results)
-        made = runner.tables(plan, results, data.content_hash, [(p.name, p.dataset.content_hash) for p in probes])
-        runner.write_tables(made, output)
+    with held(Path(work.output)):
+        failures = runner.run_one_by_one(work, device)
+        made = work.write()
     for table in made.values():
         print(f"\n{table.markdown}")
     if failures:

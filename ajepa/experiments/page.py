@@ -18,7 +18,7 @@ from ajepa import storage
 from ajepa.config import PRESETS, Config
 from ajepa.errors import UserError
 from ajepa.experiments.report import Line, column_of, keys_of, lines_of, markdown
-from ajepa.experiments.results import Result, joined, read_results, write_results
+from ajepa.experiments.results import Result, joined, require_results, write_results
 from ajepa.experiments.settings import TABLES, settings_of, with_steps
 
 LIST = "notebooks/results/tables.toml"
@@ -123,13 +123,6 @@ def blocks_of(page: Path) -> list[tuple[str, str]]:
     return list(blocks.values())
 
 
-def _results_in(folder: str) -> dict[str, Result]:
-    results = read_results(folder)
-    if not results:
-        raise UserError(f"{folder!r} has no results")
-    return results
-
-
 def run(path: Path, check: bool, added: Sequence[str]) -> int:
     pages, tables = read_list(path)
     blocks = [(page, name, text) for page in pages for name, text in blocks_of(page)]
@@ -139,7 +132,7 @@ def run(path: Path, check: bool, added: Sequence[str]) -> int:
     for name in tables:
         if name not in (placed for _, placed, _ in blocks):
             raise UserError(f"{path}: no page has <!-- results: {name} -->")
-    results = joined(_results_in(folder) for folder in (str(path.parent), *added))
+    results = joined(require_results(folder) for folder in (str(path.parent), *added))
     if added:
         write_results(results, str(path.parent))
     unseen = hidden(tables.values(), results)

@@ -69,7 +69,7 @@ def read_results(folder: str) -> dict[str, Result]:
         UserError: a file that is damaged or of another version.
     """
     found = []
-    for name in sorted(name for name in storage.contents(folder) if name.endswith(".json")):
+    for name in sorted(name for name in storage.contents(folder) if name.endswith(".json") and "/" not in name):
         path = storage.join(folder, name)
         try:
             content = json.loads(storage.read_text(path))
@@ -83,6 +83,18 @@ def read_results(folder: str) -> dict[str, Result]:
                 raise
             raise UserError(f"{path!r} holds no results ({error!r}): delete it") from error
     return joined(found)
+
+
+def require_results(folder: str) -> dict[str, Result]:
+    """As `read_results`.
+
+    Raises:
+        UserError: also a folder without any.
+    """
+    results = read_results(folder)
+    if not results:
+        raise UserError(f"{folder!r} has no results")
+    return results
 
 
 def write_results(results: dict[str, Result], folder: str) -> None:

@@ -1,6 +1,6 @@
-"""Run the trials of a plan one after the other, and write tables of all results there are."""
+"""What a command has to fill, its trials one after the other, and tables of all results there are."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,79 +8,20 @@ import torch
 
 from ajepa import storage
 from ajepa.choices import Protocol
+from ajepa.config import Config
 from ajepa.evaluation.comparison import PRETRAINED
-from ajepa.experiments.plan import Plan
+from ajepa.experiments.plan import Plan, make_plan
 from ajepa.experiments.report import Line, comma_separated, lines_of, markdown
-from ajepa.experiments.results import Result, from_trials, joined, read_results, write_results
+from ajepa.experiments.results import Result, from_trials, joined, read_results, require_results, write_results
 from ajepa.experiments.settings import TABLES, default_of
-from ajepa.experiments.trial import ProbeSet, Train, Trial, is_done, read_result, run_trial
-from ajepa.shards.dataset import ShardDataset
+from ajepa.experiments.trial import ProbeSet, Trial, is_done, open_probes, read_result, run_trial
+from ajepa.shards.dataset import ShardDataset, open_dataset
 
 RESULTS, TRIALS, TABLE_FOLDER = "results", "trials", "tables"
 
 
 def trial_folder(output: str, trial: Trial) -> str:
     return storage.join(output, TRIALS, f"{trial.name}-seed{trial.seed}")
-
-
-def unfinished(
-    plan: Plan, output: str, known: dict[str, Result], probes: Sequence[ProbeSet], protocols: Sequence[Protocol]
-) -> list[Trial]:
-    """The trials of which something is missing, in the output and in the results known from elsewhere."""
-
-    def done(trial: Trial) -> bool:
-        own = read_result(trial_folder(output, trial))
-        elsewhere = known[trial.key].seeds.get(trial.seed) if trial.key in known else None
-        return is_done(own, probes, protocols) or is_done(elsewhere, probes, protocols)
-
-    return [trial for trial in plan.trials if not done(trial)]
-
-
-def run_one_by_one(
-    trials: Iterable[Trial],
-    data: ShardDataset,
-    probes: Sequence[ProbeSet],
-    protocols: Sequence[Protocol],
-    output: str,
-    device: torch.device,
-    train: Train | None = None,
-    show: Callable[[str], None] = print,
-) -> dict[str, str]:
-    """Trains and probes; what failed, by trial, with the reason: the others go on."""
-    failures = {}
-    for trial in trials:
-        name = f"{trial.name} seed {trial.seed}"
-        try:
-            result = run_trial(trial, data, probes, protocols, trial_folder(output, trial), device, train)
-            show(f"{name}: {summary(result)}")
-        except Exception as error:  # one failing trial fails alone
-            failures[name] = " ".join(str(error).split()) or repr(error)
-            show(f"{name} failed: {failures[name]}")
-    return failures
-
-
-def summary(result: dict[str, Any]) -> str:
-    """A trial's outcome in one line."""
-    parts = [f"{s['protocol']} {s['pooling']} {s['score']:.3f}" for s in result["scores"]]
-    if result["kind"] == PRETRAINED:
-        parts.append(f"effective rank {result['effective_rank']:.1f}")
-    return ", ".join(parts)
-
-
-def gather(plan: Plan, output: str | None, elsewhere: Sequence[str] = ()) -> dict[str, Result]:
-    """Results of the output's trials and of other folders; those of the output are written there as files, too.
-
-    Raises:
-        UserError: a file of results that is damaged or of another version.
-    """
-    groups = [read_results(folder) for folder in elsewhere]
-    if output is not None:
-        found = (read_result(trial_folder(output, trial)) for trial in plan.trials)
-        own = joined([from_trials(r for r in found if r is not None), read_results(storage.join(output, RESULTS))])
-        if own:
-            write_results(own, storage.join(output, RESULTS))
-        groups.insert(0, own)
-    return joined(groups)
 
 
 @dataclass(frozen=True)
@@ -100,21 +41,18 @@ class FilledTable:
 
 
 def tables(
-    plan: Plan, results: dict[str, Result], dataset_hash: str, probes: Sequence[tuple[str, str]]
+    plan: Plan, results: dict[str, Result], dataset_hash: str, probes: Sequence[ProbeSet]
 ) -> dict[str, FilledTable]:
-    """By name, one of each table and probe set; a table without a result is left out.
-
-    Args:
-        probes: (name, content hash) of each.
-    """
+    """By name, one of each table and probe set; a table without a result is left out."""
     made = {}
     for name, configs in plan.tables.items():
-        for probe_name, probe_hash in probes:
+        for probe in probes:
+            probe_hash = probe.dataset.content_hash
             lines = lines_of(name, configs, plan.base, results, dataset_hash, probe_hash, plan.seeds)
             if lines:
                 default = default_of(configs, plan.base)
-                title = f"{TABLES[name].title}, probed on {probe_name}; differences to {default}"
-                made[f"{name}-{probe_name}"] = FilledTable(title, lines)
+                title = f"{TABLES[name].title}, probed on {probe.name}; differences to {default}"
+                made[f"{name}-{probe.name}"] = FilledTable(title, lines)
     return made
 
 
@@ -124,3 +62,89 @@ def write_tables(made: dict[str, FilledTable], output: str) -> None:
     for name, table in made.items():
         storage.write_text(storage.join(folder, f"{name}.md"), table.markdown)
         storage.write_text(storage.join(folder, f"{name}.csv"), table.csv)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a command is to fill, and on what: the same for trials one after the other and for those of a cluster."""
+
+    plan: Plan
+    data: ShardDataset
+    probes: Sequence[ProbeSet]
+    protocols: Sequence[Protocol]
+    output: str
+    known: dict[str, Result]  # from other days and machines
+
+    def left(self) -> list[Trial]:
+        """The trials of which something is missing, in the output and in what is known."""
+
+        def done(trial: Trial) -> bool:
+            own = read_result(trial_folder(self.output, trial))
+            elsewhere = self.known[trial.key].seeds.get(trial.seed) if trial.key in self.known else None
+            return any(is_done(result, self.probes, self.protocols) for result in (own, elsewhere))
+
+        return [trial for trial in self.plan.trials if not done(trial)]
+
+    def write(self) -> dict[str, FilledTable]:
+        """The output's results as files, and the tables of all results there are."""
+        folder = storage.join(self.output, RESULTS)
+        found = (read_result(trial_folder(self.output, trial)) for trial in self.plan.trials)
+        own = joined([from_trials(r for r in found if r is not None), read_results(folder)])
+        if own:
+            write_results(own, folder)
+        made = tables(self.plan, joined([own, self.known]), self.data.content_hash, self.probes)
+        write_tables(made, self.output)
+        return made
+
+
+def open_work(
+    names: Sequence[str],
+    base: Config,
+    data: str,
+    output: str,
+    *,
+    probe_data: Sequence[str],
+    protocols: Sequence[Protocol],
+    seeds: Sequence[int],
+    values: Sequence[str],
+    equal_compute: bool,
+    results: Sequence[str],
+) -> Work:
+    """Everything opened and checked before anything is computed.
+
+    Args:
+        data, output: as any process reads them.
+        probe_data: labelled shards to probe on; by default `data`.
+        results: folders of results that are known.
+
+    Raises:
+        UserError: as `make_plan`, `open_probes` and `require_results`.
+    """
+    dataset = open_dataset(data)
+    plan = make_plan(names, base, dataset.content_hash, seeds, values, equal_compute)
+    probes = open_probes(probe_data or [data], dataset)
+    known = joined(require_results(folder) for folder in results)
+    return Work(plan, dataset, probes, protocols, output, known)
+
+
+def run_one_by_one(work: Work, device: torch.device) -> dict[str, str]:
+    """Trains and probes what is left; what failed, by trial, with the reason: the others go on."""
+    failures = {}
+    for trial in work.left():
+        name = f"{trial.name} seed {trial.seed}"
+        folder = trial_folder(work.output, trial)
+        try:
+            result = run_trial(trial, work.data, work.probes, work.protocols, folder, device)
+            print(f"{name}: {summary(result)}")
+        except Exception as error:  # one failing trial fails alone
+            failures[name] = " ".join(str(error).split()) or repr(error)
+            print(f"{name} failed: {failures[name]}")
+    return failures
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A trial's outcome in one line."""
+    parts = [f"{s['protocol']} {s['pooling']} {s['score']:.3f}" for s in result["scores"]]
+    if result["kind"] == PRETRAINED:
+        parts.append(f"effective rank {result['effective_rank']:.1f}")
+    return ", ".join(parts)

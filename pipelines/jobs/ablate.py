@@ -18,17 +18,8 @@ from ajepa.config import PRESETS, Config
 from ajepa.config_json import upgraded
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import PRETRAINED
-from ajepa.experiments.plan import Plan, describe, make_plan, measured_rate
-from ajepa.experiments.runner import (
-    TABLE_FOLDER,
-    FilledTable,
-    gather,
-    summary,
-    tables,
-    trial_folder,
-    unfinished,
-    write_tables,
-)
+from ajepa.experiments.plan import describe, measured_rate
+from ajepa.experiments.runner import TABLE_FOLDER, FilledTable, open_work, summary, trial_folder
 from ajepa.experiments.settings import with_steps
 from ajepa.experiments.trial import Trial, open_probes
 from ajepa.experiments.trial import run_trial as train_and_probe
@@ -93,11 +84,9 @@ def run_trial(params: dict[str, Any], job: Job, trials: Sequence[Trial], uri: st
 
 
 def metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """A trial's scores as MLflow metrics; MLflow takes no "+" in a name."""
-    return {
-        f"{s['protocol']}_{s['pooling']}_{s['data']['name']}".replace(" ", "_").replace("+", "_"): s["score"]
-        for s in result["scores"]
-    }
+    """A trial's scores as MLflow metrics."""
+    scores = result["scores"]
+    return {mlflow_run.metric_name(s["protocol"], s["pooling"], s["data"]["name"]): s["score"] for s in scores}
 
 
 def base_config(args: AblateArgs) -> Config:
@@ -196,22 +185,21 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
     base = base_config(args)
     warn_relative_output(args.output)
     args = dataclasses.replace(args, data=storage.absolute(args.data), output=storage.absolute(args.output))
-    data = open_dataset(args.data)
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    plan = make_plan(args.tables, base, data.content_hash, seeds, args.values, args.equal_compute)
-    paths = tuple(storage.absolute(path) for path in args.probe_data) or (args.data,)
-    probes = open_probes(paths, data)
-    known = gather(plan, None, args.results)
-    left = unfinished(plan, args.output, known, probes, args.protocol)
+    work = open_work(
+        args.tables, base, args.data, args.output, probe_data=[storage.absolute(path) for path in args.probe_data],
+        protocols=args.protocol, seeds=range(args.first_seed, args.first_seed + args.seeds), values=args.values,
+        equal_compute=args.equal_compute, results=args.results,
+    )  # fmt: skip
+    left = work.left()
     if args.dry_run:
         torch.set_num_threads(args.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        print(describe(plan, left, data, measured_rate(base, device)))
+        print(describe(work.plan, left, work.data, measured_rate(base, device)))
         return {}
     uri = mlflow_run.tracking_uri(args.mlflow_uri, args.output)
     settings = {
         "format_version": FORMAT_VERSION, "preset": args.preset, "config": json.loads(base.to_json()),
-        "dataset_hash": data.content_hash, "equal_compute": args.equal_compute,
+        "dataset_hash": work.data.content_hash, "equal_compute": args.equal_compute,
     }  # fmt: skip
     with claimed(args.output):
         resumed = prepare_output(args, settings)
@@ -226,28 +214,24 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
             about = json.dumps(settings | {"mlflow_run": tracker.run_id})
             storage.write_text(storage.join(args.output, ABLATION_JSON), about)
             job = Job(
-                args.data, paths, args.protocol, args.output, args.preset, args.num_workers, args.threads,
-                tracker.run_id,
+                args.data, tuple(probe.dataset.path for probe in work.probes), args.protocol, args.output, args.preset,
+                args.num_workers, args.threads, tracker.run_id,
             )  # fmt: skip
             failed = run_with_tune(left, job, resources, limit, uri) if left else 0
-            made = write_results(args, plan, data, [(p.name, p.dataset.content_hash) for p in probes], tracker)
+            made = work.write()
+            record(made, args.output, tracker)
             if failed:
                 raise UserError(f"{failed} of {len(left)} trials failed: run it again to resume")
-            if unfinished(plan, args.output, known, probes, args.protocol):  # Tune returns early on Ctrl-C
+            if work.left():  # Tune returns early on Ctrl-C
                 raise KeyboardInterrupt
         print(f"\n{len(left)} trials; tables in {args.output}; look: {mlflow_run.ui_command(uri)}")
     return made
 
 
-def write_results(
-    args: AblateArgs, plan: Plan, data: ShardDataset, probes: Sequence[tuple[str, str]], tracker: mlflow_run.Tracker
-) -> dict[str, FilledTable]:
-    """Results, tables and figures of all trials there are, in the output and in MLflow's parent run."""
+def record(made: Mapping[str, FilledTable], output: str, tracker: mlflow_run.Tracker) -> None:
+    """Show the tables, draw them into the output, and put all into MLflow's parent run."""
     from pipelines.reports.table_figure import draw_table
 
-    results = gather(plan, args.output, args.results)
-    made = tables(plan, results, data.content_hash, probes)
-    write_tables(made, args.output)
     with tempfile.TemporaryDirectory() as scratch:
         for name, table in made.items():
             print(f"\n{table.markdown}")
@@ -255,7 +239,6 @@ def write_results(
             tracker.log_text(table.csv, f"{name}.csv")
             figure = Path(scratch, f"{name}.png")
             draw_table(table.title, table.lines, figure)
-            with storage.atomic_output(storage.join(args.output, TABLE_FOLDER, figure.name)) as stream:
+            with storage.atomic_output(storage.join(output, TABLE_FOLDER, figure.name)) as stream:
                 stream.write(figure.read_bytes())
             tracker.log_file(figure)
-    return made

@@ -230,15 +230,12 @@ def about(
     }
 
 
-def metric_name(metric: str, features: str, pooling: str) -> str:
-    """The MLflow metric of one line of the table; MLflow takes no "+" in a name."""
-    return f"{metric}_{features}_{pooling}".replace(" ", "_").replace("+", "_")
-
-
 def metrics(rows: Sequence[Row]) -> dict[str, float]:
     """The table as MLflow metrics."""
     return {
-        metric_name(name, row.features, row.pooling): value for row in rows for name, value in row.metrics().items()
+        mlflow_run.metric_name(name, row.features, row.pooling): value
+        for row in rows
+        for name, value in row.metrics().items()
     }
 
 

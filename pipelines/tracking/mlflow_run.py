@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ajepa.shards.dataset import ShardDataset
 
-__all__ = ["Tracker", "flatten", "send_unsent", "shown", "start_run", "tracking_uri", "ui_command",
+__all__ = ["Tracker", "flatten", "metric_name", "send_unsent", "shown", "start_run", "tracking_uri", "ui_command",
            "with_password"]  # fmt: skip
 EXPERIMENT = "ajepa"
 
@@ -132,6 +132,11 @@ def send_unsent(output: str, uri: str) -> None:
         with contextlib.suppress(ValueError):
             first.start()
         first.finish(first.run.status)
+
+
+def metric_name(*parts: str) -> str:
+    """One name of a metric; MLflow takes no "+" in it."""
+    return "_".join(parts).replace(" ", "_").replace("+", "_")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -162,6 +162,7 @@ def test_a_dry_run_shows_trials_and_cost_and_writes_nothing(small_dataset, tmp_p
         (["--output", "s3://bucket/x"], "--output is a local folder"),
         (["--probe-data", "/nowhere"], "/nowhere"),
         (["--results", "{damaged}"], "holds no results"),
+        (["--results", "/nowhere"], "'/nowhere' has no results"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(small_dataset, tmp_path, more, match, capsys):

@@ -10,6 +10,7 @@ from helpers.runs import tiny_config
 
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
+from ajepa.experiments import runner
 from ajepa.experiments.results import read_results
 from pipelines.jobs import ablate
 
@@ -71,6 +72,7 @@ def test_tables_are_filled_recorded_and_widened(ray_session, small_dataset, tmp_
         ({"gpus_per_trial": -1.0}, "give a whole number or a fraction of one"),
         ({"gpus_per_trial": 1.0, "num_workers": 2}, "is for trials without workers"),
         ({"tables": ("loss", "predictor"), "values": ("l1",)}, "--values are those of one table"),
+        ({"results": ("/nowhere",)}, "'/nowhere' has no results"),
         ({"equal_compute": True, "preset": "base"}, "--equal-compute needs --max-steps"),
     ],
 )
@@ -82,7 +84,7 @@ def test_mistakes_are_named_before_anything_is_written(small_dataset, tmp_path, 
 
 
 def test_trials_of_another_recipe_or_version_are_not_mixed(small_dataset, tmp_path, mlflow_uri, monkeypatch):
-    monkeypatch.setattr(ablate, "unfinished", lambda *_: [])
+    monkeypatch.setattr(runner.Work, "left", lambda _: [])
     args = ablate.AblateArgs(
         tables=("loss",), data=small_dataset.path, output=str(tmp_path / "out"), mlflow_uri=mlflow_uri, max_steps=5
     )

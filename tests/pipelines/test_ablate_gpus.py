@@ -2,6 +2,7 @@
 one that fails fails alone, and a table whose command is killed goes on. No password of the tracking server is in what
 Ray Tune writes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers.faults import PATH, PATIENCE, ROOT, wait_for
+from helpers.runs import TINY_MODEL
 
 from ajepa.experiments.results import read_results
 
@@ -113,10 +115,8 @@ def test_a_table_whose_command_is_killed_goes_on(small_dataset, tmp_path, mlflow
     output, notes, config = tmp_path / "tables", tmp_path / "notes", tmp_path / "config.json"
     notes.mkdir()
     (notes / "hold").touch()
-    model = {"crop_frames": 64, "depth": 4, "width": 32, "heads": 2, "predictor_depth": 1, "predictor_width": 16,
-             "predictor_heads": 2}  # fmt: skip
     train = {"batch_size": 8, "max_steps": 3, "log_every": 1}
-    config.write_text(json.dumps({"model": model, "train": train}))
+    config.write_text(json.dumps({"model": dataclasses.asdict(TINY_MODEL), "train": train}))
     command = start(KILLED, small_dataset.path, str(output), str(notes), str(config), mlflow_uri)
     with (tmp_path / "log").open("w") as log:
         running = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log, text=True)
