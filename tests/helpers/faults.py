@@ -170,6 +170,21 @@ def names(processes: Sequence[psutil.Process]) -> list[str]:
     return found
 
 
+def wait_for_all_of(leader: int) -> None:
+    """Until no process is left of a command that was started with a session of its own (`start_new_session`). Its Ray's
+    processes end a little after it. One of them holds a fixed port, without which the next Ray takes no jobs."""
+
+    def left() -> list[int]:
+        found = []
+        for number in psutil.pids():
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getsid(number) == leader and psutil.Process(number).status() != psutil.STATUS_ZOMBIE:
+                    found.append(number)
+        return found
+
+    wait_for(lambda: left() == [], f"the end of all processes of {leader}")
+
+
 def of_one_ray(printed: str) -> str:
     """Without what Ray's cleaner of placement groups says where a second Ray is on the machine, as that of the test
     session or one that is just ending: it does not know which is its own. And without the traceback, harmless by its

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.faults import PATH, PATIENCE, ROOT, wait_for
+from helpers.faults import PATH, PATIENCE, ROOT, wait_for, wait_for_all_of
 from helpers.runs import TINY_MODEL
 
 from ajepa.experiments.results import read_results
@@ -84,12 +84,21 @@ ablate.main(AblateArgs(tables=("masking_ratio",), values=("0.5", "0.6"), data=da
 )
 
 
-def start(code: str, *words: str) -> list[str]:
-    return [sys.executable, "-c", code, *words]
+def start(code: str, log: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | PATH
+    with log.open("w") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *words], cwd=ROOT, env=environment, stdout=stream, stderr=stream, text=True,
+            start_new_session=True,
+        )  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | PATH
+def finish(code: str, log: Path, *words: str) -> tuple[int, str]:
+    """(exit code, what it printed) of a whole command; its Ray is gone, too."""
+    running = start(code, log, *words)
+    returned = running.wait(PATIENCE)
+    wait_for_all_of(running.pid)
+    return returned, log.read_text()
 
 
 @pytest.mark.parametrize(("share", "meet"), [(None, 2), ("0.5", 4)])
@@ -97,16 +106,13 @@ def test_trials_have_the_gpus_they_ask_for_and_one_fails_alone(small_dataset, tm
     output, notes = tmp_path / "tables", tmp_path / "notes"
     notes.mkdir()
     more = () if share is None else (share,)
-    done = subprocess.run(
-        start(PLACED, small_dataset.path, str(output), str(notes), str(meet), *more),
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
-    assert "error: 1 of 6 trials failed" in done.stdout, done.stderr
-    assert "ValueError: its loss is not finite" in done.stdout
+    _, printed = finish(PLACED, tmp_path / "log", small_dataset.path, str(output), str(notes), str(meet), *more)
+    assert "error: 1 of 6 trials failed" in printed
+    assert "ValueError: its loss is not finite" in printed
     found = [json.loads(path.read_text()) for path in sorted(notes.glob("*.json"))]
     assert len(found) == 4 and {devices for devices, _ in found} == {"0", "1"}
     assert max(running for _, running in found) == meet
-    assert "hunter2" not in done.stdout + done.stderr
+    assert "hunter2" not in printed
     written = [path for path in output.rglob("*") if path.is_file()]
     assert written and [path for path in written if b"hunter2" in path.read_bytes()] == []
 
@@ -117,9 +123,8 @@ def test_a_table_whose_command_is_killed_goes_on(small_dataset, tmp_path, mlflow
     (notes / "hold").touch()
     train = {"batch_size": 8, "max_steps": 3, "log_every": 1}
     config.write_text(json.dumps({"model": dataclasses.asdict(TINY_MODEL), "train": train}))
-    command = start(KILLED, small_dataset.path, str(output), str(notes), str(config), mlflow_uri)
-    with (tmp_path / "log").open("w") as log:
-        running = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log, text=True)
+    words = (small_dataset.path, str(output), str(notes), str(config), mlflow_uri)
+    running = start(KILLED, tmp_path / "killed.log", *words)
     wait_for(lambda: (notes / "pretrained-0.6").exists(), "the second training", lambda: running.poll() is None)
     os.kill(running.pid, signal.SIGKILL)
     running.wait(PATIENCE)
@@ -127,11 +132,10 @@ def test_a_table_whose_command_is_killed_goes_on(small_dataset, tmp_path, mlflow
     before = first.stat().st_mtime_ns
     for name in ("hold", "pretrained-0.5"):
         (notes / name).unlink()
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    returned, printed = finish(KILLED, tmp_path / "log", *words)
+    assert returned == 0, printed
     assert first.stat().st_mtime_ns == before and not (notes / "pretrained-0.5").exists()
     assert len(read_results(str(output / "results"))) == 4
     table = Path(output, "tables/masking_ratio-shards.md").read_text()
     assert all(f"| {setting} | 1 |" in table for setting in ("0.5", "0.6", "random init", "log-mel statistics"))
+    wait_for_all_of(running.pid)  # the killed one's Ray: it ends after a minute, the command does not wait for it
