@@ -30,6 +30,8 @@ Level = Literal["clip", "frame", "patch"]
 """What one embedding stands for."""
 Protocol = Literal["linear", "knn"]
 """How frozen features are probed."""
+Evaluation = Literal[Protocol, "fine-tuned"]
+"""How an encoder is scored in tables: by probes of frozen features, or trained on with a head."""
 Unlabelled = Literal["auto", "negative", "drop", "refuse"]
 """What clips without a label are: an error, clips of no class, or left out."""
 GraphFormat = Literal["onnx", "torch"]

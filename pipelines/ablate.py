@@ -27,6 +27,8 @@ class AblateArgs:
     """Labelled shard folders to probe on; by default --data."""
     protocol: tuple[Protocol, ...] = ("linear", "knn")
     """How frozen features are probed."""
+    finetune: bool = False
+    """Fine-tune each encoder as well, and train one from scratch beside them; takes longer than pretraining."""
     values: tuple[str, ...] = ()
     """The settings to compare, of one table; by default the table's own list, which depends on the preset."""
     seeds: int = 3

@@ -1,4 +1,5 @@
-"""Fine-tune a pretrained encoder on labelled shards with Ray Train. Interrupted, the same command goes on."""
+"""Fine-tune an encoder on labelled shards with Ray Train, or train one from scratch. Interrupted, the same command goes
+on."""
 
 import sys
 from collections.abc import Sequence
@@ -9,24 +10,28 @@ import tyro
 
 from ajepa.choices import Branch
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
-from pipelines.cli.arguments import parse
+from pipelines.cli.arguments import option_value, parse
 from pipelines.cli.command import announce, run_command
 from pipelines.cli.config_file import starting_config
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneArgs:
-    """Fine-tune an encoder: train it with a linear head, choose the epoch on validation clips, test once."""
+    """Train an encoder with a linear head: choose the epoch on validation clips, test once."""
 
-    encoder: str
+    encoder: str | None = None
     """A run folder, a checkpoint or an export; a local path or a URI."""
+    from_scratch: str | None = None
+    """Instead of --encoder: the pretraining preset (nano, base, ...) whose encoder is trained from its random
+    initialisation, one for each seed: the supervised baseline."""
     data: str
     """A finished shard folder with labels. Its splits are used, else its folds (each tested once), else five drawn."""
     output: str | None = None
     """Folder for models, scores and tables; by default finetuned/PRESET-DATASET in the run folder. The same command
     with the same folder resumes."""
     preset: str = "write-up"
-    """write-up (spec 9) or small-data (hundreds to thousands of clips); the options below start from it."""
+    """write-up (spec 9), small-data (hundreds to thousands of clips) or from-scratch, the default of --from-scratch;
+    the options below start from it."""
     config_file: Annotated[str | None, tyro.conf.arg(name="config")] = None
     """A JSON file of settings, as a fine-tuning's finetune.json or a part of one: they change the preset's, and options
     change them. A local path or a URI."""
@@ -57,14 +62,15 @@ class FinetuneArgs:
 
 def parse_args(argv: Sequence[str]) -> FinetuneArgs:
     """Two passes: --preset and --config choose the defaults that --help shows and the other options change."""
-    preset, config = starting_config(argv, PRESETS, "write-up")
-    default = FinetuneArgs(encoder=tyro.MISSING, data=tyro.MISSING, preset=preset, config=config)
+    usual = "write-up" if option_value(argv, "--from-scratch") is None else "from-scratch"
+    preset, config = starting_config(argv, PRESETS, usual)
+    default = FinetuneArgs(data=tyro.MISSING, preset=preset, config=config)
     return parse(FinetuneArgs, __doc__ or "", argv, default)
 
 
 def main(args: FinetuneArgs) -> None:
     """Run the fine-tuning the arguments describe."""
-    announce(f"finetune: {args.preset}, {args.encoder} on {args.data}")
+    announce(f"finetune: {args.preset}, {args.encoder or f'{args.from_scratch} from scratch'} on {args.data}")
     from pipelines.jobs import finetune
 
     finetune.main(args)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from ajepa.choices import Protocol
+from ajepa.choices import Evaluation, Protocol
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
 
@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output", required=True, help="local folder of trials, results and tables; resumed")
     made.add_argument("--probe-data", nargs="+", default=[], help="labelled shards to probe on; by default --data")
     made.add_argument("--protocol", nargs="+", choices=get_args(Protocol), default=["linear", "knn"])
+    made.add_argument("--finetune", action="store_true", help="fine-tune each encoder as well: hours")
     made.add_argument("--values", nargs="+", default=[], help="settings of the table, by default its own list")
     made.add_argument("--seeds", type=int, default=3, help="pretraining seeds of each setting")
     made.add_argument("--first-seed", type=int, default=0)
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
     from ajepa import storage
     from ajepa.experiments import runner
-    from ajepa.experiments.plan import describe, measured_rate
+    from ajepa.experiments.finetuned import FINE_TUNED
+    from ajepa.experiments.plan import measured_rate
     from ajepa.experiments.settings import with_steps
 
     if args.seeds < 1 or args.first_seed < 0 or args.threads < 1:
@@ -70,13 +72,14 @@ def run(args: argparse.Namespace) -> int:
     base = PRESETS[args.preset]
     if args.max_steps is not None:
         base = with_steps(base, args.max_steps)
+    evaluations: list[Evaluation] = [*args.protocol, *((FINE_TUNED,) if args.finetune else ())]
     work = runner.open_work(
         args.tables, base, args.data, storage.absolute(args.output), probe_data=args.probe_data,
-        protocols=args.protocol, seeds=range(args.first_seed, args.first_seed + args.seeds), values=args.values,
+        evaluations=evaluations, seeds=range(args.first_seed, args.first_seed + args.seeds), values=args.values,
         equal_compute=args.equal_compute, results=args.results,
     )  # fmt: skip
     if args.dry_run:
-        print(describe(work.plan, work.left(), work.data, measured_rate(base, device)))
+        print(work.describe(measured_rate(base, device)))
         return 0
     with held(Path(work.output)):
         failures = runner.run_one_by_one(work, device)

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
+from ajepa.choices import Evaluation
 from ajepa.config import PRESETS, Config
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
+from ajepa.experiments.finetuned import FINE_TUNED, fine_tuning_flops
+from ajepa.experiments.probe_sets import ProbeSet
 from ajepa.experiments.settings import expand, published_text, settings_of, with_seed, with_steps
 from ajepa.experiments.trial import Trial
+from ajepa.finetuning.start import SUPERVISED
 from ajepa.objectives.registry import build_objective
 from ajepa.shards.dataset import ShardDataset
 from ajepa.training.flops import step_flops
@@ -39,12 +43,15 @@ def make_plan(
     seeds: Sequence[int],
     values: Sequence[str] = (),
     equal_compute: bool = False,
+    fine_tuned: bool = False,
 ) -> Plan:
     """
     Args:
         values: settings instead of a table's own list; of one table alone.
         equal_compute: steps of each setting are as many as cost what the base config's steps cost; else all have as
             many steps.
+        fine_tuned: encoders are fine-tuned, too: beside them stands the supervised baseline. So it does in the whole
+            table of objectives.
 
     Raises:
         UserError: an unknown table or value, or values of several tables.
@@ -60,10 +67,13 @@ def make_plan(
     if equal_compute:
         tables = {name: {v: _as_costly(c, base) for v, c in configs.items()} for name, configs in tables.items()}
     trials: dict[tuple[str, int], Trial] = {}
+    supervised = fine_tuned or ("objective" in found and not values)
     for seed in seeds:
         configs = [config for settings in tables.values() for config in settings.values()]
         wanted = [Trial(PRETRAINED, with_seed(config, seed), dataset_hash) for config in configs]
         wanted.append(Trial(RANDOM, with_seed(base, seed), dataset_hash))
+        if supervised:
+            wanted.append(Trial(SUPERVISED, with_seed(base, seed), dataset_hash))
         for trial in wanted:
             trials.setdefault((trial.key, seed), trial)
     mel = Trial(MEL, with_seed(base, seeds[0]), dataset_hash)
@@ -103,7 +113,14 @@ def checkpoint_bytes(config: Config) -> int:
     return 4 * (weights + moments) * (config.train.keep_checkpoints + 1)
 
 
-def describe(plan: Plan, left: Sequence[Trial], data: ShardDataset, rate: float) -> str:
+def describe(
+    plan: Plan,
+    left: Sequence[Trial],
+    data: ShardDataset,
+    probes: Sequence[ProbeSet],
+    evaluations: Sequence[Evaluation],
+    rate: float,
+) -> str:
     """The plan in words: settings with what was published of them, steps, hours here of trials that are left, GPU-hours
     and disk of all."""
     lines = []
@@ -111,11 +128,14 @@ def describe(plan: Plan, left: Sequence[Trial], data: ShardDataset, rate: float)
         steps = sorted({total_steps(config.train, data.num_clips) for config in configs.values()})
         span = " to ".join(f"{s:,}" for s in dict.fromkeys((steps[0], steps[-1])))
         lines.append(f"{name}, {span} steps:")
-        for setting in configs:
+        baseline = [SUPERVISED] if any(trial.kind == SUPERVISED for trial in plan.trials) else []
+        for setting in (*configs, *baseline):
             published = published_text(name, setting)
             lines.append(f"  {setting:18} published, %: {published}" if published else f"  {setting}")
     trials = trained(plan.trials)
     work = sum(flops_of(trial, data.num_clips) for trial in trained(left))
+    tuned = [trial for trial in left if FINE_TUNED in trial.evaluations(evaluations)]
+    tuning = sum(fine_tuning_flops(t.config.model, t.recipe, probe.splits) for t in tuned for probe in probes)
     disk = sum(checkpoint_bytes(trial.config) for trial in trials)
     full = PRESETS["base"]
     clips = full.train.batch_size * total_steps(full.train, 2_000_000)
@@ -126,6 +146,7 @@ def describe(plan: Plan, left: Sequence[Trial], data: ShardDataset, rate: float)
         f"{len(plan.trials) - len(left)} done already",
         f"about {rate / step_flops(plan.base):.3g} clips/s and {work / rate / 3600:.1f} h of one process here, probes "
         "aside",
+        *([f"{len(tuned)} fine-tuned, on each probe set: {tuning / rate / 3600:.1f} h more"] if tuned else []),
         f"at most {disk / 1e9:.1f} GB of checkpoints",
         f"as `base` on AudioSet-2M (300 epochs): {hours:,.0f} GPU-hours, {hours / GPUS / 24:.0f} days of {GPUS} H100, "
         "from the rate measured on one",

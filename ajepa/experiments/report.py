@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ from ajepa.evaluation.metrics import interval
 from ajepa.evaluation.tables import markdown_table
 from ajepa.experiments.results import Result, right_clips
 from ajepa.experiments.settings import default_of, published_text
-from ajepa.experiments.trial import Trial
+from ajepa.experiments.trial import Kind, Trial
+from ajepa.finetuning.start import SUPERVISED
 
 REPLICATES = 2000
-MAIN_POOLING = "mean"  # whose differences are tested; the other poolings are shown beside it
+MAIN_POOLING = "mean"  # the other poolings are shown beside it
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ class Line:
 
 
 def keys_of(configs: Mapping[str, Config], base: Config, dataset_hash: str) -> dict[str, str]:
-    """Keys of a table's rows: its settings in their order, then random init and log-mel statistics."""
+    """Keys of a table's rows: its settings in their order, then the baselines."""
     keys = {setting: Trial(PRETRAINED, config, dataset_hash).key for setting, config in configs.items()}
-    return keys | {RANDOM: Trial(RANDOM, base, dataset_hash).key, MEL: Trial(MEL, base, dataset_hash).key}
+    baselines: tuple[Kind, ...] = (SUPERVISED, RANDOM, MEL)
+    return keys | {kind: Trial(kind, base, dataset_hash).key for kind in baselines}
 
 
 def lines_of(
@@ -96,7 +98,15 @@ def lines_of(
         differences = {}
         if key != default and default in results:
             for protocol in dict.fromkeys(protocol for protocol, _ in scores):
-                found_difference = difference(result, results[default], probe_hash, protocol, seeds, setting == MEL)
+                found_difference = difference(
+                    result,
+                    results[default],
+                    probe_hash,
+                    protocol,
+                    seeds,
+                    setting == MEL,
+                    main_pooling(protocol, scores),
+                )
                 if found_difference is not None:
                     differences[protocol] = found_difference
         lines.append(
@@ -106,6 +116,16 @@ def lines_of(
             )
         )  # fmt: skip
     return lines
+
+
+def main_pooling(protocol: str, scores: Iterable[tuple[str, str]]) -> str:
+    """The pooling whose differences are tested: the mean where there are scores of it, else what a fine-tuning has.
+
+    Args:
+        scores: (protocol, pooling) of each there is.
+    """
+    found = [pooling for own, pooling in scores if own == protocol]
+    return MAIN_POOLING if MAIN_POOLING in found else found[0]
 
 
 def training_metrics(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -7,14 +7,16 @@ from typing import Any
 import torch
 
 from ajepa import storage
-from ajepa.choices import Protocol
+from ajepa.choices import Evaluation
 from ajepa.config import Config
 from ajepa.evaluation.comparison import PRETRAINED
-from ajepa.experiments.plan import Plan, make_plan
+from ajepa.experiments.finetuned import FINE_TUNED
+from ajepa.experiments.plan import Plan, describe, make_plan
+from ajepa.experiments.probe_sets import ProbeSet, open_probes
 from ajepa.experiments.report import Line, comma_separated, lines_of, markdown
 from ajepa.experiments.results import Result, from_trials, joined, read_results, require_results, write_results
 from ajepa.experiments.settings import TABLES, default_of
-from ajepa.experiments.trial import ProbeSet, Trial, is_done, open_probes, read_result, run_trial
+from ajepa.experiments.trial import Trial, is_done, read_result, run_trial
 from ajepa.shards.dataset import ShardDataset, open_dataset
 
 RESULTS, TRIALS, TABLE_FOLDER = "results", "trials", "tables"
@@ -71,7 +73,7 @@ class Work:
     plan: Plan
     data: ShardDataset
     probes: Sequence[ProbeSet]
-    protocols: Sequence[Protocol]
+    evaluations: Sequence[Evaluation]
     output: str
     known: dict[str, Result]  # from other days and machines
 
@@ -81,9 +83,13 @@ class Work:
         def done(trial: Trial) -> bool:
             own = read_result(trial_folder(self.output, trial))
             elsewhere = self.known[trial.key].seeds.get(trial.seed) if trial.key in self.known else None
-            return any(is_done(result, self.probes, self.protocols) for result in (own, elsewhere))
+            return any(is_done(result, trial, self.probes, self.evaluations) for result in (own, elsewhere))
 
         return [trial for trial in self.plan.trials if not done(trial)]
+
+    def describe(self, rate: float) -> str:
+        """The plan in words, at a training rate in FLOP/s."""
+        return describe(self.plan, self.left(), self.data, self.probes, self.evaluations, rate)
 
     def write(self) -> dict[str, FilledTable]:
         """The output's results as files, and the tables of all results there are."""
@@ -104,7 +110,7 @@ def open_work(
     output: str,
     *,
     probe_data: Sequence[str],
-    protocols: Sequence[Protocol],
+    evaluations: Sequence[Evaluation],
     seeds: Sequence[int],
     values: Sequence[str],
     equal_compute: bool,
@@ -121,10 +127,11 @@ def open_work(
         UserError: as `make_plan`, `open_probes` and `require_results`.
     """
     dataset = open_dataset(data)
-    plan = make_plan(names, base, dataset.content_hash, seeds, values, equal_compute)
+    fine_tuned = FINE_TUNED in evaluations
+    plan = make_plan(names, base, dataset.content_hash, seeds, values, equal_compute, fine_tuned)
     probes = open_probes(probe_data or [data], dataset)
     known = joined(require_results(folder) for folder in results)
-    return Work(plan, dataset, probes, protocols, output, known)
+    return Work(plan, dataset, probes, evaluations, output, known)
 
 
 def run_one_by_one(work: Work, device: torch.device) -> dict[str, str]:
@@ -134,7 +141,7 @@ def run_one_by_one(work: Work, device: torch.device) -> dict[str, str]:
         name = f"{trial.name} seed {trial.seed}"
         folder = trial_folder(work.output, trial)
         try:
-            result = run_trial(trial, work.data, work.probes, work.protocols, folder, device)
+            result = run_trial(trial, work.data, work.probes, work.evaluations, folder, device)
             print(f"{name}: {summary(result)}")
         except Exception as error:  # one failing trial fails alone
             failures[name] = " ".join(str(error).split()) or repr(error)

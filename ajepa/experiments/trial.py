@@ -1,17 +1,17 @@
-"""One trial: an encoder, trained or a baseline, and its probes. Done once, whatever the number of tables it stands in.
+"""One trial: an encoder, trained or a baseline, and its scores. Done once, whatever the number of tables it stands in.
 
 A trial is its config: what changes no weight (how often to report or to save) is left out of its key. Its folder holds
-`run/`, a run folder like any other, and result.json, which is written after each probe: killed at any time, it goes on
-without training or probing anything twice.
+`run/`, a run folder like any other, and result.json, which is written after each evaluation: killed at any time, it
+goes on without training or probing anything twice.
 """
 
+import dataclasses
 import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,24 +19,26 @@ import torch
 
 from ajepa import storage
 from ajepa.checkpoints import newest_step
-from ajepa.choices import POOLINGS, Pooling, Protocol
+from ajepa.choices import POOLINGS, Evaluation, Pooling
 from ajepa.config import Config
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.evaluation.features import encoder_features, mel_statistics
 from ajepa.evaluation.heads import Features
-from ajepa.evaluation.probe import ProbeResult, probe
-from ajepa.evaluation.splits import Splits, make_splits
+from ajepa.evaluation.probe import probe
+from ajepa.experiments.finetuned import FINE_TUNED, as_json, fine_tune, recipe_of
 from ajepa.experiments.machine import describe_machine
+from ajepa.experiments.probe_sets import ProbeSet, describe_scores
+from ajepa.finetuning.config import FinetuneConfig
+from ajepa.finetuning.start import SUPERVISED, FromScratch, Pretrained
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder, random_encoder
-from ajepa.shards.dataset import ShardDataset, open_dataset
-from ajepa.shards.labels import Labels, read_labels
+from ajepa.shards.dataset import ShardDataset
 from ajepa.training.flops import step_flops
 from ajepa.training.loop import train
 from ajepa.training.run_folder import HISTORY, append_history, read_history
 from ajepa.training.worker import WorkerHooks
 
-Kind = Literal["pretrained", "random init", "log-mel statistics"]
+Kind = Literal["pretrained", "random init", "log-mel statistics", "supervised"]
 # Settings of a run that change no weight.
 UNIMPORTANT = (
     "log_every",
@@ -49,7 +51,6 @@ UNIMPORTANT = (
 )
 RANDOM_SEED = 1000  # added to the seed of random initialisations: no pretraining starts from them
 RESULT_JSON = "result.json"
-SPLIT_SEED = 0  # of folds that are drawn: the same clips are tested in all trials
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,26 @@ class Trial:
         """All that the encoder depends on but the seed."""
         if self.kind == MEL:
             return {"kind": self.kind}
+        if self.kind == SUPERVISED:
+            parts = {"model": dataclasses.asdict(self.config.model), "finetune": as_json(self.recipe)}
+            return {"kind": self.kind, "dataset": self.dataset_hash, "config": parts}
         config = json.loads(self.config.to_json())
         for name in (*UNIMPORTANT, "seed"):
             del config["train"][name]
         parts = config if self.kind == PRETRAINED else {"model": config["model"]}
         return {"kind": self.kind, "dataset": self.dataset_hash, "config": parts}
+
+    @property
+    def recipe(self) -> FinetuneConfig:
+        """How its encoder is trained on labelled clips, with its seed."""
+        recipe = recipe_of(self.config.model, from_scratch=self.kind == SUPERVISED)
+        return dataclasses.replace(recipe, seed=self.seed)
+
+    def evaluations(self, wanted: Sequence[Evaluation]) -> list[Evaluation]:
+        """Those of `wanted` that it can have. The supervised baseline has one, wanted or not."""
+        if self.kind == SUPERVISED:
+            return [FINE_TUNED]
+        return [e for e in wanted if e != FINE_TUNED or self.kind == PRETRAINED]
 
     @property
     def key(self) -> str:
@@ -93,46 +109,6 @@ class Trial:
         return "-".join([*words, self.key])
 
 
-@dataclass(frozen=True)
-class ProbeSet:
-    """A labelled dataset that encoders are probed on."""
-
-    name: str
-    dataset: ShardDataset
-    labels: Labels
-    splits: Splits
-    clip_ids: np.ndarray  # [n] str
-
-    @classmethod
-    def of(cls, dataset: ShardDataset, name: str) -> "ProbeSet":
-        """
-        Raises:
-            UserError: it has no labels, or splits that cannot be used.
-        """
-        labels = read_labels(dataset)
-        ids = np.array(dataset.read_columns(["clip_id"])["clip_id"].to_pylist(), str)
-        return cls(name, dataset, labels, make_splits(dataset, labels, SPLIT_SEED), ids)
-
-
-def open_probes(paths: Sequence[str], data: ShardDataset) -> list[ProbeSet]:
-    """Probe sets of folders of shards, each under a name of its own: the folder's, with the content's hash behind it
-    where two folders have the same. The same clips in two places are one set.
-
-    Raises:
-        UserError: as `ProbeSet.of`; or another front end than that of the data trained on.
-    """
-    datasets: dict[str, tuple[str, ShardDataset]] = {}
-    for path in paths:
-        dataset = open_dataset(path)
-        dataset.require_front_end(data.front_end)
-        datasets.setdefault(dataset.content_hash, (Path(storage.absolute(path)).name, dataset))
-    names = [name for name, _ in datasets.values()]
-    return [
-        ProbeSet.of(dataset, name if names.count(name) == 1 else f"{name}-{key[:8]}")
-        for key, (name, dataset) in datasets.items()
-    ]
-
-
 Train = Callable[[Config, ShardDataset, str], None]
 """Trains into a run folder, from where it stands; returns early where it was asked to stop."""
 
@@ -141,12 +117,12 @@ def run_trial(
     trial: Trial,
     data: ShardDataset,
     probes: Sequence[ProbeSet],
-    protocols: Sequence[Protocol],
+    evaluations: Sequence[Evaluation],
     folder: str,
     device: torch.device,
     train: Train | None = None,
 ) -> dict[str, Any]:
-    """Train and probe what is not in the folder yet; the content of its result.json.
+    """Train and score what is not in the folder yet; the content of its result.json.
 
     Args:
         train: by default in this process.
@@ -169,10 +145,13 @@ def run_trial(
     elif trial.kind == RANDOM:
         seed = RANDOM_SEED + trial.seed
         encoder = random_encoder(trial.config.model, seed, data.front_end, data.statistics).to(device)
+    elif trial.kind == SUPERVISED:
+        result.setdefault("machine", describe_machine(trial.config, device))
     for probe_set in probes:
-        missing = [p for p in protocols if not _scores_of(result, probe_set, p)]
-        features = pooled_features(encoder, probe_set.dataset) if missing else {}
-        for protocol in missing:
+        missing = [e for e in trial.evaluations(evaluations) if not _scores_of(result, trial, probe_set, e)]
+        probed = [e for e in missing if e != FINE_TUNED]
+        features = pooled_features(encoder, probe_set.dataset) if probed else {}
+        for protocol in probed:
             start = time.perf_counter()
             scores = [
                 describe_scores(probe_set, protocol, pooling, probe(
@@ -183,7 +162,24 @@ def run_trial(
             result["scores"] += scores
             result["probe_seconds"] = result.get("probe_seconds", 0.0) + round(time.perf_counter() - start, 1)
             write_result(folder, result)
+        if FINE_TUNED in missing:
+            fine_tuned(result, trial, probe_set, folder, device)
     return result
+
+
+def fine_tuned(result: dict[str, Any], trial: Trial, probe_set: ProbeSet, folder: str, device: torch.device) -> None:
+    """Add the score of the trial's encoder trained on the set's labels; the models are not kept."""
+    start = time.perf_counter()
+    models = storage.join(folder, f"fine-tuned-{probe_set.dataset.content_hash[:8]}")
+    origin = FromScratch(trial.config.model) if trial.kind == SUPERVISED else Pretrained(storage.join(folder, "run"))
+    found = fine_tune(origin, trial.recipe, probe_set, models, device)
+    score = describe_scores(probe_set, FINE_TUNED, trial.recipe.pooling, found) | {"recipe": as_json(trial.recipe)}
+    old = _all_scores_of(result, probe_set, FINE_TUNED)  # of another recipe
+    result["scores"] = [s for s in result["scores"] if s not in old] + [score]
+    seconds = round(time.perf_counter() - start, 1)
+    result["fine_tuning_seconds"] = result.get("fine_tuning_seconds", 0.0) + seconds
+    write_result(folder, result)
+    storage.delete(models)
 
 
 def write_result(folder: str, result: dict[str, Any]) -> None:
@@ -191,9 +187,12 @@ def write_result(folder: str, result: dict[str, Any]) -> None:
     storage.write_text(storage.join(folder, RESULT_JSON), json.dumps(result))
 
 
-def is_done(result: dict[str, Any] | None, probes: Sequence[ProbeSet], protocols: Sequence[Protocol]) -> bool:
-    """Whether a result holds all that is asked for."""
-    return result is not None and all(_scores_of(result, p, protocol) for p in probes for protocol in protocols)
+def is_done(
+    result: dict[str, Any] | None, trial: Trial, probes: Sequence[ProbeSet], evaluations: Sequence[Evaluation]
+) -> bool:
+    """Whether a result of the trial holds all that is asked for."""
+    wanted = trial.evaluations(evaluations)
+    return result is not None and all(_scores_of(result, trial, p, evaluation) for p in probes for evaluation in wanted)
 
 
 def read_result(folder: str) -> dict[str, Any] | None:
@@ -202,9 +201,17 @@ def read_result(folder: str) -> dict[str, Any] | None:
     return json.loads(storage.read_text(where)) if storage.path_type(where) == "file" else None
 
 
-def _scores_of(result: dict[str, Any], probe_set: ProbeSet, protocol: Protocol) -> list[dict[str, Any]]:
+def _all_scores_of(result: dict[str, Any], probe_set: ProbeSet, evaluation: Evaluation) -> list[dict[str, Any]]:
     data = probe_set.dataset.content_hash
-    return [s for s in result["scores"] if s["data"]["hash"] == data and s["protocol"] == protocol]
+    return [s for s in result["scores"] if s["data"]["hash"] == data and s["protocol"] == evaluation]
+
+
+def _scores_of(
+    result: dict[str, Any], trial: Trial, probe_set: ProbeSet, evaluation: Evaluation
+) -> list[dict[str, Any]]:
+    """Those that count: of a fine-tuning, of the recipe of today."""
+    recipe = as_json(trial.recipe) if evaluation == FINE_TUNED else None
+    return [s for s in _all_scores_of(result, probe_set, evaluation) if s.get("recipe") == recipe]
 
 
 def pretrain(config: Config, data: ShardDataset, run: str, device: torch.device) -> None:
@@ -249,24 +256,3 @@ def pooled_features(encoder: AudioEncoder | None, dataset: ShardDataset) -> dict
         return mel_statistics(dataset)
     found = encoder_features(encoder, dataset)
     return {pooling: found[pooling] for pooling in POOLINGS}
-
-
-def describe_scores(probe_set: ProbeSet, protocol: Protocol, pooling: str, found: ProbeResult) -> dict[str, Any]:
-    """What a result says of a probe: its score, and of single labels which tested clips are right, as bits in hex, in
-    the order of clip ids: rows may have another order elsewhere."""
-    right = None
-    if not found.multi_label:
-        order = np.argsort(probe_set.clip_ids[found.clips], kind="stable")
-        hits = found.scores[order].argmax(axis=1) == found.targets[order].argmax(axis=1)
-        right = np.packbits(hits).tobytes().hex()
-    return {
-        "data": {"name": probe_set.name, "hash": probe_set.dataset.content_hash, "clips": len(found.clips)},
-        "splits": probe_set.splits.what,
-        "protocol": protocol,
-        "pooling": pooling,
-        "metric": found.metric,
-        "score": found.mean,
-        "validation": found.validation,
-        "folds": found.fold_scores,
-        "right": right,
-    }

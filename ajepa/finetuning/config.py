@@ -123,4 +123,8 @@ PRESETS: dict[str, FinetuneConfig] = {
         pooling="bands mean+std", encoder_lr=5e-4, head_lr=1e-4, head_init="probe", epochs=28, warmup_epochs=2,
         batch_size=16, crop_frames=256, ema=0.99,
     ),
+    "from-scratch": FinetuneConfig(
+        pooling="bands mean+std", encoder_lr=1e-3, head_lr=1e-3, epochs=60, warmup_epochs=5, batch_size=16,
+        crop_frames=256, mixup=0.3, ema=0.99,
+    ),
 }  # fmt: skip

@@ -23,7 +23,7 @@ class FoldPlan:
     validation: np.ndarray
     test: np.ndarray
     refit: bool  # train again on train and validation, for as many epochs as were chosen
-    drawn: bool  # whether the seed decides about the parts
+    drawn: bool  # whether `seed` decides about the parts
 
     @property
     def final(self) -> np.ndarray:
@@ -32,7 +32,11 @@ class FoldPlan:
 
 
 def plan_folds(
-    dataset: ShardDataset, config: FinetuneConfig, seeds: int = 1, fold: int | None = None
+    dataset: ShardDataset,
+    config: FinetuneConfig,
+    seeds: int = 1,
+    fold: int | None = None,
+    split_seed: int | None = None,
 ) -> list[FoldPlan]:
     """All fits, seed by seed and fold by fold.
 
@@ -41,17 +45,21 @@ def plan_folds(
     (240 of 320 on ESC-10), and published cross-validations train on all other folds, too. Hence `refit`, by default
     where the validation clips are taken from the training part; a dataset's own validation split is left alone.
 
+    Args:
+        split_seed: of drawn parts, by default each training's own seed.
+
     Raises:
         UserError: a fold that is not there, or parts that cannot be made.
     """
     labels = read_labels(dataset)
     fits = []
     for seed in range(config.seed, config.seed + seeds):
-        splits = make_splits(dataset, labels, seed, unlabelled=config.unlabelled)
+        splits = make_splits(dataset, labels, seed if split_seed is None else split_seed, unlabelled=config.unlabelled)
         for part in splits.parts:
             name = f"seed-{seed}" + (f"-fold-{part.fold}" if part.fold is not None else "")
             refit = part.refit if config.refit == "auto" else config.refit == "on"
-            fits.append(FoldPlan(name, seed, part.fold, part.train, part.validation, part.test, refit, splits.drawn))
+            drawn = splits.drawn and split_seed is None
+            fits.append(FoldPlan(name, seed, part.fold, part.train, part.validation, part.test, refit, drawn))
     if fold is None:
         return fits
     folds = sorted({fit.fold for fit in fits if fit.fold is not None})

@@ -1,7 +1,8 @@
-"""All trainings of a fine-tuning, one after the other, by one or several workers: from a pretrained encoder to models
-with their scores on the test clips."""
+"""All trainings of a fine-tuning, one after the other, by one or several workers: from an encoder to models with their
+scores on the test clips."""
 
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ import torch.distributed as dist
 
 from ajepa import storage
 from ajepa.checkpoints import MODEL, checkpoint_path, read_best
-from ajepa.choices import Branch, Pooling
+from ajepa.choices import Pooling
 from ajepa.finetuning.classifier import AVERAGE, Score, load_weights, write_model
 from ajepa.finetuning.clips import open_reader
 from ajepa.finetuning.config import FinetuneConfig
@@ -23,9 +24,9 @@ from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.predict import outputs, score
 from ajepa.finetuning.probe_head import ProbeHead, probe_head
 from ajepa.finetuning.schedule import Schedule
+from ajepa.finetuning.start import FromScratch, Pretrained
 from ajepa.finetuning.step import FinetuneState, build_state
 from ajepa.inference.encoder import AudioEncoder
-from ajepa.inference.pretrained import load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.shards.labels import Labels, read_labels
 from ajepa.shards.reader import ShardReader
@@ -41,13 +42,13 @@ MODEL_FOLDER = "model"  # of a fit: an export with the head beside it
 class Job:
     """What is fine-tuned, on what and how. Small: it travels to the workers, which read the rest themselves."""
 
-    encoder: str
-    branch: Branch | None
+    start: Pretrained | FromScratch
     data: str
     output: str
     config: FinetuneConfig
     seeds: int = 1
     fold: int | None = None
+    split_seed: int | None = None  # of drawn parts, by default each training's own
     probe: bool = False  # score the linear probe of the frozen encoder on the same parts, too
     runs: dict[str, str] = field(default_factory=dict)  # MLflow's ids of where it comes from, kept in its notes
 
@@ -75,21 +76,22 @@ def finetune(job: Job, worker: WorkerHooks) -> None:
     """
     dataset = open_dataset(job.data)
     labels = read_labels(dataset)
-    plans = plan_folds(dataset, job.config, job.seeds, job.fold)
+    plans = plan_folds(dataset, job.config, job.seeds, job.fold, job.split_seed)
     left = [plan for plan in plans if read_result(job.output, plan.name) is None]
     if worker.world_size > 1:
         dist.barrier()  # all have looked before the first one writes
-    audio = load_encoder(job.encoder, job.branch)
-    frozen = FrozenFeatures(audio, dataset, labels, job.config.pooling, worker)
     try:
-        for plan in left:
-            Trainer(job, dataset, labels, audio, plan, worker, frozen).run()
+        for seed, plans_of_seed in itertools.groupby(left, lambda plan: job.start.seed_of(plan.seed)):
+            audio = job.start.encoder(dataset, seed)
+            frozen = FrozenFeatures(audio, dataset, labels, job.config.pooling, worker)
+            for plan in plans_of_seed:
+                Trainer(job, dataset, labels, audio, plan, worker, frozen).run()
     except Stopped:
         return
 
 
 class FrozenFeatures:
-    """What the head sees of every clip before anything is learned; computed once a job, by all workers together."""
+    """What the head sees of every clip before anything is learned; computed once an encoder, by all workers."""
 
     def __init__(
         self, audio: AudioEncoder, dataset: ShardDataset, labels: Labels, pooling: Pooling, worker: WorkerHooks
@@ -190,9 +192,11 @@ class Trainer:
         return self._probes[len(final)]
 
     def _probe_score(self, reader: ShardReader) -> float | None:
-        """Test score of the frozen encoder's linear probe. It has no seed but that of drawn parts."""
-        plan, labels = self.plan, self.labels
-        if not self.job.probe or not (plan.drawn or plan.seed == self.job.config.seed):
+        """Test score of the frozen encoder's linear probe; None where an earlier seed's is of the same encoder and
+        parts: the probe itself has no seed."""
+        plan, labels, start, first = self.plan, self.labels, self.job.start, self.job.config.seed
+        repeated = not plan.drawn and plan.seed != first and start.seed_of(plan.seed) == start.seed_of(first)
+        if not self.job.probe or repeated:
             return None
         features = self.frozen.values(reader)  # by all workers together
         if self.worker.rank != 0:

@@ -12,6 +12,7 @@ from ajepa.finetuning.run import Result
 from ajepa.shards.labels import Labels
 
 FINETUNED, PROBE = "fine-tuned", "linear probe"
+FROM_SCRATCH, RANDOM_PROBE = "supervised from scratch", "linear probe of random init"
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,12 @@ class Row:
         return float(np.mean(self.by_seed))
 
 
-def rows_of(results: Sequence[Result]) -> list[Row]:
-    """The fine-tuned models and, where it was asked for, the linear probe of the frozen encoder on the same parts."""
+def rows_of(results: Sequence[Result], from_scratch: bool = False) -> list[Row]:
+    """The trained models and, where it was asked for, the linear probe of the frozen encoder on the same parts."""
+    trained, probed = (FROM_SCRATCH, RANDOM_PROBE) if from_scratch else (FINETUNED, PROBE)
     probes = {(result.seed, result.fold): result.probe for result in results if result.probe is not None}
-    tuned = Row(FINETUNED, {(result.seed, result.fold): result.test for result in results})
-    return [tuned, Row(PROBE, probes)] if probes else [tuned]
+    tuned = Row(trained, {(result.seed, result.fold): result.test for result in results})
+    return [tuned, Row(probed, probes)] if probes else [tuned]
 
 
 def summary_table(rows: Sequence[Row], metric: str) -> str:

@@ -13,15 +13,17 @@ from typing import Any, Literal
 import torch
 
 from ajepa import storage
-from ajepa.choices import Protocol
+from ajepa.choices import Evaluation
 from ajepa.config import PRESETS, Config
 from ajepa.config_json import upgraded
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import PRETRAINED
-from ajepa.experiments.plan import describe, measured_rate
+from ajepa.experiments.finetuned import FINE_TUNED
+from ajepa.experiments.plan import measured_rate
+from ajepa.experiments.probe_sets import open_probes
 from ajepa.experiments.runner import TABLE_FOLDER, FilledTable, open_work, summary, trial_folder
 from ajepa.experiments.settings import with_steps
-from ajepa.experiments.trial import Trial, open_probes
+from ajepa.experiments.trial import Trial
 from ajepa.experiments.trial import run_trial as train_and_probe
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from pipelines.ablate import AblateArgs
@@ -45,7 +47,7 @@ class Job:
 
     data: str
     probes: tuple[str, ...]
-    protocols: tuple[Protocol, ...]
+    evaluations: tuple[Evaluation, ...]
     output: str
     preset: str
     num_workers: int
@@ -73,7 +75,7 @@ def run_trial(params: dict[str, Any], job: Job, trials: Sequence[Trial], uri: st
 
     data, folder = open_dataset(job.data), trial_folder(job.output, trial)
     probes = open_probes(job.probes, data)
-    result = train_and_probe(trial, data, probes, job.protocols, folder, torch.device(own), train)
+    result = train_and_probe(trial, data, probes, job.evaluations, folder, torch.device(own), train)
     if trial.kind == PRETRAINED:
         run = pretraining(storage.join(folder, "run")).get("mlflow_run", "")
         tracker = mlflow_run.start_run(uri, name, output=folder, params={}, tags={}, resumed=run)
@@ -185,16 +187,17 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
     base = base_config(args)
     warn_relative_output(args.output)
     args = dataclasses.replace(args, data=storage.absolute(args.data), output=storage.absolute(args.output))
+    evaluations: tuple[Evaluation, ...] = (*args.protocol, *((FINE_TUNED,) if args.finetune else ()))
     work = open_work(
         args.tables, base, args.data, args.output, probe_data=[storage.absolute(path) for path in args.probe_data],
-        protocols=args.protocol, seeds=range(args.first_seed, args.first_seed + args.seeds), values=args.values,
+        evaluations=evaluations, seeds=range(args.first_seed, args.first_seed + args.seeds), values=args.values,
         equal_compute=args.equal_compute, results=args.results,
     )  # fmt: skip
     left = work.left()
     if args.dry_run:
         torch.set_num_threads(args.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        print(describe(work.plan, left, work.data, measured_rate(base, device)))
+        print(work.describe(measured_rate(base, device)))
         return {}
     uri = mlflow_run.tracking_uri(args.mlflow_uri, args.output)
     settings = {
@@ -214,7 +217,7 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
             about = json.dumps(settings | {"mlflow_run": tracker.run_id})
             storage.write_text(storage.join(args.output, ABLATION_JSON), about)
             job = Job(
-                args.data, tuple(probe.dataset.path for probe in work.probes), args.protocol, args.output, args.preset,
+                args.data, tuple(probe.dataset.path for probe in work.probes), evaluations, args.output, args.preset,
                 args.num_workers, args.threads, tracker.run_id,
             )  # fmt: skip
             failed = run_with_tune(left, job, resources, limit, uri) if left else 0

@@ -1,4 +1,5 @@
-"""Fine-tune a pretrained encoder on labelled shards with Ray Train. Interrupted, the same command goes on."""
+"""Fine-tune an encoder on labelled shards with Ray Train, or train one from scratch. Interrupted, the same command goes
+on."""
 
 import dataclasses
 import json
@@ -8,14 +9,15 @@ from functools import partial
 from typing import Any
 
 from ajepa import storage
+from ajepa.config import PRESETS as PRETRAINING
 from ajepa.errors import UserError
 from ajepa.evaluation.tables import markdown_table
 from ajepa.finetuning.clips import open_reader
 from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.predict import metric_name
 from ajepa.finetuning.run import MODEL_FOLDER, Job, Result, finetune, read_result, read_test_logits
+from ajepa.finetuning.start import FromScratch, Pretrained
 from ajepa.finetuning.summary import Row, class_table, rows_of, summary_table
-from ajepa.inference.pretrained import load_encoder
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.shards.labels import Labels, read_labels
 from ajepa.training.run_folder import RUN_JSON
@@ -58,19 +60,25 @@ def main(args: FinetuneArgs) -> list[Row]:
     """Fine-tune, write models and tables, record them in MLflow; returns the table's rows."""
     if args.seeds < 1:
         raise UserError(f"--seeds must be positive, got {args.seeds}")
-    encoder, data = storage.absolute(args.encoder), storage.absolute(args.data)
-    audio, dataset = load_encoder(encoder, args.branch), open_dataset(data)
-    dataset.require_front_end(audio.front_end)
+    start, data = start_of(args), storage.absolute(args.data)
+    dataset = open_dataset(data)
+    origin: dict[str, str] = {}
+    what: dict[str, Any] = {}
+    if isinstance(start, Pretrained):
+        audio = start.encoder(dataset, 0)
+        dataset.require_front_end(audio.front_end)
+        what, origin = {"encoder_digest": audio.about["digest"]}, pretraining(start.path)
+    else:
+        what = {"from_scratch": dataclasses.asdict(start.model)}
     labels = read_labels(dataset)
     fits = plan_folds(dataset, args.config, args.seeds, args.fold)
-    output = output_of(args, encoder, dataset)
+    output = output_of(args, start, dataset)
     workers = parse_workers(args.num_workers)
     for number in {workers} if isinstance(workers, int) else range(workers[0], workers[1] + 1):
         open_reader(args.config, dataset, labels, fits[0].train, 0, max(1, number))  # says what does not divide
     settings = {
-        "config": args.config.to_dict(), "encoder_digest": audio.about["digest"], "seeds": args.seeds,
-        "fold": args.fold, "probe": args.probe, "dataset_hash": dataset.content_hash,
-        "label_names": list(dataset.label_names),
+        "config": args.config.to_dict(), **what, "seeds": args.seeds, "fold": args.fold, "probe": args.probe,
+        "dataset_hash": dataset.content_hash, "label_names": list(dataset.label_names),
     }  # fmt: skip
     with claimed(output):
         found = prepare_output(output, settings, args.overwrite)
@@ -82,11 +90,10 @@ def main(args: FinetuneArgs) -> list[Row]:
             return rows
         on = Workers(number=workers, threads=args.threads, device=args.device, max_failures=args.max_failures)
         require_resources(on)
-        origin = pretraining(encoder)
-        found, tracker = start_or_resume(args, output, settings, found, encoder, origin, dataset)
+        found, tracker = start_or_resume(args, output, settings, found, origin, dataset)
         job = Job(
-            encoder=encoder, branch=args.branch, data=data, output=output, config=args.config, seeds=args.seeds,
-            fold=args.fold, probe=args.probe, runs=exported_runs(origin) | {"finetune_run": tracker.run_id},
+            start=start, data=data, output=output, config=args.config, seeds=args.seeds, fold=args.fold,
+            probe=args.probe, runs=exported_runs(origin) | {"finetune_run": tracker.run_id},
         )  # fmt: skip
         began = time.perf_counter()
         with tracker.recording():
@@ -97,7 +104,7 @@ def main(args: FinetuneArgs) -> list[Row]:
             if len(results) < len(fits):  # a STOP file was put there
                 print(f"stopped after {len(results)} of {len(fits)} models")
                 raise KeyboardInterrupt
-            rows = rows_of(results)
+            rows = rows_of(results, from_scratch=isinstance(start, FromScratch))
             table = write_results(output, dataset, labels, results, rows, tracker)
             scores = [{"model": r.model, "scores": [[*key, value] for key, value in r.scores.items()]} for r in rows]
             done = found | {
@@ -113,14 +120,31 @@ def main(args: FinetuneArgs) -> list[Row]:
         return rows
 
 
-def output_of(args: FinetuneArgs, encoder: str, dataset: ShardDataset) -> str:
+def start_of(args: FinetuneArgs) -> Pretrained | FromScratch:
+    """The encoder that the options name.
+
+    Raises:
+        UserError: none, two, or a preset that there is not.
+    """
+    if (args.encoder is None) == (args.from_scratch is None):
+        raise UserError("name what is trained: --encoder ENCODER, or --from-scratch PRESET for a random initialisation")
+    if args.encoder is not None:
+        return Pretrained(storage.absolute(args.encoder), args.branch)
+    if args.from_scratch not in PRETRAINING:
+        raise UserError(f"--from-scratch {args.from_scratch!r}: choose from {', '.join(PRETRAINING)}")
+    if args.branch is not None:
+        raise UserError("--branch is one of a pretraining's encoders: --from-scratch has none")
+    return FromScratch(PRETRAINING[args.from_scratch].model)
+
+
+def output_of(args: FinetuneArgs, start: Pretrained | FromScratch, dataset: ShardDataset) -> str:
     """The output folder as any process reads it."""
     if args.output is not None:
         warn_relative_output(args.output)
         return storage.absolute(args.output)
-    if storage.path_type(storage.join(encoder, RUN_JSON)) != "file":
+    if isinstance(start, FromScratch) or storage.path_type(storage.join(start.path, RUN_JSON)) != "file":
         raise UserError("--output is needed when the encoder is no run folder")
-    return storage.join(encoder, "finetuned", f"{args.preset}-{dataset.content_hash[:8]}")
+    return storage.join(start.path, "finetuned", f"{args.preset}-{dataset.content_hash[:8]}")
 
 
 def start_or_resume(
@@ -128,13 +152,13 @@ def start_or_resume(
     output: str,
     settings: dict[str, Any],
     found: dict[str, Any] | None,
-    encoder: str,
     origin: dict[str, str],
     dataset: ShardDataset,
 ) -> tuple[dict[str, Any], mlflow_run.Tracker]:
     """(finetune.json, tracker) of the fine-tuning at the output, made where there is none."""
-    params = {k: v for k, v in settings.items() if k not in ("config", "label_names")} | {
-        **args.config.to_dict(), "preset": args.preset, "encoder": encoder, "data": dataset.path, "output": output,
+    params = {k: v for k, v in settings.items() if k not in ("config", "label_names", "from_scratch")} | {
+        **args.config.to_dict(), "preset": args.preset, "data": dataset.path, "output": output,
+        "encoder": storage.absolute(args.encoder) if args.encoder else f"{args.from_scratch} from scratch",
         "num_workers": args.num_workers, "classes": len(dataset.label_names),
     }  # fmt: skip
     about: dict[str, Any] = {

@@ -78,6 +78,7 @@ def test_a_setting_of_several_tables_is_trained_once():
     default = Trial(PRETRAINED, base, "hash")
     assert sum(trial.key == default.key for trial in plan.trials) == 2  # a seed each
     settings = sum(len(configs) for configs in plan.tables.values())
+    assert [t.kind for t in plan.trials].count("supervised") == 2
     assert len([t for t in plan.trials if t.kind == PRETRAINED]) == 2 * (settings - len(plan.tables) + 1)
     assert [t.kind for t in plan.trials].count(RANDOM) == 2 and [t.kind for t in plan.trials].count(MEL) == 1
     assert [t.seed for t in plan.trials if t.kind == PRETRAINED] == sorted(
@@ -94,6 +95,14 @@ def test_the_key_of_a_trial_is_that_of_what_changes_its_weights():
     assert key() == key(seed=5) == key(log_every=1, eval_every=1, checkpoint_every=1, micro_batch=3)
     assert len({key(), key(lr=1.0), key(objective="mae"), key(max_steps=7), key(data="other"), key(RANDOM)}) == 6
     assert key(RANDOM) == key(RANDOM, lr=1.0) and key(MEL) == key(MEL, data="other")
+
+
+def test_the_supervised_baseline_stands_beside_fine_tuned_encoders_and_all_objectives():
+    def kinds(names, **more):
+        return {trial.kind for trial in make_plan(names, tiny_config(), "hash", [0], **more).trials}
+
+    assert "supervised" in kinds(["objective"]) & kinds(["loss"], fine_tuned=True)
+    assert "supervised" not in kinds(["loss"]) | kinds(["objective"], values=["jepa", "mae"])
 
 
 def test_equal_compute_gives_cheap_objectives_more_steps():

@@ -16,9 +16,11 @@ from ajepa.config import PRESETS
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.experiments import __main__ as command
-from ajepa.experiments import runner, trial
+from ajepa.experiments import finetuned, runner, trial
+from ajepa.experiments.probe_sets import ProbeSet, open_probes
 from ajepa.experiments.results import read_results
-from ajepa.experiments.trial import ProbeSet, Trial, open_probes, read_result, run_trial
+from ajepa.experiments.trial import Trial, read_result, run_trial
+from ajepa.finetuning import run as finetuning
 from ajepa.training import loop
 
 CPU = torch.device("cpu")
@@ -140,15 +142,79 @@ def test_baselines_are_those_of_the_probe(small_dataset, probe_set, tmp_path):
     assert len(of[RANDOM]["scores"]) == 3 and "loss" not in of[RANDOM]
 
 
+@pytest.fixture
+def short_recipes(monkeypatch):
+    """Fine-tunings of one epoch."""
+    for name in ("small-data", "from-scratch"):
+        short = {"epochs": 1, "warmup_epochs": 0, "batch_size": 8}
+        monkeypatch.setitem(finetuned.RECIPES, name, dataclasses.replace(finetuned.RECIPES[name], **short))
+
+
+@pytest.mark.slow
+def test_fine_tuned_encoders_stand_beside_the_supervised_baseline(
+    small_dataset, tmp_path, tiny_nano, short_recipes, monkeypatch, capsys
+):
+    args = arguments(small_dataset, tmp_path, "--values", "jepa", "mae", "--seeds", "2", "--finetune")
+    assert command.main(args) == 0
+    table = (tmp_path / "out/tables/objective-shards.md").read_text()
+    assert "| fine-tuned, bands mean+std | fine-tuned: difference (95%) | fine-tuned: verdict |" in table
+    rows = {row.split(" | ")[0].removeprefix("| "): row.split(" | ") for row in table.splitlines()[4:]}
+    column = table.splitlines()[2].split(" | ").index("fine-tuned, bands mean+std")
+    assert {name for name, row in rows.items() if row[column] == "–"} == {"random init", "log-mel statistics"}
+    assert rows.keys() >= {"jepa", "mae", "supervised"}
+    assert rows["supervised"][column + 1][0] in "+-"  # its difference to the fine-tuned default
+    assert not list((tmp_path / "out").rglob("model"))  # the models are not kept
+    results = read_results(str(tmp_path / "out/results"))
+    (supervised,) = [r for r in results.values() if r.identity["kind"] == "supervised"]
+    assert [len(outcome["scores"]) for outcome in supervised.seeds.values()] == [1, 1]
+    assert supervised.seeds[0]["scores"][0]["recipe"]["epochs"] == 1
+
+    def fail(*args, **kwargs):
+        raise AssertionError("done again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "fine_tune", fail)
+        assert command.main(args) == 0
+    longer = dataclasses.replace(finetuned.RECIPES["small-data"], epochs=2)
+    monkeypatch.setitem(finetuned.RECIPES, "small-data", longer)
+    again = arguments(small_dataset, tmp_path, "--values", "jepa", "--seeds", "1", "--finetune")
+    assert command.main(again) == 0
+    (jepa,) = [r for r in read_results(str(tmp_path / "out/results")).values() if r.name.startswith("jepa")]
+    epochs = [s["recipe"]["epochs"] for s in jepa.seeds[0]["scores"] if s["protocol"] == "fine-tuned"]
+    assert epochs == [2]  # another recipe takes the place of the old one
+
+
+def test_a_fine_tuning_that_was_killed_goes_on(small_dataset, probe_set, tmp_path, short_recipes, monkeypatch):
+    """In its third part: two are not trained again, and the result is that of a whole one."""
+    wanted = Trial("supervised", tiny_config(), small_dataset.content_hash)
+
+    def go_on(name: str) -> dict:
+        return run_trial(wanted, small_dataset, [probe_set], [], str(tmp_path / name), CPU)
+
+    whole = go_on("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "train", failing_after(5, finetuning.train))  # two trainings a part: with the refit
+        with pytest.raises(KeyboardInterrupt):
+            go_on("killed")
+    trained = []
+    train = finetuning.train
+    monkeypatch.setattr(finetuning, "train", lambda phase, *rest: (trained.append(phase.part), train(phase, *rest))[1])
+    assert go_on("killed")["scores"] == whole["scores"]
+    assert trained[0] == "seed-0-fold-3" and len(trained) == 6
+    assert whole["scores"][0]["folds"] != [0.0] * 5 and len(whole["scores"][0]["folds"]) == 5
+
+
 def test_a_dry_run_shows_trials_and_cost_and_writes_nothing(small_dataset, tmp_path, tiny_nano, capsys):
     assert command.main(["all", *arguments(small_dataset, tmp_path, "--dry-run")[1:]]) == 0
     shown = capsys.readouterr().out
     for part in (
         "objective, 3 steps:\n  jepa",
         "AudioSet-20K 37.2, ESC-50 90.2",
-        "66 trainings and 4 baselines, 3 seeds; 0 done",
+        "supervised         published, %: AudioSet-20K 35.0",
+        "66 trainings and 7 baselines, 3 seeds; 0 done",
         "GPU-hours",
         "clips/s",
+        "3 fine-tuned, on each probe set: ",
     ):
         assert part in shown, shown
     assert not (tmp_path / "out").exists()

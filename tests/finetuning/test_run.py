@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers.runs import SHORT_MODEL
 
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
@@ -19,8 +20,9 @@ from ajepa.finetuning.loop import best_of
 from ajepa.finetuning.predict import outputs, score
 from ajepa.finetuning.probe_head import probe_head
 from ajepa.finetuning.run import Job, finetune, read_result, read_test_logits
+from ajepa.finetuning.start import FromScratch, Pretrained
 from ajepa.inference.encoder import AudioEncoder
-from ajepa.inference.pretrained import load_encoder, write_export
+from ajepa.inference.pretrained import load_encoder, random_encoder, write_export
 from ajepa.shards.labels import read_labels
 from ajepa.training.worker import StopRequest, WorkerHooks
 
@@ -44,9 +46,7 @@ def encoder(audio, tmp_path_factory):
 
 @pytest.fixture
 def job(encoder, small_dataset, tmp_path):
-    return Job(
-        encoder=encoder, branch=None, data=small_dataset.path, output=str(tmp_path / "out"), config=CONFIG, fold=1
-    )
+    return Job(start=Pretrained(encoder), data=small_dataset.path, output=str(tmp_path / "out"), config=CONFIG, fold=1)
 
 
 class Interrupted(Exception):
@@ -77,7 +77,7 @@ def weights(job: Job, name=NAME) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(encoder, small_dataset, tmp_path_factory):
     job = Job(
-        encoder=encoder, branch=None, data=small_dataset.path, output=str(tmp_path_factory.mktemp("undisturbed")),
+        start=Pretrained(encoder), data=small_dataset.path, output=str(tmp_path_factory.mktemp("undisturbed")),
         config=CONFIG, fold=1,
     )  # fmt: skip
     return job, run(job)
@@ -135,7 +135,7 @@ def test_where_no_epoch_is_better_the_probe_itself_is_what_comes_out(job, small_
     assert result.epoch == 0 and reports[0]["epoch"] == 0 and reports[0]["validation_accuracy"] == result.validation
     labels = read_labels(small_dataset)
     (fit,) = plan_folds(small_dataset, config, fold=1)
-    features = encoder_features(load_encoder(job.encoder), small_dataset)[config.pooling]
+    features = encoder_features(load_encoder(job.start.path), small_dataset)[config.pooling]
     everything = labels.targets(np.arange(small_dataset.num_clips))
     final = fit.train if refit == "off" else np.sort(np.concatenate([fit.train, fit.validation]))
     head = probe_head(features, everything, False, fit.train, fit.validation, final)
@@ -249,6 +249,48 @@ def test_seeds_and_folds_are_all_done(job):
     run(job)
     names = {f"seed-{seed}-fold-{fold}" for seed in (0, 1) for fold in range(1, 6)}
     assert {p.name for p in Path(job.output).iterdir()} == names
+
+
+def test_from_scratch_each_seed_has_an_initialisation_of_its_own(job, small_dataset, monkeypatch):
+    """That of the seed, whatever ran before; and a model that loads as any other."""
+    from ajepa.finetuning import run as module
+
+    started = {}
+    train = module.train
+
+    def noted(phase, state, *rest):
+        started.setdefault(phase.part, state.core.audio.encoder.state_dict()["patch_embed.weight"].clone())
+        return train(phase, state, *rest)
+
+    monkeypatch.setattr(module, "train", noted)
+    config = dataclasses.replace(CONFIG, epochs=1)
+    job = dataclasses.replace(job, start=FromScratch(SHORT_MODEL), seeds=2, config=config, probe=True)
+    run(job)
+    for seed in (0, 1):
+        wanted = random_encoder(SHORT_MODEL, seed, small_dataset.front_end, small_dataset.statistics)
+        torch.testing.assert_close(
+            started[f"seed-{seed}-fold-1"], wanted.encoder.state_dict()["patch_embed.weight"], rtol=0, atol=0
+        )
+    probes = [read_result(job.output, f"seed-{seed}-fold-1").probe for seed in (0, 1)]
+    assert None not in probes  # another encoder, another probe
+    model, names = load_classifier(str(Path(job.output, "seed-1-fold-1/model")))
+    assert model.audio.about["objective"] == "supervised" and names == list(small_dataset.label_names)
+
+
+def test_drawn_parts_may_have_one_seed_for_all(small_dataset, build_dataset, tmp_path):
+    """Then every training is tested on the same clips."""
+    sounds = sorted(Path(small_dataset.path).parent.glob("*.wav"))
+    clips = [{"clip_id": s.stem, "uri": str(s), "labels": [i % 4]} for i, s in enumerate(sounds)]
+    drawn = build_dataset(
+        tmp_path / "shards", clips, shard_size=40, front_end=small_dataset.front_end,
+        label_names=small_dataset.label_names,
+    )  # fmt: skip
+
+    def tested(**more):
+        return [fit.test.tolist() for fit in plan_folds(drawn, CONFIG, 2, **more)]
+
+    assert tested()[:5] != tested()[5:]
+    assert tested(split_seed=0)[:5] == tested(split_seed=0)[5:] == tested()[:5]
 
 
 def test_a_fold_that_is_not_there_is_refused(job):

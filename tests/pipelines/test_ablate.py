@@ -107,5 +107,5 @@ def test_a_dry_run_computes_and_writes_nothing(small_dataset, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     args = ablate.AblateArgs(tables=("all",), data=small_dataset.path, output="out", dry_run=True)
     assert ablate.main(args) == {}
-    assert "66 trainings and 4 baselines, 3 seeds; 0 done already" in capsys.readouterr().out
+    assert "66 trainings and 7 baselines, 3 seeds; 0 done already" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,9 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from helpers.runs import tiny_config
 
+from ajepa.config import PRESETS as PRETRAINING
 from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
@@ -164,6 +166,46 @@ def test_other_labels_into_the_same_folder_are_refused(copied):
     about.write_text(about.read_text().replace('"bird",', ""))
     with pytest.raises(UserError, match="holds heads of 3 labels, the data have 4"):
         main(copied)
+
+
+def test_from_scratch_an_encoder_of_a_preset_is_trained(args, run, small_dataset, capsys, monkeypatch):
+    """It needs no pretraining, starts from the recipe of its own, and is recorded as what it is."""
+    monkeypatch.setitem(PRETRAINING, "nano", tiny_config())
+    scratch = dataclasses.replace(args, encoder=None, from_scratch="nano", mlflow_uri=run.mlflow_uri)
+    trained, probe = main(scratch)
+    assert (trained.model, probe.model) == ("supervised from scratch", "linear probe of random init")
+    (recorded,) = runs(run, args.output)
+    assert recorded.data.params["encoder"] == "nano from scratch" and "test_accuracy_supervised_from_scratch" in (
+        recorded.data.metrics
+    )
+    model = load_encoder(str(Path(args.output, FIT, "model")))
+    assert model.about["objective"] == "supervised" and model.about["dataset_hash"] == small_dataset.content_hash
+    capsys.readouterr()
+    assert [row.model for row in main(scratch)] == [trained.model, probe.model]
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="a fine-tuning with other settings"):
+        main(dataclasses.replace(args, mlflow_uri=run.mlflow_uri))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"encoder": None}, "name what is trained: --encoder ENCODER, or --from-scratch PRESET"),
+        ({"from_scratch": "nano"}, "name what is trained"),
+        ({"encoder": None, "from_scratch": "huge"}, "--from-scratch 'huge': choose from nano, "),
+        ({"encoder": None, "from_scratch": "nano", "branch": "target"}, "--branch is one of a pretraining's encoders"),
+        ({"encoder": None, "from_scratch": "nano", "output": None}, "--output is needed"),
+    ],
+)
+def test_what_is_trained_must_be_clear(args, changes, match):
+    with pytest.raises(UserError, match=match):
+        main(dataclasses.replace(args, **changes))
+    assert not Path(args.output).exists()
+
+
+def test_from_scratch_has_a_recipe_of_its_own():
+    assert parse_args(["--from-scratch", "nano", "--data", "d"]).config == PRESETS["from-scratch"]
+    assert parse_args(["--from-scratch", "nano", "--data", "d", "--preset", "write-up"]).config == PRESETS["write-up"]
 
 
 def test_the_preset_sets_the_defaults_and_options_change_them():
