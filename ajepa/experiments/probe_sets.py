@@ -49,7 +49,7 @@ def open_probes(paths: Sequence[str], data: ShardDataset) -> list[ProbeSet]:
     for path in paths:
         dataset = open_dataset(path)
         dataset.require_front_end(data.front_end)
-        datasets.setdefault(dataset.content_hash, (Path(storage.absolute(path)).name, dataset))
+        datasets.setdefault(dataset.clips_hash, (Path(storage.absolute(path)).name, dataset))
     names = [name for name, _ in datasets.values()]
     return [
         ProbeSet.of(dataset, name if names.count(name) == 1 else f"{name}-{key[:8]}")
@@ -66,7 +66,7 @@ def describe_scores(probe_set: ProbeSet, protocol: Evaluation, pooling: str, fou
         hits = found.scores[order].argmax(axis=1) == found.targets[order].argmax(axis=1)
         right = np.packbits(hits).tobytes().hex()
     return {
-        "data": {"name": probe_set.name, "hash": probe_set.dataset.content_hash, "clips": len(found.clips)},
+        "data": {"name": probe_set.name, "hash": probe_set.dataset.clips_hash, "clips": len(found.clips)},
         "splits": probe_set.splits.what,
         "protocol": protocol,
         "pooling": pooling,

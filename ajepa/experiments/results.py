@@ -14,7 +14,7 @@ import numpy as np
 from ajepa import storage
 from ajepa.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 named datasets by their content hashes
 
 
 @dataclass(frozen=True)

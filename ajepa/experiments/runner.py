@@ -49,7 +49,7 @@ def tables(
     made = {}
     for name, configs in plan.tables.items():
         for probe in probes:
-            probe_hash = probe.dataset.content_hash
+            probe_hash = probe.dataset.clips_hash
             lines = lines_of(name, configs, plan.base, results, dataset_hash, probe_hash, plan.seeds)
             if lines:
                 default = default_of(configs, plan.base)
@@ -98,7 +98,7 @@ class Work:
         own = joined([from_trials(r for r in found if r is not None), read_results(folder)])
         if own:
             write_results(own, folder)
-        made = tables(self.plan, joined([own, self.known]), self.data.content_hash, self.probes)
+        made = tables(self.plan, joined([own, self.known]), self.data.clips_hash, self.probes)
         write_tables(made, self.output)
         return made
 
@@ -128,7 +128,7 @@ def open_work(
     """
     dataset = open_dataset(data)
     fine_tuned = FINE_TUNED in evaluations
-    plan = make_plan(names, base, dataset.content_hash, seeds, values, equal_compute, fine_tuned)
+    plan = make_plan(names, base, dataset.clips_hash, seeds, values, equal_compute, fine_tuned)
     probes = open_probes(probe_data or [data], dataset)
     known = joined(require_results(folder) for folder in results)
     return Work(plan, dataset, probes, evaluations, output, known)

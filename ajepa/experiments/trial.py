@@ -170,7 +170,7 @@ def run_trial(
 def fine_tuned(result: dict[str, Any], trial: Trial, probe_set: ProbeSet, folder: str, device: torch.device) -> None:
     """Add the score of the trial's encoder trained on the set's labels; the models are not kept."""
     start = time.perf_counter()
-    models = storage.join(folder, f"fine-tuned-{probe_set.dataset.content_hash[:8]}")
+    models = storage.join(folder, f"fine-tuned-{probe_set.dataset.clips_hash[:8]}")
     origin = FromScratch(trial.config.model) if trial.kind == SUPERVISED else Pretrained(storage.join(folder, "run"))
     found = fine_tune(origin, trial.recipe, probe_set, models, device)
     score = describe_scores(probe_set, FINE_TUNED, trial.recipe.pooling, found) | {"recipe": as_json(trial.recipe)}
@@ -202,7 +202,7 @@ def read_result(folder: str) -> dict[str, Any] | None:
 
 
 def _all_scores_of(result: dict[str, Any], probe_set: ProbeSet, evaluation: Evaluation) -> list[dict[str, Any]]:
-    data = probe_set.dataset.content_hash
+    data = probe_set.dataset.clips_hash
     return [s for s in result["scores"] if s["data"]["hash"] == data and s["protocol"] == evaluation]
 
 

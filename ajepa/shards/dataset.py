@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,14 @@ class ShardDataset:
                     f"the encoder was trained with {field.name}={theirs}, the shards in {self.path!r} have {ours}: "
                     "preprocess them alike"
                 )
+
+    @cached_property
+    def clips_hash(self) -> str:
+        """Hash of front end, labels and every ok row's identity and length, the same wherever the shards were made.
+        The content hash is not: the last bits of log-mels depend on the kind of CPU."""
+        columns = ["clip_id", "num_frames", "labels", "split", "fold"]
+        total = sum(rows_hash(table, columns) for _, table in read_shards(self.path, OK, columns))
+        return combined_hash(about_rows(self.front_end, self.label_names), total)
 
     def read_columns(self, columns: list[str]) -> pa.Table:
         """Columns of all ok rows, in storage order."""
@@ -139,7 +148,7 @@ class DatasetSummary:
     """The summary of a dataset, from its ok rows shard by shard in any order; memory holds the clip ids."""
 
     def __init__(self, front_end: FrontEndConfig, label_names: list[str]) -> None:
-        self._about = json.dumps([dataclasses.asdict(front_end), label_names], sort_keys=True)
+        self._about = about_rows(front_end, label_names)
         self._n_mels = front_end.n_mels
         self._totals = RunningSums(front_end.n_mels)
         self._ids: list[pa.Array] = []
@@ -155,10 +164,7 @@ class DatasetSummary:
         sums = [pc.list_flatten(rows[name]).to_numpy().reshape(n, self._n_mels) for name in ("bin_sum", "bin_sumsq")]
         self._totals.add(rows["num_frames"].to_numpy(), *sums)
         self._ids += rows["clip_id"].chunks
-        hashed = ["clip_id", "digest", "labels", "split", "fold"]
-        for row in zip(*(rows[c].to_pylist() for c in hashed), strict=True):
-            digest = hashlib.blake2b(json.dumps(row).encode(), digest_size=32).digest()
-            self._rows_hash += int.from_bytes(digest, "little")
+        self._rows_hash += rows_hash(rows, ["clip_id", "digest", "labels", "split", "fold"])
 
     def clip_ids(self) -> pa.ChunkedArray:
         return pa.chunked_array(self._ids, pa.string())
@@ -169,8 +175,23 @@ class DatasetSummary:
     def content_hash(self) -> str:
         """Hash of front end, labels and every ok row's identity and content. Row hashes are added, so that neither
         the order of the rows nor their shards matter."""
-        rows = (self._rows_hash % (1 << 256)).to_bytes(32, "little")
-        return hashlib.blake2b(self._about.encode() + rows, digest_size=16).hexdigest()
+        return combined_hash(self._about, self._rows_hash)
+
+
+def about_rows(front_end: FrontEndConfig, label_names: Sequence[str]) -> str:
+    return json.dumps([dataclasses.asdict(front_end), list(label_names)], sort_keys=True)
+
+
+def rows_hash(rows: pa.Table, columns: Sequence[str]) -> int:
+    """Sum of a hash of each row."""
+    values = zip(*(rows[name].to_pylist() for name in columns), strict=True)
+    digests = (hashlib.blake2b(json.dumps(row).encode(), digest_size=32).digest() for row in values)
+    return sum(int.from_bytes(digest, "little") for digest in digests)
+
+
+def combined_hash(about: str, rows: int) -> str:
+    """Of sums of `rows_hash`."""
+    return hashlib.blake2b(about.encode() + (rows % (1 << 256)).to_bytes(32, "little"), digest_size=16).hexdigest()
 
 
 def finish_dataset(

@@ -126,7 +126,7 @@ def test_files_of_different_days_add_up(results, tmp_path):
     first = next((tmp_path / "one").iterdir())
     content = json.loads(first.read_text())
     first.write_text(json.dumps(content | {"format_version": 99}))
-    with pytest.raises(UserError, match="has results of format 99, this version reads 1"):
+    with pytest.raises(UserError, match="has results of format 99, this version reads 2"):
         read_results(str(tmp_path / "one"))
     first.write_text("{")
     with pytest.raises(UserError, match="holds no results"):

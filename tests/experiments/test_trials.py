@@ -21,6 +21,7 @@ from ajepa.experiments.probe_sets import ProbeSet, open_probes
 from ajepa.experiments.results import read_results
 from ajepa.experiments.trial import Trial, read_result, run_trial
 from ajepa.finetuning import run as finetuning
+from ajepa.shards.dataset import open_dataset
 from ajepa.training import loop
 
 CPU = torch.device("cpu")
@@ -72,7 +73,7 @@ def test_a_table_is_filled_resumed_and_widened(small_dataset, tmp_path, tiny_nan
 
 def test_a_trial_that_was_killed_goes_on(small_dataset, probe_set, tmp_path, monkeypatch):
     """In its training, between training and probes, and between two probes: the result is that of a whole one."""
-    wanted = Trial(PRETRAINED, tiny_config(), small_dataset.content_hash)
+    wanted = Trial(PRETRAINED, tiny_config(), small_dataset.clips_hash)
     whole = run_trial(wanted, small_dataset, [probe_set], ["knn", "linear"], str(tmp_path / "whole"), CPU)
     folder = str(tmp_path / "killed")
 
@@ -129,7 +130,7 @@ def test_baselines_are_those_of_the_probe(small_dataset, probe_set, tmp_path):
     config = tiny_config()
     of = {
         kind: run_trial(
-            Trial(kind, config, small_dataset.content_hash),
+            Trial(kind, config, small_dataset.clips_hash),
             small_dataset,
             [probe_set],
             ["knn"],
@@ -186,7 +187,7 @@ def test_fine_tuned_encoders_stand_beside_the_supervised_baseline(
 
 def test_a_fine_tuning_that_was_killed_goes_on(small_dataset, probe_set, tmp_path, short_recipes, monkeypatch):
     """In its third part: two are not trained again, and the result is that of a whole one."""
-    wanted = Trial("supervised", tiny_config(), small_dataset.content_hash)
+    wanted = Trial("supervised", tiny_config(), small_dataset.clips_hash)
 
     def go_on(name: str) -> dict:
         return run_trial(wanted, small_dataset, [probe_set], [], str(tmp_path / name), CPU)
@@ -255,13 +256,14 @@ def test_probe_sets_of_one_name_are_told_apart_and_the_same_clips_are_one(small_
     first, second = str(tmp_path / "a/shards"), str(tmp_path / "b/shards")
     assert [p.name for p in open_probes([first, second], small_dataset)] == ["shards"]
     about = tmp_path / "b/shards/dataset.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"content_hash": "f" * 32}))
+    about.write_text(about.read_text().replace("bird", "birds"))
+    other = open_dataset(second).clips_hash
     names = [p.name for p in open_probes([first, second], small_dataset)]
-    assert names == [f"shards-{small_dataset.content_hash[:8]}", "shards-ffffffff"]
+    assert names == [f"shards-{small_dataset.clips_hash[:8]}", f"shards-{other[:8]}"]
 
 
 def test_probes_made_later_leave_what_the_training_was_made_with(small_dataset, probe_set, tmp_path, monkeypatch):
-    wanted = Trial(PRETRAINED, tiny_config(), small_dataset.content_hash)
+    wanted = Trial(PRETRAINED, tiny_config(), small_dataset.clips_hash)
     first = run_trial(wanted, small_dataset, [probe_set], ["knn"], str(tmp_path), CPU)
     monkeypatch.setattr(trial, "describe_machine", lambda *_: {"commit": "later"})
     later = run_trial(wanted, small_dataset, [probe_set], ["knn", "linear"], str(tmp_path), CPU)
@@ -290,7 +292,7 @@ def test_the_command_imports_neither_ray_nor_mlflow(small_dataset, tmp_path):
 
 
 def test_a_result_says_how_it_was_made(small_dataset, probe_set, tmp_path):
-    wanted = Trial(PRETRAINED, tiny_config(), small_dataset.content_hash)
+    wanted = Trial(PRETRAINED, tiny_config(), small_dataset.clips_hash)
     run_trial(wanted, small_dataset, [probe_set], ["knn"], str(tmp_path), CPU)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["machine"].keys() == {"device", "threads", "precision", "torch", "ajepa", "commit"}
