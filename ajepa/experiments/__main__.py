@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from ajepa.choices import Evaluation, Protocol
+from ajepa.choices import Protocol
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
 
@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
 
     from ajepa import storage
     from ajepa.experiments import runner
-    from ajepa.experiments.finetuned import FINE_TUNED
     from ajepa.experiments.plan import measured_rate
     from ajepa.experiments.settings import with_steps
 
@@ -72,11 +71,11 @@ def run(args: argparse.Namespace) -> int:
     base = PRESETS[args.preset]
     if args.max_steps is not None:
         base = with_steps(base, args.max_steps)
-    evaluations: list[Evaluation] = [*args.protocol, *((FINE_TUNED,) if args.finetune else ())]
     work = runner.open_work(
         args.tables, base, args.data, storage.absolute(args.output), probe_data=args.probe_data,
-        evaluations=evaluations, seeds=range(args.first_seed, args.first_seed + args.seeds), values=args.values,
-        equal_compute=args.equal_compute, results=args.results,
+        protocols=args.protocol, finetune=args.finetune, values=args.values,
+        seeds=range(args.first_seed, args.first_seed + args.seeds), equal_compute=args.equal_compute,
+        results=args.results,
     )  # fmt: skip
     if args.dry_run:
         print(work.describe(measured_rate(base, device)))

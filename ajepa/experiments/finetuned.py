@@ -1,7 +1,7 @@
 """Fine-tuning as one more way to evaluate an encoder, and the supervised baseline: the same from a random start."""
 
 import json
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +17,6 @@ from ajepa.finetuning.run import Job, finetune, read_result, read_test_logits
 from ajepa.finetuning.start import FromScratch, Pretrained
 from ajepa.model.flops import encoder_pass
 from ajepa.training.worker import WorkerHooks
-
-FINE_TUNED: Final = "fine-tuned"
 
 
 def recipe_of(model: ModelConfig, from_scratch: bool) -> FinetuneConfig:

@@ -10,11 +10,12 @@ from ajepa.choices import Evaluation
 from ajepa.config import PRESETS, Config
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
-from ajepa.experiments.finetuned import FINE_TUNED, fine_tuning_flops
+from ajepa.experiments.finetuned import fine_tuning_flops
 from ajepa.experiments.probe_sets import ProbeSet
 from ajepa.experiments.settings import expand, published_text, settings_of, with_seed, with_steps
 from ajepa.experiments.trial import Trial
 from ajepa.finetuning.start import SUPERVISED
+from ajepa.finetuning.summary import FINETUNED
 from ajepa.objectives.registry import build_objective
 from ajepa.shards.dataset import ShardDataset
 from ajepa.training.flops import step_flops
@@ -43,14 +44,14 @@ def make_plan(
     seeds: Sequence[int],
     values: Sequence[str] = (),
     equal_compute: bool = False,
-    fine_tuned: bool = False,
+    finetune: bool = False,
 ) -> Plan:
     """
     Args:
         values: settings instead of a table's own list; of one table alone.
         equal_compute: steps of each setting are as many as cost what the base config's steps cost; else all have as
             many steps.
-        fine_tuned: encoders are fine-tuned, too: beside them stands the supervised baseline. So it does in the whole
+        finetune: encoders are fine-tuned, too: beside them stands the supervised baseline. So it does in the whole
             table of objectives.
 
     Raises:
@@ -67,7 +68,7 @@ def make_plan(
     if equal_compute:
         tables = {name: {v: _as_costly(c, base) for v, c in configs.items()} for name, configs in tables.items()}
     trials: dict[tuple[str, int], Trial] = {}
-    supervised = fine_tuned or ("objective" in found and not values)
+    supervised = finetune or ("objective" in found and not values)
     for seed in seeds:
         configs = [config for settings in tables.values() for config in settings.values()]
         wanted = [Trial(PRETRAINED, with_seed(config, seed), dataset_hash) for config in configs]
@@ -124,17 +125,17 @@ def describe(
     """The plan in words: settings with what was published of them, steps, hours here of trials that are left, GPU-hours
     and disk of all."""
     lines = []
+    baseline = [SUPERVISED] if any(trial.kind == SUPERVISED for trial in plan.trials) else []
     for name, configs in plan.tables.items():
         steps = sorted({total_steps(config.train, data.num_clips) for config in configs.values()})
         span = " to ".join(f"{s:,}" for s in dict.fromkeys((steps[0], steps[-1])))
         lines.append(f"{name}, {span} steps:")
-        baseline = [SUPERVISED] if any(trial.kind == SUPERVISED for trial in plan.trials) else []
         for setting in (*configs, *baseline):
             published = published_text(name, setting)
             lines.append(f"  {setting:18} published, %: {published}" if published else f"  {setting}")
     trials = trained(plan.trials)
     work = sum(flops_of(trial, data.num_clips) for trial in trained(left))
-    tuned = [trial for trial in left if FINE_TUNED in trial.evaluations(evaluations)]
+    tuned = [trial for trial in left if FINETUNED in trial.evaluations(evaluations)]
     tuning = sum(fine_tuning_flops(t.config.model, t.recipe, probe.splits) for t in tuned for probe in probes)
     disk = sum(checkpoint_bytes(trial.config) for trial in trials)
     full = PRESETS["base"]

@@ -39,7 +39,7 @@ class ProbeSet:
 
 
 def open_probes(paths: Sequence[str], data: ShardDataset) -> list[ProbeSet]:
-    """Probe sets of folders of shards, each under a name of its own: the folder's, with the content's hash behind it
+    """Probe sets of folders of shards, each under a name of its own: the folder's, with the clips' hash behind it
     where two folders have the same. The same clips in two places are one set.
 
     Raises:

@@ -98,14 +98,9 @@ def lines_of(
         differences = {}
         if key != default and default in results:
             for protocol in dict.fromkeys(protocol for protocol, _ in scores):
+                pooling = main_pooling(protocol, scores)
                 found_difference = difference(
-                    result,
-                    results[default],
-                    probe_hash,
-                    protocol,
-                    seeds,
-                    setting == MEL,
-                    main_pooling(protocol, scores),
+                    result, results[default], probe_hash, protocol, seeds, setting == MEL, pooling
                 )
                 if found_difference is not None:
                     differences[protocol] = found_difference

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 
 from ajepa import storage
-from ajepa.choices import Evaluation
+from ajepa.choices import Evaluation, Protocol
 from ajepa.config import Config
 from ajepa.evaluation.comparison import PRETRAINED
-from ajepa.experiments.finetuned import FINE_TUNED
 from ajepa.experiments.plan import Plan, describe, make_plan
 from ajepa.experiments.probe_sets import ProbeSet, open_probes
 from ajepa.experiments.report import Line, comma_separated, lines_of, markdown
 from ajepa.experiments.results import Result, from_trials, joined, read_results, require_results, write_results
 from ajepa.experiments.settings import TABLES, default_of
 from ajepa.experiments.trial import Trial, is_done, read_result, run_trial
+from ajepa.finetuning.summary import FINETUNED
 from ajepa.shards.dataset import ShardDataset, open_dataset
 
 RESULTS, TRIALS, TABLE_FOLDER = "results", "trials", "tables"
@@ -110,7 +110,8 @@ def open_work(
     output: str,
     *,
     probe_data: Sequence[str],
-    evaluations: Sequence[Evaluation],
+    protocols: Sequence[Protocol],
+    finetune: bool,
     seeds: Sequence[int],
     values: Sequence[str],
     equal_compute: bool,
@@ -121,16 +122,17 @@ def open_work(
     Args:
         data, output: as any process reads them.
         probe_data: labelled shards to probe on; by default `data`.
+        finetune: score encoders by fine-tuning, too.
         results: folders of results that are known.
 
     Raises:
         UserError: as `make_plan`, `open_probes` and `require_results`.
     """
     dataset = open_dataset(data)
-    fine_tuned = FINE_TUNED in evaluations
-    plan = make_plan(names, base, dataset.clips_hash, seeds, values, equal_compute, fine_tuned)
+    plan = make_plan(names, base, dataset.clips_hash, seeds, values, equal_compute, finetune)
     probes = open_probes(probe_data or [data], dataset)
     known = joined(require_results(folder) for folder in results)
+    evaluations: tuple[Evaluation, ...] = (*protocols, FINETUNED) if finetune else tuple(protocols)
     return Work(plan, dataset, probes, evaluations, output, known)
 
 

@@ -25,11 +25,12 @@ from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.evaluation.features import encoder_features, mel_statistics
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.probe import probe
-from ajepa.experiments.finetuned import FINE_TUNED, as_json, fine_tune, recipe_of
+from ajepa.experiments.finetuned import as_json, fine_tune, recipe_of
 from ajepa.experiments.machine import describe_machine
 from ajepa.experiments.probe_sets import ProbeSet, describe_scores
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.start import SUPERVISED, FromScratch, Pretrained
+from ajepa.finetuning.summary import FINETUNED
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder, random_encoder
 from ajepa.shards.dataset import ShardDataset
@@ -88,8 +89,8 @@ class Trial:
     def evaluations(self, wanted: Sequence[Evaluation]) -> list[Evaluation]:
         """Those of `wanted` that it can have. The supervised baseline has one, wanted or not."""
         if self.kind == SUPERVISED:
-            return [FINE_TUNED]
-        return [e for e in wanted if e != FINE_TUNED or self.kind == PRETRAINED]
+            return [FINETUNED]
+        return [e for e in wanted if e != FINETUNED or self.kind == PRETRAINED]
 
     @property
     def key(self) -> str:
@@ -149,7 +150,7 @@ def run_trial(
         result.setdefault("machine", describe_machine(trial.config, device))
     for probe_set in probes:
         missing = [e for e in trial.evaluations(evaluations) if not _scores_of(result, trial, probe_set, e)]
-        probed = [e for e in missing if e != FINE_TUNED]
+        probed = [e for e in missing if e != FINETUNED]
         features = pooled_features(encoder, probe_set.dataset) if probed else {}
         for protocol in probed:
             start = time.perf_counter()
@@ -162,7 +163,7 @@ def run_trial(
             result["scores"] += scores
             result["probe_seconds"] = result.get("probe_seconds", 0.0) + round(time.perf_counter() - start, 1)
             write_result(folder, result)
-        if FINE_TUNED in missing:
+        if FINETUNED in missing:
             fine_tuned(result, trial, probe_set, folder, device)
     return result
 
@@ -173,8 +174,8 @@ def fine_tuned(result: dict[str, Any], trial: Trial, probe_set: ProbeSet, folder
     models = storage.join(folder, f"fine-tuned-{probe_set.dataset.clips_hash[:8]}")
     origin = FromScratch(trial.config.model) if trial.kind == SUPERVISED else Pretrained(storage.join(folder, "run"))
     found = fine_tune(origin, trial.recipe, probe_set, models, device)
-    score = describe_scores(probe_set, FINE_TUNED, trial.recipe.pooling, found) | {"recipe": as_json(trial.recipe)}
-    old = _all_scores_of(result, probe_set, FINE_TUNED)  # of another recipe
+    score = describe_scores(probe_set, FINETUNED, trial.recipe.pooling, found) | {"recipe": as_json(trial.recipe)}
+    old = _all_scores_of(result, probe_set, FINETUNED)  # of another recipe
     result["scores"] = [s for s in result["scores"] if s not in old] + [score]
     seconds = round(time.perf_counter() - start, 1)
     result["fine_tuning_seconds"] = result.get("fine_tuning_seconds", 0.0) + seconds
@@ -210,7 +211,7 @@ def _scores_of(
     result: dict[str, Any], trial: Trial, probe_set: ProbeSet, evaluation: Evaluation
 ) -> list[dict[str, Any]]:
     """Those that count: of a fine-tuning, of the recipe of today."""
-    recipe = as_json(trial.recipe) if evaluation == FINE_TUNED else None
+    recipe = as_json(trial.recipe) if evaluation == FINETUNED else None
     return [s for s in _all_scores_of(result, probe_set, evaluation) if s.get("recipe") == recipe]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from ajepa.evaluation.tables import markdown_table
 from ajepa.finetuning.run import Result
 from ajepa.shards.labels import Labels
 
-FINETUNED, PROBE = "fine-tuned", "linear probe"
+FINETUNED: Final = "fine-tuned"
+PROBE = "linear probe"
 FROM_SCRATCH, RANDOM_PROBE = "supervised from scratch", "linear probe of random init"
 
 

@@ -18,7 +18,6 @@ from ajepa.config import PRESETS, Config
 from ajepa.config_json import upgraded
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import PRETRAINED
-from ajepa.experiments.finetuned import FINE_TUNED
 from ajepa.experiments.plan import measured_rate
 from ajepa.experiments.probe_sets import open_probes
 from ajepa.experiments.runner import TABLE_FOLDER, FilledTable, open_work, summary, trial_folder
@@ -47,7 +46,7 @@ class Job:
 
     data: str
     probes: tuple[str, ...]
-    evaluations: tuple[Evaluation, ...]
+    evaluations: Sequence[Evaluation]
     output: str
     preset: str
     num_workers: int
@@ -187,18 +186,18 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
     base = base_config(args)
     warn_relative_output(args.output)
     args = dataclasses.replace(args, data=storage.absolute(args.data), output=storage.absolute(args.output))
-    evaluations: tuple[Evaluation, ...] = (*args.protocol, *((FINE_TUNED,) if args.finetune else ()))
     work = open_work(
         args.tables, base, args.data, args.output, probe_data=[storage.absolute(path) for path in args.probe_data],
-        evaluations=evaluations, seeds=range(args.first_seed, args.first_seed + args.seeds), values=args.values,
-        equal_compute=args.equal_compute, results=args.results,
+        protocols=args.protocol, finetune=args.finetune, values=args.values,
+        seeds=range(args.first_seed, args.first_seed + args.seeds), equal_compute=args.equal_compute,
+        results=args.results,
     )  # fmt: skip
-    left = work.left()
     if args.dry_run:
         torch.set_num_threads(args.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         print(work.describe(measured_rate(base, device)))
         return {}
+    left = work.left()
     uri = mlflow_run.tracking_uri(args.mlflow_uri, args.output)
     settings = {
         "format_version": FORMAT_VERSION, "preset": args.preset, "config": json.loads(base.to_json()),
@@ -217,8 +216,8 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
             about = json.dumps(settings | {"mlflow_run": tracker.run_id})
             storage.write_text(storage.join(args.output, ABLATION_JSON), about)
             job = Job(
-                args.data, tuple(probe.dataset.path for probe in work.probes), evaluations, args.output, args.preset,
-                args.num_workers, args.threads, tracker.run_id,
+                args.data, tuple(probe.dataset.path for probe in work.probes), work.evaluations, args.output,
+                args.preset, args.num_workers, args.threads, tracker.run_id,
             )  # fmt: skip
             failed = run_with_tune(left, job, resources, limit, uri) if left else 0
             made = work.write()

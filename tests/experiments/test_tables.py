@@ -101,7 +101,7 @@ def test_the_supervised_baseline_stands_beside_fine_tuned_encoders_and_all_objec
     def kinds(names, **more):
         return {trial.kind for trial in make_plan(names, tiny_config(), "hash", [0], **more).trials}
 
-    assert "supervised" in kinds(["objective"]) & kinds(["loss"], fine_tuned=True)
+    assert "supervised" in kinds(["objective"]) & kinds(["loss"], finetune=True)
     assert "supervised" not in kinds(["loss"]) | kinds(["objective"], values=["jepa", "mae"])
 
 
