@@ -126,12 +126,13 @@ def open_work(
         results: folders of results that are known.
 
     Raises:
-        UserError: as `make_plan`, `open_probes` and `require_results`.
+        UserError: as `make_plan`, `open_probes` and `require_results`; results in the output that cannot be read.
     """
     dataset = open_dataset(data)
     plan = make_plan(names, base, dataset.clips_hash, seeds, values, equal_compute, finetune)
     probes = open_probes(probe_data or [data], dataset)
     known = joined(require_results(folder) for folder in results)
+    read_results(storage.join(output, RESULTS))  # refuses now what would end the command after its trials
     evaluations: tuple[Evaluation, ...] = (*protocols, FINETUNED) if finetune else tuple(protocols)
     return Work(plan, dataset, probes, evaluations, output, known)
 

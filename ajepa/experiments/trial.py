@@ -95,8 +95,7 @@ class Trial:
     @property
     def key(self) -> str:
         """Of the setting, the same for all seeds."""
-        text = json.dumps(self.identity, sort_keys=True).encode()
-        return hashlib.blake2b(text, digest_size=6).hexdigest()
+        return short_hash(self.identity)
 
     @property
     def name(self) -> str:
@@ -108,6 +107,11 @@ class Trial:
             else [self.kind.replace(" ", "-")]
         )
         return "-".join([*words, self.key])
+
+
+def short_hash(content: Any) -> str:
+    """Of what JSON can hold."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 Train = Callable[[Config, ShardDataset, str], None]
@@ -170,11 +174,12 @@ def run_trial(
 
 def fine_tuned(result: dict[str, Any], trial: Trial, probe_set: ProbeSet, folder: str, device: torch.device) -> None:
     """Add the score of the trial's encoder trained on the set's labels; the models are not kept."""
-    start = time.perf_counter()
-    models = storage.join(folder, f"fine-tuned-{probe_set.dataset.clips_hash[:8]}")
+    start, recipe = time.perf_counter(), as_json(trial.recipe)
+    # What was begun by another recipe is not gone on with.
+    models = storage.join(folder, f"fine-tuned-{short_hash([probe_set.dataset.clips_hash, recipe])}")
     origin = FromScratch(trial.config.model) if trial.kind == SUPERVISED else Pretrained(storage.join(folder, "run"))
     found = fine_tune(origin, trial.recipe, probe_set, models, device)
-    score = describe_scores(probe_set, FINETUNED, trial.recipe.pooling, found) | {"recipe": as_json(trial.recipe)}
+    score = describe_scores(probe_set, FINETUNED, trial.recipe.pooling, found) | {"recipe": recipe}
     old = _all_scores_of(result, probe_set, FINETUNED)  # of another recipe
     result["scores"] = [s for s in result["scores"] if s not in old] + [score]
     seconds = round(time.perf_counter() - start, 1)

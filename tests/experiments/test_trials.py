@@ -205,6 +205,34 @@ def test_a_fine_tuning_that_was_killed_goes_on(small_dataset, probe_set, tmp_pat
     assert whole["scores"][0]["folds"] != [0.0] * 5 and len(whole["scores"][0]["folds"]) == 5
 
 
+def test_a_fine_tuning_begun_by_another_recipe_is_not_gone_on_with(
+    small_dataset, probe_set, tmp_path, short_recipes, monkeypatch
+):
+    wanted = Trial(PRETRAINED, tiny_config(), small_dataset.clips_hash)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "train", failing_after(5, finetuning.train))
+        with pytest.raises(KeyboardInterrupt):
+            run_trial(wanted, small_dataset, [probe_set], ["fine-tuned"], str(tmp_path), CPU)
+    other = dataclasses.replace(finetuned.RECIPES["small-data"], encoder_lr=1e-4)
+    monkeypatch.setitem(finetuned.RECIPES, "small-data", other)
+    trained = []
+    train = finetuning.train
+    monkeypatch.setattr(finetuning, "train", lambda phase, *rest: (trained.append(phase.part), train(phase, *rest))[1])
+    run_trial(wanted, small_dataset, [probe_set], ["fine-tuned"], str(tmp_path), CPU)
+    assert trained[0] == "seed-0-fold-1" and len(trained) == 10
+
+
+def test_results_in_the_output_that_cannot_be_read_are_refused_before_any_trial(
+    small_dataset, tmp_path, tiny_nano, monkeypatch, capsys
+):
+    monkeypatch.setattr(trial, "train", lambda *_: pytest.fail("trained"))
+    (tmp_path / "out/results").mkdir(parents=True)
+    (tmp_path / "out/results/a.json").write_text('{"format_version": 1}')
+    assert command.main(arguments(small_dataset, tmp_path, "--seeds", "1")) == 2
+    assert "has results of format 1, this version reads 2" in capsys.readouterr().err
+    assert not (tmp_path / "out/trials").exists()
+
+
 def test_a_dry_run_shows_trials_and_cost_and_writes_nothing(small_dataset, tmp_path, tiny_nano, capsys):
     assert command.main(["all", *arguments(small_dataset, tmp_path, "--dry-run")[1:]]) == 0
     shown = capsys.readouterr().out
