@@ -13,8 +13,9 @@ import soxr
 
 from ajepa import storage
 from ajepa.audio import av_decode
-from ajepa.audio.containers import ONLY_AV, Container, Patched, inspect
+from ajepa.audio.containers import ONLY_AV, Container, inspect
 from ajepa.audio.errors import AudioError, check_header, mix
+from ajepa.audio.streams import Patched, size_of
 
 SOUNDFILE_EXTENSIONS = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"}
@@ -25,6 +26,7 @@ AUDIO_EXTENSIONS = SOUNDFILE_EXTENSIONS | AV_EXTENSIONS
 T = TypeVar("T")
 
 BLOCK_FRAMES = 1 << 16  # frames decoded at a time, so that channels are mixed in small pieces
+TOLERANCE_S = 0.2  # an MP3 encoder's delay and padding, and a frame that is cut off
 MAX_AMPLITUDE = 1e12  # beyond any integer scaling; its mel power would overflow float32
 SOUNDFILE_ERRORS = (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError, RuntimeError, ValueError, TypeError)
 
@@ -58,8 +60,8 @@ def decode(uri: str, sample_rate: int, start_s: float = 0.0, duration_s: float |
         return _by_the_right_one(
             uri,
             stream,
-            lambda found, source: _decode_soundfile(source, start_s, duration_s),
-            lambda found: av_decode.decode(stream, found, start_s, duration_s),
+            lambda found, source: _decode_soundfile(source, start_s, duration_s, found.seconds),
+            lambda found, source: av_decode.decode(source, found, start_s, duration_s),
         )
 
     waveform, rate = _with_stream(uri, read)
@@ -103,7 +105,7 @@ def duration(uri: str) -> float:
             uri,
             stream,
             lambda found, source: _duration_soundfile(source) if found.seconds is None else found.seconds,
-            lambda found: av_decode.duration(stream, found),
+            lambda found, source: av_decode.duration(source, found),
         )
 
     return _with_stream(uri, read)
@@ -114,7 +116,7 @@ MOST_KNOWN = 1000
 
 
 def _inspected(uri: str, stream: Any) -> Container:
-    key = uri, stream.seek(0, io.SEEK_END)
+    key = uri, size_of(stream)
     if key not in _known:
         if len(_known) >= MOST_KNOWN:
             _known.clear()
@@ -123,12 +125,12 @@ def _inspected(uri: str, stream: Any) -> Container:
     return _known[key]
 
 
-class NotOpenedError(AudioError):
-    """libsndfile does not know what this is."""
+class UnreadError(AudioError):
+    """libsndfile does not know what this is, or does not read all of it."""
 
 
 def _by_the_right_one(
-    uri: str, stream: Any, by_soundfile: Callable[[Container, Any], T], by_av: Callable[[Container], T]
+    uri: str, stream: Any, by_soundfile: Callable[[Container, Any], T], by_av: Callable[[Container, Any], T]
 ) -> T:
     """Let libsndfile read the stream, or PyAV what libsndfile does not read to its end. The content decides, not the
     name.
@@ -137,19 +139,22 @@ def _by_the_right_one(
         AudioError: neither can, or PyAV is needed and not installed.
     """
     found = _inspected(uri, stream)
+    if found.refused:
+        raise AudioError(f"decode: {found.refused}")
+    source = Patched(stream, found.start, found.patches) if found.start or found.patches else stream
     if found.name in ONLY_AV or found.doubt:
         if not has_av():
             why = f" and {found.doubt}" if found.doubt else ""
             raise AudioError(f"decode: this is {found.name}{why}: PyAV reads it, pip install 'ajepa[av]'")
-        return by_av(found)
+        return by_av(found, source)
     try:
-        return by_soundfile(found, Patched(stream, found.patches) if found.patches else stream)
-    except NotOpenedError as error:
+        return by_soundfile(found, source)
+    except UnreadError as error:
         if not has_av():
             raise
-        stream.seek(0)
+        source.seek(0)
         try:
-            return by_av(found)
+            return by_av(found, source)
         except AudioError:
             raise error from None
 
@@ -193,7 +198,14 @@ def _duration_soundfile(stream: Any) -> float:
         return sound.frames / sound.samplerate
 
 
-def _decode_soundfile(stream: Any, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
+def _decode_soundfile(
+    stream: Any, start_s: float, duration_s: float | None, seconds: float | None
+) -> tuple[np.ndarray, int]:
+    """The mono waveform and its rate; `seconds` is the length of the whole file, where it was counted.
+
+    Raises:
+        UnreadError: fewer samples come than the file has there.
+    """
     with _opened(stream) as sound:
         rate = sound.samplerate
         if start_s:
@@ -208,7 +220,11 @@ def _decode_soundfile(stream: Any, start_s: float, duration_s: float | None) -> 
                 break
             blocks.append(mix(block))
             left = None if left is None else left - len(block)
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
+    waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    due = min(seconds - start_s, np.inf if duration_s is None else duration_s) if seconds is not None else 0.0
+    if len(waveform) / rate < due - TOLERANCE_S:
+        raise UnreadError(f"decode: {len(waveform) / rate:.2f} s were read where the file has {due:.2f} s")
+    return waveform, rate
 
 
 @contextlib.contextmanager
@@ -216,7 +232,7 @@ def _opened(stream: Any) -> Iterator[soundfile.SoundFile]:
     try:
         sound = soundfile.SoundFile(_file_of(stream), closefd=False)
     except SOUNDFILE_ERRORS as error:
-        raise NotOpenedError(f"decode: {_reason(error)}") from error
+        raise UnreadError(f"decode: {_reason(error)}") from error
     try:
         with sound:
             check_header(sound.samplerate, sound.channels)

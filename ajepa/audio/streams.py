@@ -1,0 +1,49 @@
+"""Byte streams as decoders need them: full reads, sizes, and a view of a part whose header is corrected."""
+
+import io
+from typing import Any
+
+
+def read_up_to(stream: Any, count: int) -> bytes:
+    """So many bytes, or all there are: a raw stream may give fewer at a time."""
+    parts = []
+    while count > 0 and (part := stream.read(count)):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def size_of(stream: Any) -> int:
+    return int(stream.seek(0, io.SEEK_END))
+
+
+class Patched(io.RawIOBase):
+    """A stream from an offset on, with some bytes of its header replaced; the offsets of those count from there."""
+
+    def __init__(self, stream: Any, start: int, patches: tuple[tuple[int, bytes], ...]) -> None:
+        self._stream, self._start, self._patches = stream, start, patches
+        stream.seek(start)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_SET:
+            offset += self._start
+        return int(self._stream.seek(offset, whence)) - self._start
+
+    def tell(self) -> int:
+        return int(self._stream.tell()) - self._start
+
+    def readinto(self, buffer: Any) -> int:
+        start = self.tell()
+        data = bytearray(self._stream.read(len(buffer)))
+        for offset, patch in self._patches:
+            for i, byte in enumerate(patch, offset - start):
+                if 0 <= i < len(data):
+                    data[i] = byte
+        buffer[: len(data)] = data
+        return len(data)

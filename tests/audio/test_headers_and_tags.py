@@ -1,0 +1,170 @@
+"""Tags around a sound, recordings put together, and headers that count too little: the sound is read to its end, or
+refused with what is missing."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from ajepa.audio.containers import inspect
+from ajepa.audio.decode import decode, duration
+from ajepa.audio.errors import AudioError
+
+RATE = 22_050
+
+
+def encoded(seconds, fmt, **options):
+    rng = np.random.default_rng(0)
+    time = np.arange(int(seconds * RATE)) / RATE
+    sound = 0.3 * np.sin(2 * np.pi * 440 * time) + 0.01 * rng.standard_normal(len(time))
+    file = io.BytesIO()
+    soundfile.write(file, sound, RATE, format=fmt, **options)
+    return file.getvalue()
+
+
+def mp3(seconds, xing=True):
+    """With one bit rate; the Xing header is a frame of its own at the beginning."""
+    data = encoded(seconds, "MP3", bitrate_mode="CONSTANT")
+    return data if xing else data[data.find(b"\xff\xf3", 4) :]
+
+
+def id3(count, footer=False):
+    size = bytes(count >> shift & 0x7F for shift in (21, 14, 7, 0))
+    head = bytes([4, 0, 0x10 if footer else 0]) + size
+    return b"ID3" + head + bytes(count) + (b"3DI" + head if footer else b"")
+
+
+def chunk(name, data):
+    return name + struct.pack("<I", len(data)) + data
+
+
+def wav(before=b"", data_size=None, after=b"", riff_size=None):
+    data = encoded(3, "WAV", subtype="PCM_16")[44:]
+    parts = before + chunk(b"data", data)
+    if data_size is not None:
+        parts = before + b"data" + struct.pack("<I", data_size) + data
+    form = b"WAVE" + chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16)) + parts + after
+    return b"RIFF" + struct.pack("<I", len(form) if riff_size is None else riff_size) + form
+
+
+def rf64(data_size):
+    file = bytearray(encoded(3, "RF64", subtype="PCM_16"))
+    sizes = file.find(b"ds64") + 8
+    file[sizes : sizes + 16] = struct.pack("<QQ", 0, data_size)
+    return bytes(file)
+
+
+ID3V1 = b"TAG" + bytes(125)
+APE = b"APETAGEX" + struct.pack("<4I", 2000, 32, 0, 1 << 29 | 1 << 31) + bytes(2008)
+ONE_SECOND = 2 * RATE
+TAGGED = {
+    "two tags.mp3": lambda: id3(300) + id3(5000) + mp3(3),
+    "two tags, no Xing.mp3": lambda: id3(300) + id3(5000) + mp3(3, xing=False),
+    "a footer.mp3": lambda: id3(300, footer=True) + mp3(3, xing=False),
+    "padding after the tag.mp3": lambda: id3(300) + bytes(1000) + mp3(3, xing=False),
+    "a large tag.mp3": lambda: id3(100_000) + mp3(3, xing=False),
+    "tags at the end.mp3": lambda: mp3(3, xing=False) + APE + ID3V1,
+    "bytes at the end.mp3": lambda: mp3(3, xing=False) + b"junk" * 300,
+    "tag.flac": lambda: id3(300) + encoded(3, "FLAC"),
+    "a footer.flac": lambda: id3(300, footer=True) + encoded(3, "FLAC"),
+    "two tags.flac": lambda: id3(300) + id3(5000) + encoded(3, "FLAC"),
+    "tag.wav": lambda: id3(300) + wav(),
+    "tag.ogg": lambda: id3(300) + encoded(3, "OGG"),
+    "tag.aiff": lambda: id3(300) + encoded(3, "AIFF"),
+}  # fmt: skip
+COUNTED = {
+    "stale sizes.wav": lambda: wav(data_size=ONE_SECOND, riff_size=ONE_SECOND + 36),
+    "size 0.wav": lambda: wav(data_size=0, riff_size=0),
+    "size 0 after a long chunk.wav": lambda: wav(chunk(b"JUNK", bytes(9000)), data_size=0, riff_size=0),
+    "size 0 in an extensible chunk list.wav": lambda: wav(chunk(b"LIST", bytes(31) + b"\0"), data_size=0, riff_size=0),
+    "unknown.wav": lambda: wav(data_size=0xFFFF_FFFF, riff_size=0xFFFF_FFFF),
+    "chunks after.wav": lambda: wav(after=chunk(b"LIST", bytes(20)) + chunk(b"id3 ", bytes(40))),
+    "an unknown chunk after.wav": lambda: wav(after=chunk(b"abcd", bytes(20))),
+    "a cut chunk after.wav": lambda: wav(after=chunk(b"bext", bytes(602))[:100]),
+    "zeros after.wav": lambda: wav(after=bytes(512)),
+    "a tag after.wav": lambda: wav(after=id3(50)),
+    "size 0.rf64": lambda: rf64(0),
+    "stale size.rf64": lambda: rf64(ONE_SECOND),
+}
+JOINED = {
+    "joined.mp3": lambda: mp3(2) + mp3(3),
+    "joined, no Xing.mp3": lambda: mp3(2, xing=False) + mp3(3, xing=False),
+    "ID3v1 between.mp3": lambda: mp3(2) + ID3V1 + mp3(3) + ID3V1,
+    "ID3v2 between.mp3": lambda: mp3(2) + id3(5000) + mp3(3),
+    "APE between.mp3": lambda: mp3(2) + APE + mp3(3),
+    "zeros between.mp3": lambda: mp3(2) + bytes(100_000) + mp3(3),
+    "ID3v1 between, no Xing.mp3": lambda: mp3(2, xing=False) + ID3V1 + mp3(3, xing=False),
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(data):
+        path = tmp_path / "sound"
+        path.write_bytes(data)
+        return str(path)
+
+    return written
+
+
+def read(path):
+    """Seconds of the whole file, its header's or counted, and of a piece near its end."""
+    return decode(path, RATE).seconds, duration(path), decode(path, RATE, 2.5, 0.4).seconds
+
+
+@pytest.mark.parametrize("name", TAGGED)
+def test_tags_are_no_part_of_the_sound(write, name):
+    whole, stated, piece = read(write(TAGGED[name]()))
+    assert whole == pytest.approx(stated, abs=1e-6) == pytest.approx(3, abs=0.07)
+    assert piece == pytest.approx(0.4, abs=0.001)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_header_that_counts_too_little_is_not_believed(write, name):
+    whole, stated, piece = read(write(COUNTED[name]()))
+    assert whole == stated == pytest.approx(3, abs=0.001)
+    assert piece == pytest.approx(0.4, abs=0.001)
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_recordings_put_together_are_read_to_the_end_of_the_last(write, name):
+    pytest.importorskip("av")
+    path = write(JOINED[name]())
+    assert decode(path, RATE).seconds == pytest.approx(5, abs=0.15)
+    assert duration(path) == pytest.approx(decode(path, RATE).seconds, abs=1e-6)
+    assert decode(path, RATE, 4.5, 0.4).seconds == pytest.approx(0.4, abs=0.001)
+
+
+def test_joined_wav_files_are_refused_with_the_reason(write):
+    path = write(wav() + wav())
+    for look in (duration, lambda path: decode(path, RATE)):
+        with pytest.raises(AudioError, match=r"another recording follows 132,300 bytes of sound"):
+            look(path)
+
+
+def test_the_length_of_a_cut_mp3_is_counted(write):
+    """Its Xing header speaks of the whole."""
+    data = mp3(4)
+    path = write(data[: len(data) // 2])
+    assert duration(path) == pytest.approx(decode(path, RATE).seconds, abs=0.06) == pytest.approx(2, abs=0.1)
+
+
+def test_an_empty_wav_with_chunks_after_it_has_no_samples(write):
+    form = b"WAVE" + chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16)) + chunk(b"data", b"")
+    path = write(b"RIFF" + struct.pack("<I", len(form) + 28) + form + chunk(b"LIST", bytes(20)))
+    with pytest.raises(AudioError, match="no samples"):
+        decode(path, RATE)
+
+
+def test_more_than_4_gib_after_a_size_of_0_is_left_to_pyav(tmp_path):
+    """libsndfile believes the largest number that the header can hold; FFmpeg reads on."""
+    path = tmp_path / "long.wav"
+    with path.open("wb") as file:
+        file.write(wav(data_size=0, riff_size=0))
+        file.truncate((4 << 30) + 2 * ONE_SECOND)  # sparse: silence that takes no space
+    with path.open("rb") as file:
+        found = inspect(file)
+    assert found.doubt == "it is longer than its header can say"
+    assert found.patches == ((4, b"\xff" * 4), (40, b"\xff" * 4))
