@@ -15,6 +15,7 @@ from typing import get_args
 from ajepa.choices import Protocol
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
+from ajepa.openmp import sleep_while_waiting
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code: 2 for a user's mistake, 1 where a trial failed."""
     args = parser().parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
+    sleep_while_waiting()
     try:
         return run(args)
     except UserError as error:

@@ -10,6 +10,8 @@ from helpers.faults import PATH, PATIENCE, ROOT
 from helpers.imported import among
 from helpers.training_state import save_run
 
+from ajepa.experiments.__main__ import main as experiments_main
+
 COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "embed", "ablate", "export", "demo"]
 SLOW = ["torch", "ray", "mlflow", "pandas", "matplotlib", "numpy", "pyarrow", "scipy", "sklearn", "tqdm", "psutil"]
 
@@ -87,3 +89,15 @@ def test_workers_import_what_they_use(tmp_path, small_dataset):
             "sympy",
         ]
         assert among(modules, unused) == [], name
+
+
+def test_threads_that_wait_sleep_in_the_command_without_ray_too(monkeypatch, tmp_path, capsys):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    with pytest.raises(SystemExit):
+        experiments_main(["predictor", "--no-such-option"])
+    assert experiments_main(["predictor", "--data", str(tmp_path), "--output", "s3://bucket/x", "--threads", "2"]) == 2
+    assert [os.environ.get(name) for name in names] == ["PASSIVE", "1000", "0", "2"]
+    assert "--output is a local folder" in capsys.readouterr().err
