@@ -16,7 +16,7 @@ class FoldPlan:
     """One model: the clips it learns from, the ones its epochs are chosen on, and the ones it is tested on, once.
     Rows are ascending."""
 
-    name: str  # of its folder and its figures
+    name: str  # of its folder and of its metrics
     seed: int
     fold: int | None
     train: np.ndarray
@@ -38,7 +38,7 @@ def plan_folds(
     fold: int | None = None,
     split_seed: int | None = None,
 ) -> list[FoldPlan]:
-    """All fits, seed by seed and fold by fold.
+    """All models to train, seed by seed and fold by fold.
 
     The linear probe chooses its penalty on the validation part and then learns from training and validation clips
     together. A fine-tuning that stopped at the training part would be judged on fewer clips than the probe beside it
@@ -52,18 +52,18 @@ def plan_folds(
         UserError: a fold that is not there, or parts that cannot be made.
     """
     labels = read_labels(dataset)
-    fits = []
+    plans = []
     for seed in range(config.seed, config.seed + seeds):
         splits = make_splits(dataset, labels, seed if split_seed is None else split_seed, unlabelled=config.unlabelled)
         for part in splits.parts:
             name = f"seed-{seed}" + (f"-fold-{part.fold}" if part.fold is not None else "")
             refit = part.refit if config.refit == "auto" else config.refit == "on"
             drawn = splits.drawn and split_seed is None
-            fits.append(FoldPlan(name, seed, part.fold, part.train, part.validation, part.test, refit, drawn))
+            plans.append(FoldPlan(name, seed, part.fold, part.train, part.validation, part.test, refit, drawn))
     if fold is None:
-        return fits
-    folds = sorted({fit.fold for fit in fits if fit.fold is not None})
+        return plans
+    folds = sorted({plan.fold for plan in plans if plan.fold is not None})
     if fold not in folds:
         what = f"it has the folds {', '.join(map(str, folds))}" if folds else "it has splits, not folds"
         raise UserError(f"--fold {fold}: {what}")
-    return [fit for fit in fits if fit.fold == fold]
+    return [plan for plan in plans if plan.fold == fold]

@@ -40,9 +40,9 @@ def best_of(curve: Sequence[Score]) -> Score:
 
 
 def train(
-    stage: TrainingPhase, state: FinetuneState, reader: ShardReader, labels: Labels, worker: WorkerHooks
+    phase: TrainingPhase, state: FinetuneState, reader: ShardReader, labels: Labels, worker: WorkerHooks
 ) -> list[Score]:
-    """Train a state to the stage's end; returns its validation curve. A stage that is over costs nothing.
+    """Train a state to the phase's end; returns its validation curve. A finished phase returns at once.
 
     Raises:
         UserError: checkpoints and none is intact, or the workers see different ones; a damaged shard; too little GPU
@@ -51,19 +51,19 @@ def train(
         Stopped, Preempted: `worker.stop` asked for it; the checkpoint is written.
     """
     config = state.config
-    steps = state.schedule.steps(stage.epochs)
-    curve = resume(stage.folder, state)
-    writer = CheckpointWriter(stage.folder, config.keep_checkpoints, lambda: snapshot(state, curve), later_wins=True)
+    steps = state.schedule.steps(phase.epochs)
+    curve = resume(phase.folder, state)
+    writer = CheckpointWriter(phase.folder, config.keep_checkpoints, lambda: snapshot(state, curve), later_wins=True)
     stopwatch = Stopwatch()
     batches = reader.batches(state.step, steps)
     pin = worker.device.type == "cuda"
     ahead = (prepare(config, labels, batch, pin) for batch in batches)
     losses: list[torch.Tensor] = []
-    if not curve and config.head_init == "probe" and len(stage.validation):  # the probe itself may be the best
-        curve.append(Score(0, 0, evaluate(state, reader, labels, stage.validation, worker)))
+    if not curve and config.head_init == "probe" and len(phase.validation):  # the probe itself may be the best
+        curve.append(Score(0, 0, evaluate(state, reader, labels, phase.validation, worker)))
         if worker.rank == 0:
             writer.save(curve[0].score)
-        worker.report({"part": stage.part, "step": 0, "total_steps": steps, "epoch": 0, _named(labels): curve[0].score})
+        worker.report({"part": phase.part, "step": 0, "total_steps": steps, "epoch": 0, _named(labels): curve[0].score})
     try:
         with explained_failures(state, reader, config.batch_size, config.micro_batch):
             for inputs in on_device(stopwatch.waiting(ahead), worker.device):
@@ -72,11 +72,11 @@ def train(
                 losses.append(result.loss)
                 due, epoch = due_after(state, steps)
                 report: dict[str, Any] = {}
-                reached: float | None = None
+                score: float | None = None
                 if due.report:
                     resolve_metrics(state)
                     report = {
-                        "part": stage.part,
+                        "part": phase.part,
                         "step": state.step,
                         "total_steps": steps,
                         "share": len(inputs.log_mel) / config.batch_size,
@@ -90,11 +90,11 @@ def train(
                     losses = []
                 if epoch is not None:
                     report["epoch"] = epoch
-                    if len(stage.validation):
-                        reached = evaluate(state, reader, labels, stage.validation, worker)
-                        curve.append(Score(epoch, state.step, reached))
-                        report[_named(labels)] = reached
-                save_and_report(state, due, report, reached, writer, worker)
+                    if len(phase.validation):
+                        score = evaluate(state, reader, labels, phase.validation, worker)
+                        curve.append(Score(epoch, state.step, score))
+                        report[_named(labels)] = score
+                save_and_report(state, due, report, score, writer, worker)
                 if due.report:
                     stopwatch.restart()
                 if not due.last and must_stop(state, writer, steps):

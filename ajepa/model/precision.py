@@ -4,6 +4,7 @@ import torch
 
 from ajepa.config import TrainConfig
 
+CPU_BF16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch.cpu's checks for its instructions
 CPU_PATCHES = 4096  # computed at a time: 8 clips of `base`, 64 crops of `nano`
 
 
@@ -11,7 +12,9 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 natively; emulated on a CPU it would be slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    # Private: a torch that has renamed them trains in float32. The tests name what is gone.
+    checks = (getattr(torch.cpu, name, None) for name in CPU_BF16)
+    return any(check is not None and check() for check in checks)
 
 
 def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ajepa import storage
 from ajepa.errors import UserError
-from ajepa.shards.dataset import find_incomplete
+from ajepa.shards.files import find_incomplete
 from ajepa.shards.schema import OK
 from pipelines.cli.progress import Progress
 from pipelines.rayjobs.cluster import start_ray
@@ -51,8 +51,8 @@ def unfinished(
 
 
 def run_blocks(what: str, todo: Sequence[int], clips: int, function: Any, **options: Any) -> dict[str, Any]:
-    """Map `function` (see `block_tasks.make_blocks`) over block numbers, with live progress; figures of this part of
-    the job.
+    """Map `function` (see `data_tasks.make_blocks`) over block numbers, with live progress; counts and seconds of
+    this part of the job.
 
     Args:
         clips: how many the blocks hold.
@@ -61,7 +61,7 @@ def run_blocks(what: str, todo: Sequence[int], clips: int, function: Any, **opti
     Raises:
         UserError: what stopped the job; finished blocks stay.
     """
-    figures: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     start = time.perf_counter()
     if todo:
         import ray.data
@@ -82,10 +82,10 @@ def run_blocks(what: str, todo: Sequence[int], clips: int, function: Any, **opti
                         "again"
                     )
                 errors = Counter(json.loads(row["errors"]))
-                figures.update(ok=row["ok"], cut=row["cut"], failed=errors.total())
+                counts.update(ok=row["ok"], cut=row["cut"], failed=errors.total())
                 progress.update(row["ok"] + errors.total(), errors.total())
     return {
         "seconds": time.perf_counter() - start,
-        "clips": figures["ok"] + figures["failed"],
-        "cut": figures["cut"],
+        "clips": counts["ok"] + counts["failed"],
+        "cut": counts["cut"],
     }

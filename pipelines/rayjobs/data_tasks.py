@@ -17,10 +17,10 @@ from pipelines.rayjobs.plan import read_block
 
 
 def make_blocks(batch: dict[str, np.ndarray], output: str, make: Callable[[int], ShardResult]) -> dict[str, Any]:
-    """The map function: block numbers in, a row of figures each out. The block itself goes straight to storage.
+    """The map function: block numbers in, a row of counts each out. The block itself goes straight to storage.
 
     What stops the whole job (a full disk, a store that is away) comes back as a row too: as an exception it would
-    reach the driver as pages of Ray's.
+    reach the driver as a long traceback of Ray's.
     """
     rows = []
     for index in batch["item"].tolist():

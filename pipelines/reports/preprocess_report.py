@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from ajepa import storage
 from ajepa.audio.statistics import STD_FLOOR
 from ajepa.evaluation.tables import escape, markdown_table, plain
-from ajepa.shards.dataset import ShardDataset, read_shards
+from ajepa.shards.dataset import ShardDataset
+from ajepa.shards.files import read_shards
 from ajepa.shards.schema import BAD, OK, decode_log_mels
 from pipelines.reports.plots import BLUE, ORANGE, save
 
@@ -53,7 +54,7 @@ def write_report(dataset: ShardDataset, folder: Path, remarks: Sequence[str] = (
     draw_log_mels(dataset, rows["labels"], folder / "log_mels.png")
     parts = [
         "# Preprocess report",
-        markdown_table(("figure", "value"), _overview(dataset, rows, missing)),
+        markdown_table(("quantity", "value"), _overview(dataset, rows, missing)),
         "## Failures",
     ]
     kinds = failure_kinds(dataset)
@@ -107,7 +108,7 @@ def _overview(dataset: ShardDataset, rows: pa.Table, missing: int) -> list[tuple
     labelled = pc.sum(pc.greater(pc.list_value_length(rows["labels"]), 0)).as_py() or 0
     limit = int(np.count_nonzero(_at_limit(dataset, rows["duration_s"].to_numpy())))
     constant = int(np.count_nonzero(dataset.statistics.std < CONSTANT))
-    figures = [
+    rows_shown = [
         ("clips ok", f"{dataset.num_clips}"),
         ("clips bad", f"{dataset.num_failed}"),
         ("share failed", f"{dataset.num_failed / clips:.2%}"),
@@ -121,10 +122,10 @@ def _overview(dataset: ShardDataset, rows: pa.Table, missing: int) -> list[tuple
     for name, none in (("split", ""), ("fold", -1)):
         counts = sorted((c["values"], c["counts"]) for c in pc.value_counts(rows[name]).to_pylist())
         if any(value != none for value, _ in counts):
-            told = [f"{'none' if value == none else value}: {count}" for value, count in counts]
-            figures.append((f"{name}s", ", ".join(told[:KINDS]) + (", ..." if len(told) > KINDS else "")))
+            shown = [f"{'none' if value == none else value}: {count}" for value, count in counts]
+            rows_shown.append((f"{name}s", ", ".join(shown[:KINDS]) + (", ..." if len(shown) > KINDS else "")))
     return [
-        *figures,
+        *rows_shown,
         ("constant mel bins", f"{constant} of {config.n_mels}"),
         (
             "front end",
