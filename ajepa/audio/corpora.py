@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from ajepa import storage
 from ajepa.audio.decode import AUDIO_EXTENSIONS
+from ajepa.audio.listing import list_names
 from ajepa.audio.manifest import Manifest, make_table
 from ajepa.errors import UserError
 
@@ -16,8 +17,8 @@ def esc50(path: str) -> Manifest:
     """ESC-50's own layout: meta/*.csv with filename, fold, target, category, and audio/. Also ESC-10."""
     storage.require_folder(path, "the ESC-50 folder")
     path = storage.absolute(path)
-    files = [name for name, _ in storage.list_files(path)]
-    tables = [n for n in files if n.startswith("meta/") and n.endswith(".csv") and "/." not in n]
+    files, macos = list_names(path)
+    tables = [n for n in files if n.startswith("meta/") and n.endswith(".csv")]
     if len(tables) != 1:
         raise UserError(f"{path!r} is not an ESC-50 copy: expected one meta/*.csv, found {len(tables)}")
     try:
@@ -34,7 +35,8 @@ def esc50(path: str) -> Manifest:
         raise UserError(f"cannot read {tables[0]!r} of {path!r}: {error}") from error
     files_named = [r["filename"] for r in rows]
     uris = [storage.join(path, "audio", name) for name in files_named]
-    return Manifest(make_table(files_named, uris, [[r["category"]] for r in rows], names, fold=folds), names)
+    table = make_table(files_named, uris, [[r["category"]] for r in rows], names, fold=folds)
+    return Manifest(table, names, tuple(macos))
 
 
 def speech_commands(path: str) -> Manifest:
@@ -42,7 +44,7 @@ def speech_commands(path: str) -> Manifest:
     left out."""
     storage.require_folder(path, "the Speech Commands folder")
     path = storage.absolute(path)
-    files = [name for name, _ in storage.list_files(path)]
+    files, macos = list_names(path)
     split: dict[str, str] = {}
     for name, list_file in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
         if list_file not in files:
@@ -59,8 +61,8 @@ def speech_commands(path: str) -> Manifest:
         split=[split.get(clip, "train") for clip in clips],
     )
     noise = sum(f.startswith("_background_noise_/") and f.endswith(".wav") for f in files)
-    remarks = (f"{noise} recordings of background noise left out",) if noise else ()
-    return Manifest(table, words, remarks, missing=tuple(sorted(set(split) - set(clips))))
+    remarks = [f"{noise} recordings of background noise left out"] if noise else []
+    return Manifest(table, words, (*remarks, *macos), missing=tuple(sorted(set(split) - set(clips))))
 
 
 SEGMENT_ROW = re.compile(r"""^\s*"?([\w-]{11})"?\s*,\s*([\d.]+)\s*,\s*([\d.]+)\s*,(.*)$""")
@@ -77,7 +79,7 @@ def audioset(path: str, whole_videos: bool = False) -> Manifest:
     """
     storage.require_folder(path, "the AudioSet folder")
     path = storage.absolute(path)
-    files = [name for name, _ in storage.list_files(path)]
+    files, macos = list_names(path)
     tables = [f for f in files if f.endswith(".csv") and "segments" in PurePosixPath(f).name]
     if not tables:
         raise UserError(f"{path!r} is no copy of AudioSet: it has no *segments*.csv")
@@ -119,7 +121,7 @@ def audioset(path: str, whole_videos: bool = False) -> Manifest:
         start=columns["start"] if whole_videos else None,
     )  # fmt: skip
     remarks = [f"{unreadable} lines of the segment lists could not be read"] if unreadable else []
-    return Manifest(clips, names, tuple(remarks), tuple(sorted(missing)))
+    return Manifest(clips, names, (*remarks, *macos), tuple(sorted(missing)))
 
 
 def _audioset_labels(path: str, files: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from ajepa import storage
 from ajepa.audio import corpora
 from ajepa.audio.decode import AUDIO_EXTENSIONS, AV_EXTENSIONS, has_av
+from ajepa.audio.listing import list_names
 from ajepa.audio.manifest import Manifest, make_table, sorted_names
 from ajepa.audio.tables import read_table
 from ajepa.choices import SourceName
@@ -65,9 +66,8 @@ def require_decoders(uris: Iterable[str]) -> None:
 def _folder(path: str, labels_from_folders: bool) -> Manifest:
     storage.require_folder(path, "the input folder")
     path = storage.absolute(path)
-    files = [name for name, _ in storage.list_files(path)]
-    junk = [name for name in files if _is_junk(name)]
-    audio = [n for n in files if PurePosixPath(n).suffix.lower() in AUDIO_EXTENSIONS and not _is_junk(n)]
+    files, macos = list_names(path)
+    audio = [name for name in files if PurePosixPath(name).suffix.lower() in AUDIO_EXTENSIONS]
     unnameable = [name for name in audio if not _is_text(name)]
     audio = [name for name in audio if _is_text(name)]
     if not audio:
@@ -78,10 +78,9 @@ def _folder(path: str, labels_from_folders: bool) -> Manifest:
         raise UserError(f"--labels-from-folders: {audio[labels.index([''])]!r} lies in no subfolder of {path!r}")
     names = sorted_names({name for row in labels for name in row})
     table = make_table(audio, [storage.join(path, name) for name in audio], labels, names)
-    other = len(files) - len(audio) - len(unnameable) - len(junk)
+    other = len(files) - len(audio) - len(unnameable)
     remarks = [f"{other} files without an audio extension left out"] if other else []
-    if junk:
-        remarks.append(f"{len(junk)} files of macOS beside the clips left out (__MACOSX, ._*): {junk[0]}")
+    remarks += macos
     if unnameable:
         remarks.append(f"{len(unnameable)} audio files whose names are not UTF-8 left out: {unnameable[0]!r}")
     return Manifest(table, names, tuple(remarks))
@@ -94,12 +93,6 @@ SOURCES: dict[SourceName, Callable[[str, SourceOptions], Manifest]] = {
     "speech_commands": lambda path, options: corpora.speech_commands(path),
     "audioset": lambda path, options: corpora.audioset(path, options.whole_videos),
 }
-
-
-def _is_junk(name: str) -> bool:
-    """Whether macOS put it beside the real files: resource forks of archives and of foreign disks."""
-    path = PurePosixPath(name)
-    return "__MACOSX" in path.parts or path.name.startswith("._")
 
 
 def _is_text(name: str) -> bool:

@@ -49,7 +49,7 @@ def estimate(manifest: Manifest, config: FrontEndConfig) -> Estimate:
     torch.set_num_threads(1)
     with torch.inference_mode():
         start = time.perf_counter()
-        for clip in tqdm(manifest.clips.take(chosen).to_pylist(), unit="clip", desc="sample"):
+        for clip in tqdm(manifest.clips.take(chosen).to_pylist(), unit="clip", desc="sample", disable=None):
             try:
                 row, _ = make_row(clip, front_end)
             except AudioError as error:

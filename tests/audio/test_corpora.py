@@ -133,6 +133,24 @@ def test_speech_commands_uses_its_own_lists_and_leaves_noise_out(commands):
     assert manifest.missing == ("no/lost_nohash_0.wav",)
 
 
+@pytest.mark.parametrize("corpus", ["commands", "audioset"])
+def test_resource_forks_of_macos_are_no_part_of_a_corpus(corpus, request):
+    folder = request.getfixturevalue(corpus)
+    source = {"commands": "speech_commands"}.get(corpus, corpus)
+    before = load_manifest(source, str(folder))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+        copy = folder / "__MACOSX" / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"\0\5\x16\7")
+    after = load_manifest(source, str(folder))
+    assert after.clips.equals(before.clips) and after.label_names == before.label_names
+    assert after.missing == before.missing
+    (remark,) = set(after.remarks) - set(before.remarks)
+    assert remark.startswith(f"{2 * len(files)} files of macOS beside the clips left out")
+
+
 def test_a_folder_without_the_lists_is_no_speech_commands(commands):
     (commands / "testing_list.txt").unlink()
     with pytest.raises(UserError, match=r"no testing_list\.txt"):
