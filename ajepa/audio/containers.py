@@ -5,18 +5,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ajepa.audio import mpeg, riff
+from ajepa.audio import chunks, mpeg
 from ajepa.audio.streams import read_up_to, size_of
 
 HEAD = 4096  # bytes that tell containers apart
 
 MP4, MATROSKA, ASF, ADTS = "MP4 (M4A)", "Matroska (WebM)", "ASF (WMA)", "AAC (ADTS)"
-OGG, OGG_FLAC, FLAC, MP3, WAV, RF64, AU = "Ogg", "FLAC in Ogg", "FLAC", "MP3", "WAV", "RF64", "AU"
+OGG, OGG_FLAC, FLAC, MP3, WAV, RF64, AIFF, AU = "Ogg", "FLAC in Ogg", "FLAC", "MP3", "WAV", "RF64", "AIFF", "AU"
 ONLY_AV = frozenset({MP4, MATROSKA, ASF, ADTS, OGG_FLAC})  # libsndfile reads none of them
 FORMATS = {  # FFmpeg's names; it is never left to guess what may open other files, as playlists do
     MP4: "mov", MATROSKA: "matroska", ASF: "asf", ADTS: "aac", OGG: "ogg", OGG_FLAC: "ogg", FLAC: "flac", MP3: "mp3",
-    WAV: "wav", RF64: "wav", AU: "au",
+    WAV: "wav", RF64: "wav", AIFF: "aiff", AU: "au",
 }  # fmt: skip
+
+
+FORM_TYPES = {WAV: (b"WAVE",), RF64: (b"WAVE",), AIFF: (b"AIFF", b"AIFC")}  # bytes 8 to 11 of files of chunks
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ def inspect(stream: Any) -> Container:
     name = _name(head)
     if name == FLAC:
         found = _flac(head)
-    elif name in (WAV, RF64):
-        wrong = riff.inspect(stream, start, size)
+    elif name in FORM_TYPES:
+        wrong = chunks.inspect(stream, start, size)
         found = Container(name, wrong.doubt, patches=wrong.patches, refused=wrong.refused)
     elif name == AU:
         found = _au(head, size - start)
@@ -65,9 +68,10 @@ def _name(head: bytes) -> str:
         return OGG_FLAC if b"\x7fFLAC" in head[27:300] else OGG
     starts = {
         b"\x1aE\xdf\xa3": MATROSKA, b"0&\xb2u": ASF, b"fLaC": FLAC, b".snd": AU, b"RIFF": WAV, b"RF64": RF64,
+        b"FORM": AIFF,
     }  # fmt: skip
     for start, name in starts.items():
-        if head.startswith(start) and (name not in (WAV, RF64) or head[8:12] == b"WAVE"):
+        if head.startswith(start) and head[8:12] in FORM_TYPES.get(name, (head[8:12],)):
             return name
     if len(head) > 6 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # layer 0
         return ADTS
@@ -100,7 +104,7 @@ def _au(head: bytes, size: int) -> Container:
     if len(head) < 12:
         return Container(AU)
     start, length = struct.unpack_from(">II", head, 4)
-    unknown = not length and size > start
+    unknown = length < size - start  # nothing follows the sound
     return Container(AU, patches=((8, b"\xff" * 4),) if unknown else ())
 
 

@@ -56,6 +56,22 @@ def rf64(data_size):
     return bytes(file)
 
 
+def aiff(sound_size):
+    """COMM, which counts frames, is as stale as SSND, which counts bytes."""
+    file = bytearray(encoded(3, "AIFF", subtype="PCM_16"))
+    sound, common = file.find(b"SSND"), file.find(b"COMM")
+    file[sound + 4 : sound + 8] = struct.pack(">I", sound_size + 8 if sound_size else 0)
+    file[common + 10 : common + 14] = struct.pack(">I", sound_size // 2)
+    file[4:8] = struct.pack(">I", sound + 8 + sound_size)
+    return bytes(file)
+
+
+def au(sound_size):
+    file = bytearray(encoded(3, "AU", subtype="PCM_16"))
+    file[8:12] = struct.pack(">I", sound_size)
+    return bytes(file)
+
+
 ID3V1 = b"TAG" + bytes(125)
 APE = b"APETAGEX" + struct.pack("<4I", 2000, 32, 0, 1 << 29 | 1 << 31) + bytes(2008)
 ONE_SECOND = 2 * RATE
@@ -87,6 +103,11 @@ COUNTED = {
     "a tag after.wav": lambda: wav(after=id3(50)),
     "size 0.rf64": lambda: rf64(0),
     "stale size.rf64": lambda: rf64(ONE_SECOND),
+    "size 0.aiff": lambda: aiff(0),
+    "stale sizes.aiff": lambda: aiff(ONE_SECOND),
+    "chunks after.aiff": lambda: encoded(3, "AIFF", subtype="PCM_16") + b"ANNO" + struct.pack(">I", 20) + bytes(20),
+    "size 0.au": lambda: au(0),
+    "stale size.au": lambda: au(ONE_SECOND),
 }
 JOINED = {
     "joined.mp3": lambda: mp3(2) + mp3(3),

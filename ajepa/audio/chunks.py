@@ -1,4 +1,4 @@
-"""WAV and RF64 files (EBU Tech 3306): where their sound really ends."""
+"""Files of chunks, WAV, RF64 (EBU Tech 3306) and AIFF: where their sound really ends."""
 
 import struct
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ PADDING = 1 << 16  # zero bytes after the sound that are taken for padding
 AFTER = frozenset((
     b"LIST", b"id3 ", b"ID3 ", b"bext", b"cue ", b"smpl", b"PEAK", b"fact", b"iXML", b"JUNK", b"junk", b"PAD ", b"FLLR",
     b"inst", b"acid", b"DISP", b"cart", b"_PMX", b"axml", b"afsp", b"LGWV", b"plst", b"note", b"labl", b"adtl",
+    b"COMM", b"MARK", b"INST", b"APPL", b"NAME", b"AUTH", b"ANNO", b"COMT", b"(c) ", b"AESD", b"MIDI", b"CHAN",
 ))  # fmt: skip
 TAGS = (b"ID3", b"TAG", b"APETAGEX")
 
 
 @dataclass(frozen=True)
-class Riff:
+class Header:
     """What is wrong with a header."""
 
     patches: tuple[tuple[int, bytes], ...] = ()  # corrections: offset from the start of the recording, bytes
@@ -25,50 +26,49 @@ class Riff:
     refused: str = ""  # the file holds more than one recording
 
 
-def inspect(stream: Any, start: int, size: int) -> Riff:
+def inspect(stream: Any, start: int, size: int) -> Header:
     """What the header of the file from `start` to `size` should say, where it counts fewer bytes of sound than follow:
     programs write it first, and not again when they are stopped or write to a pipe."""
     at, sizes = start + 12, 0
-    wide = _at(stream, start, 4) == b"RF64"
+    kind = _at(stream, start, 4)
+    order = ">" if kind == b"FORM" else "<"
     while at + 8 <= size:
-        name, length = struct.unpack("<4sI", _at(stream, at, 8))
-        if name == b"ds64":
+        name, length = struct.unpack(f"{order}4sI", _at(stream, at, 8))
+        if name == b"ds64" and kind == b"RF64":
             sizes = at + 8
-        if name == b"data":
-            return _data(stream, start, at, sizes if wide else 0, length, size)
+        if name in (b"data", b"SSND"):
+            return _sound(stream, start, at, sizes, length, size, order)
         at += 8 + length + length % 2
-    return Riff()
+    return Header()
 
 
-def _data(stream: Any, start: int, at: int, sizes: int, length: int, size: int) -> Riff:
+def _sound(stream: Any, start: int, at: int, sizes: int, length: int, size: int, order: str) -> Header:
     """Compare the length of the chunk at `at` with what follows it; `sizes` is where RF64 keeps its own, or 0."""
     begin = at + 8
     if sizes:
         length = struct.unpack("<Q", _at(stream, sizes + 8, 8))[0]
     end = begin + length
     if end + 8 > size:
-        return Riff()
+        return Header()
     follows = _at(stream, end, PADDING)
     for another in (follows, follows[1:]):
-        if another[:4] in (b"RIFF", b"RF64") and another[8:12] == b"WAVE":
-            return Riff(
-                refused=f"WAV: another recording follows {length:,} bytes of sound: make each a file of its own"
-            )
+        if another[:4] in (b"RIFF", b"RF64", b"FORM") and another[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
+            return Header(refused=f"another recording follows {length:,} bytes of sound: make each a file of its own")
     padding = length and end + len(follows) == size and not follows.strip(b"\0")
-    if padding or follows.startswith(TAGS) or any(_only_chunks(stream, at, size) for at in (end, end + 1)):
-        return Riff()
+    if padding or follows.startswith(TAGS) or any(_only_chunks(stream, at, size, order) for at in (end, end + 1)):
+        return Header()
     if sizes:
-        return Riff(((sizes - start, struct.pack("<QQ", size - start - 8, size - begin)),))
+        return Header(((sizes - start, struct.pack("<QQ", size - start - 8, size - begin)),))
     stated = (4, size - start - 8), (at + 4 - start, size - begin)
-    patches = tuple((offset, struct.pack("<I", min(count, UNKNOWN))) for offset, count in stated)
+    patches = tuple((offset, struct.pack(f"{order}I", min(count, UNKNOWN))) for offset, count in stated)
     # FFmpeg takes the largest number for "to the end of the file", libsndfile for a number.
-    return Riff(patches, "it is longer than its header can say" if size - begin > UNKNOWN else "")
+    return Header(patches, "it is longer than its header can say" if size - begin > UNKNOWN else "")
 
 
-def _only_chunks(stream: Any, at: int, size: int) -> bool:
+def _only_chunks(stream: Any, at: int, size: int, order: str) -> bool:
     """Whether the rest of the file is one chunk after another, of which the last may be cut off."""
     while at + 8 <= size:
-        name, length = struct.unpack("<4sI", _at(stream, at, 8))
+        name, length = struct.unpack(f"{order}4sI", _at(stream, at, 8))
         if not all(32 <= byte < 127 for byte in name):
             return False
         at += 8 + length + length % 2
