@@ -8,7 +8,7 @@ from helpers.training_state import MODEL, TOTAL, make_batch, make_inputs, make_s
 from ajepa.audio.normalise import Normaliser
 from ajepa.audio.statistics import Statistics
 from ajepa.config import Config, TrainConfig
-from ajepa.objectives.registry import build_objective
+from ajepa.objectives.registry import OBJECTIVES, build_objective
 from ajepa.training.async_metrics import NonFiniteLoss
 from ajepa.training.inputs import mask_batch, prepare
 from ajepa.training.step import train_step
@@ -36,7 +36,10 @@ def test_two_runs_from_one_seed_are_bit_identical():
     assert_bit_identical(2, clips=8)
 
 
-@pytest.mark.parametrize("train", [{}, {"precision": "bf16"}, {"masks_per_clip": 2}], ids=str)
+@pytest.mark.parametrize(
+    "train", [{"precision": "bf16"}, {"masks_per_clip": 2}, *({"objective": name} for name in OBJECTIVES)], ids=str
+)
+@pytest.mark.slow
 def test_runs_of_two_threads_are_bit_identical(two_threads, train):
     """Enough clips that both threads have work in every operation, and runs enough for their order to vary."""
     assert_bit_identical(4, clips=64, **train)
