@@ -24,6 +24,7 @@ from ajepa import storage
 from ajepa.audio.statistics import Statistics
 from ajepa.config import Config, FrontEndConfig
 from ajepa.config_json import from_dict
+from ajepa.documents import read_document, refusing_damage, require_types
 from ajepa.errors import UserError
 
 FORMAT_VERSION = 2
@@ -115,7 +116,7 @@ def read_info(folder: str) -> CheckpointInfo:
             reader=manifest["reader"],
             report=manifest.get("report", {}),
         )
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise DamagedError(f"{where!r} is damaged ({error!r}); use an earlier checkpoint") from error
 
 
@@ -218,9 +219,19 @@ def note_best(run: str, step: int, score: float, later_wins: bool = False) -> No
 
 
 def read_best(run: str) -> dict[str, Any] | None:
-    """{"step", "score"} of the best checkpoint, or None where no score was ever measured."""
+    """{"step", "score"} of the best checkpoint, or None where no score was ever measured.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     where = storage.join(run, BEST)
-    return json.loads(storage.read_text(where)) if storage.path_type(where) == "file" else None
+    if storage.path_type(where) != "file":
+        return None
+    advice = "delete it, then run the same command again; the next score counts as the best"
+    best = read_document(where, advice)
+    with refusing_damage(where, advice):
+        require_types(best, step=int, score=(int, float))
+    return best
 
 
 def prune_checkpoints(run: str, keep: int, step: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from ajepa.choices import Protocol
+from ajepa.choices import Protocol, Unlabelled
 from pipelines.cli.arguments import parse
 from pipelines.cli.command import announce, run_command
 
@@ -27,6 +27,10 @@ class AblateArgs:
     """Labelled shard folders to probe on; by default --data."""
     protocol: tuple[Protocol, ...] = ("linear", "knn")
     """How frozen features are probed."""
+    unlabelled: Unlabelled = "auto"
+    """What clips to probe on are that have no label: negative counts them as clips of no class, where clips may have
+    several labels; drop leaves them out; refuse is an error. auto: negative where clips may have several labels, else
+    refuse."""
     finetune: bool = False
     """Fine-tune each encoder as well, and train one from scratch beside them; takes longer than pretraining."""
     values: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from typing import Any
 
@@ -16,16 +17,23 @@ from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest, sorted_names
 from ajepa.errors import UserError
 
 TEXTS = ("clip_id", "uri", "labels", "split")  # never numbers or nulls, whatever they look like
-# Names that people give to what the contract calls otherwise.
 TIMES = ("start_s", "duration_s")
-LIKELY = {
-    **dict.fromkeys(("label", "class", "classes", "category", "categories", "tag", "tags", "target"), ("labels",)),
-    **dict.fromkeys(("start", "begin", "onset", "start_time", "start_seconds", "offset"), ("start_s",)),
-    **dict.fromkeys(("end", "stop", "end_s", "end_time", "end_seconds"), TIMES),
-    **dict.fromkeys(("duration", "length", "seconds", "duration_seconds"), ("duration_s",)),
+# What the words of a column's name mean in the contract, once its unit and its general words are taken away.
+MEANINGS = {
+    **dict.fromkeys(("label", "class", "classes", "category", "categories", "tag", "tags", "target", "targets",
+                     "species", "ebird"), ("labels",)),
+    **dict.fromkeys(("start", "starts", "begin", "onset", "offset"), ("start_s",)),
+    **dict.fromkeys(("end", "ends", "stop"), TIMES),
+    **dict.fromkeys(("duration", "length", "seconds", "delta"), ("duration_s",)),
     **dict.fromkeys(("subset", "partition", "set", "splits"), ("split",)),
-    **dict.fromkeys(("folds", "fold_id"), ("fold",)),
-}
+    **dict.fromkeys(("folds",), ("fold",)),
+}  # fmt: skip
+GENERAL = frozenset(("time", "times", "name", "names", "id", "ids", "code", "codes", "primary", "clip"))
+SECONDS = frozenset(("s", "sec", "secs", "second", "seconds"))
+OTHER_UNITS = frozenset((
+    "ms", "msec", "millis", "millisecond", "milliseconds", "us", "min", "minutes", "frame", "frames", "sample",
+    "samples",
+))  # fmt: skip
 
 
 def read_table(path: str) -> Manifest:
@@ -99,6 +107,23 @@ def _plain(name: str) -> str:
     return name.strip().removeprefix("\ufeff").casefold()
 
 
+def _meaning(name: str) -> tuple[tuple[str, ...], str]:
+    """What a name means in the contract, as "Begin Time (s)" does start_s, and its unit if that is not seconds."""
+    words = re.findall(r"[^\W_]+", _plain(name))
+    if "_".join(words) in MANIFEST_SCHEMA.names:
+        return ("_".join(words),), ""
+    unit = ""
+    if len(words) > 1 and words[-1] in SECONDS | OTHER_UNITS:
+        last = words.pop()
+        unit = last if last in OTHER_UNITS else ""
+    telling = [word for word in words if word not in GENERAL]
+    if len(telling) != 1:
+        return (), ""
+    (word,) = telling
+    meant = (word,) if word in MANIFEST_SCHEMA.names else MEANINGS.get(word, ())
+    return meant, unit if set(meant) & set(TIMES) else ""
+
+
 def _known_columns(table: pa.Table, path: str) -> tuple[pa.Table, dict[str, str]]:
     """The table with the names of the contract, and which of its own they replace.
 
@@ -113,11 +138,13 @@ def _known_columns(table: pa.Table, path: str) -> tuple[pa.Table, dict[str, str]
     if "uri" not in new:
         raise UserError(f"the manifest {path!r} has no column `uri` (it has: {', '.join(names)})")
     for name in new:
-        meant = LIKELY.get(_plain(name), ())
-        if meant and not set(meant) & set(new):
+        meant, unit = ((), "") if name in MANIFEST_SCHEMA.names else _meaning(name)
+        if not set(meant) <= set(new):  # beside what it means it is a spare column, and named as left out
+            hint = "start_s + duration_s is the end" if meant == TIMES else ""
+            hint += f"{', ' * bool(hint)}seconds, not {unit}" if unit else ""
             raise UserError(
                 f"the manifest {path!r} has a column {name!r}, which is not read: call it {' and '.join(meant)}"
-                + (" (start_s + duration_s is the end)" if "duration_s" in meant and len(meant) > 1 else "")
+                + f" ({hint})" * bool(hint)
             )
     return table.rename_columns(new), {old: now for old, now in zip(names, new, strict=True) if old != now}
 

@@ -2,6 +2,7 @@
 are drawn. What cannot be evaluated is refused before anything is computed."""
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from ajepa.shards.labels import Labels
 TRAIN = ("train", "training", "balanced_train", "unbalanced_train", "dev")
 VALIDATION = ("valid", "validation", "val", "dev")
 TEST = ("test", "testing", "eval", "evaluation")
+SIMILAR = 0.78  # of difflib, from which a name is taken for a misspelt one: "trian", "validaton"
 DRAWN_FOLDS = 5
 VALIDATION_SHARE = 0.1  # of the training clips, drawn where there is no validation split
 NAMED = 3  # classes or clips that a message names
@@ -168,6 +170,7 @@ def _by_split(
     rows = {role: np.flatnonzero(np.isin(split, part)) for role, part in
             (("train", train), ("validation", validation), ("test", test))}  # fmt: skip
     rest = sorted(set(names) - set(train) - set(validation) - set(test))
+    _check_spelling(dataset, split, rest)
     what = f"split {_listed(train)} to train, {_listed(test)} to test"
     if validation:
         part = Split(rows["train"], rows["validation"], rows["test"], refit=False)
@@ -180,6 +183,23 @@ def _by_split(
     if left:
         what += f"; {left} clips of {_listed(rest) if rest else 'no split'} left out"
     return Splits((part,), what, drawn=not validation)
+
+
+def _check_spelling(dataset: ShardDataset, split: np.ndarray, unused: Sequence[str]) -> None:
+    """Refuse a split that is used for nothing and has nearly the name of one that would be. Numbers tell names apart on
+    purpose.
+
+    Raises:
+        UserError: there is one.
+    """
+    known = sorted({*TRAIN, *VALIDATION, *TEST})
+    for name in unused:
+        near = difflib.get_close_matches(name, known, 1, SIMILAR)
+        if near and name not in known and not any(letter.isdigit() for letter in name):
+            raise UserError(
+                f"{dataset.path!r} has {int((split == name).sum())} clips of the split {name!r}, which is not known: "
+                f"if {near[0]!r} is meant, correct it in the manifest"
+            )
 
 
 def _by_fold(dataset: ShardDataset, labels: Labels, fold: np.ndarray) -> Splits:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from ajepa.choices import Protocol
+from ajepa.choices import Protocol, Unlabelled
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
 from ajepa.openmp import sleep_while_waiting
@@ -26,6 +26,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--probe-data", nargs="+", default=[], help="labelled shards to probe on; by default --data")
     made.add_argument("--protocol", nargs="+", choices=get_args(Protocol), default=["linear", "knn"])
     made.add_argument("--finetune", action="store_true", help="fine-tune each encoder as well: hours")
+    made.add_argument(
+        "--unlabelled", choices=get_args(Unlabelled), default="auto",
+        help="clips to probe on without a label: of no class (negative), left out (drop) or an error (refuse); auto: "
+        "negative where clips may have several labels, else refuse",
+    )  # fmt: skip
     made.add_argument("--values", nargs="+", default=[], help="settings of the table, by default its own list")
     made.add_argument("--seeds", type=int, default=3, help="pretraining seeds of each setting")
     made.add_argument("--first-seed", type=int, default=0)
@@ -40,14 +45,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit code: 2 for a user's mistake, 1 where a trial failed."""
+    """Returns the exit code: 2 for a user's mistake or what a disk refuses, 1 where a trial failed."""
     args = parser().parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
     sleep_while_waiting()
     try:
         return run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and os.environ.get("AJEPA_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
@@ -77,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         args.tables, base, args.data, storage.absolute(args.output), probe_data=args.probe_data,
         protocols=args.protocol, finetune=args.finetune, values=args.values,
         seeds=range(args.first_seed, args.first_seed + args.seeds), equal_compute=args.equal_compute,
-        results=args.results,
+        results=args.results, unlabelled=args.unlabelled,
     )  # fmt: skip
     if args.dry_run:
         print(work.describe(measured_rate(base, device)))
@@ -97,10 +104,14 @@ def held(folder: Path) -> Iterator[None]:
     """The folder for this process alone, where the system has such locks; a process that dies leaves none.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process has it, or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to --output {str(folder)!r}: {error.strerror or error}") from error
+    with lock as file:
         try:
             import fcntl
         except ImportError:  # Windows

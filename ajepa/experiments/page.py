@@ -166,8 +166,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     try:
         return run(Path(args.list), args.check, args.add)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

@@ -7,14 +7,17 @@ a seed that several files hold is taken from the first.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
 from ajepa import storage
+from ajepa.documents import read_document, refusing_damage, require_types
 from ajepa.errors import UserError
 
 FORMAT_VERSION = 2  # 1 named datasets by their content hashes
+ADVICE = "restore or delete it"  # about a damaged file
 
 
 @dataclass(frozen=True)
@@ -67,21 +70,21 @@ def read_results(folder: str) -> dict[str, Result]:
 
     Raises:
         UserError: a file that is damaged or of another version.
+        OSError: one that cannot be read.
     """
     found = []
     for name in sorted(name for name in storage.contents(folder) if name.endswith(".json") and "/" not in name):
         path = storage.join(folder, name)
-        try:
-            content = json.loads(storage.read_text(path))
+        content = read_document(path, ADVICE)
+        with refusing_damage(path, ADVICE):
             version = content["format_version"]
             if version != FORMAT_VERSION:
                 raise UserError(f"{path!r} has results of format {version}, this version reads {FORMAT_VERSION}")
+            require_types(content, key=str, name=str, identity=dict, seeds=dict)
             seeds = {int(seed): outcome for seed, outcome in content["seeds"].items()}
+            for outcome in seeds.values():
+                require_scores(outcome)
             found.append({content["key"]: Result(content["key"], content["name"], content["identity"], seeds)})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path!r} holds no results ({error!r}): delete it") from error
     return joined(found)
 
 
@@ -106,6 +109,18 @@ def write_results(results: dict[str, Result], folder: str) -> None:
             "seeds": {str(seed): result.seeds[seed] for seed in sorted(result.seeds)},
         }  # fmt: skip
         storage.write_text(storage.join(folder, f"{result.name}.json"), json.dumps(content, indent=1) + "\n")
+
+
+def require_scores(outcome: dict[str, Any]) -> None:
+    """Check, inside `refusing_damage`, that what came out of a trial has scores that tables can be made of.
+
+    Raises:
+        KeyError, TypeError: it has not.
+    """
+    require_types(outcome, scores=list)
+    for score in outcome["scores"]:
+        require_types(score, data=dict, protocol=str, pooling=str, score=(int, float), right=(str, NoneType))
+        require_types(score["data"], name=str, hash=str, clips=int)
 
 
 def right_clips(score: dict[str, Any]) -> np.ndarray | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ajepa import storage
-from ajepa.choices import Evaluation, Protocol
+from ajepa.choices import Evaluation, Protocol, Unlabelled
 from ajepa.config import Config
 from ajepa.evaluation.comparison import PRETRAINED
 from ajepa.experiments.plan import Plan, describe, make_plan
@@ -49,8 +49,7 @@ def tables(
     made = {}
     for name, configs in plan.tables.items():
         for probe in probes:
-            probe_hash = probe.dataset.clips_hash
-            lines = lines_of(name, configs, plan.base, results, dataset_hash, probe_hash, plan.seeds)
+            lines = lines_of(name, configs, plan.base, results, dataset_hash, probe.hash, plan.seeds)
             if lines:
                 default = default_of(configs, plan.base)
                 title = f"{TABLES[name].title}, probed on {probe.name}; differences to {default}"
@@ -116,6 +115,7 @@ def open_work(
     values: Sequence[str],
     equal_compute: bool,
     results: Sequence[str],
+    unlabelled: Unlabelled = "auto",
 ) -> Work:
     """Everything opened and checked before anything is computed.
 
@@ -124,13 +124,14 @@ def open_work(
         probe_data: labelled shards to probe on; by default `data`.
         finetune: score encoders by fine-tuning, too.
         results: folders of results that are known.
+        unlabelled: what clips without a label are that encoders are scored on.
 
     Raises:
         UserError: as `make_plan`, `open_probes` and `require_results`; results in the output that cannot be read.
     """
     dataset = open_dataset(data)
     plan = make_plan(names, base, dataset.clips_hash, seeds, values, equal_compute, finetune)
-    probes = open_probes(probe_data or [data], dataset)
+    probes = open_probes(probe_data or [data], dataset, unlabelled)
     known = joined(require_results(folder) for folder in results)
     read_results(storage.join(output, RESULTS))  # refuses now what would end the command after its trials
     evaluations: tuple[Evaluation, ...] = (*protocols, FINETUNED) if finetune else tuple(protocols)

@@ -21,6 +21,7 @@ from ajepa import storage
 from ajepa.checkpoints import newest_step
 from ajepa.choices import POOLINGS, Evaluation, Pooling
 from ajepa.config import Config
+from ajepa.documents import read_document, refusing_damage, require_types
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.evaluation.features import encoder_features, mel_statistics
 from ajepa.evaluation.heads import Features
@@ -28,6 +29,7 @@ from ajepa.evaluation.probe import probe
 from ajepa.experiments.finetuned import as_json, fine_tune, recipe_of
 from ajepa.experiments.machine import describe_machine
 from ajepa.experiments.probe_sets import ProbeSet, describe_scores
+from ajepa.experiments.results import require_scores
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.start import SUPERVISED, FromScratch, Pretrained
 from ajepa.finetuning.summary import FINETUNED
@@ -174,18 +176,23 @@ def run_trial(
 
 def fine_tuned(result: dict[str, Any], trial: Trial, probe_set: ProbeSet, folder: str, device: torch.device) -> None:
     """Add the score of the trial's encoder trained on the set's labels; the models are not kept."""
-    start, recipe = time.perf_counter(), as_json(trial.recipe)
+    start, recipe = time.perf_counter(), recipe_on(trial, probe_set)
     # What was begun by another recipe is not gone on with.
-    models = storage.join(folder, f"fine-tuned-{short_hash([probe_set.dataset.clips_hash, recipe])}")
+    models = storage.join(folder, f"fine-tuned-{short_hash([probe_set.hash, as_json(recipe)])}")
     origin = FromScratch(trial.config.model) if trial.kind == SUPERVISED else Pretrained(storage.join(folder, "run"))
-    found = fine_tune(origin, trial.recipe, probe_set, models, device)
-    score = describe_scores(probe_set, FINETUNED, trial.recipe.pooling, found) | {"recipe": recipe}
+    found = fine_tune(origin, recipe, probe_set, models, device)
+    score = describe_scores(probe_set, FINETUNED, recipe.pooling, found) | {"recipe": as_json(recipe)}
     old = _all_scores_of(result, probe_set, FINETUNED)  # of another recipe
     result["scores"] = [s for s in result["scores"] if s not in old] + [score]
     seconds = round(time.perf_counter() - start, 1)
     result["fine_tuning_seconds"] = result.get("fine_tuning_seconds", 0.0) + seconds
     write_result(folder, result)
     storage.delete(models)
+
+
+def recipe_on(trial: Trial, probe_set: ProbeSet) -> FinetuneConfig:
+    """A trial's recipe with the clips of a probe set."""
+    return dataclasses.replace(trial.recipe, unlabelled=probe_set.unlabelled)
 
 
 def write_result(folder: str, result: dict[str, Any]) -> None:
@@ -202,21 +209,31 @@ def is_done(
 
 
 def read_result(folder: str) -> dict[str, Any] | None:
-    """A trial's result.json; None where it has none."""
+    """A trial's result.json; None where it has none.
+
+    Raises:
+        UserError: it is damaged.
+    """
     where = storage.join(folder, RESULT_JSON)
-    return json.loads(storage.read_text(where)) if storage.path_type(where) == "file" else None
+    if storage.path_type(where) != "file":
+        return None
+    advice = "delete it and run the same command again: the trained encoder is kept, and scored again"
+    result = read_document(where, advice)
+    with refusing_damage(where, advice):
+        require_types(result, kind=str, key=str, name=str, identity=dict, seed=int)
+        require_scores(result)
+    return result
 
 
 def _all_scores_of(result: dict[str, Any], probe_set: ProbeSet, evaluation: Evaluation) -> list[dict[str, Any]]:
-    data = probe_set.dataset.clips_hash
-    return [s for s in result["scores"] if s["data"]["hash"] == data and s["protocol"] == evaluation]
+    return [s for s in result["scores"] if s["data"]["hash"] == probe_set.hash and s["protocol"] == evaluation]
 
 
 def _scores_of(
     result: dict[str, Any], trial: Trial, probe_set: ProbeSet, evaluation: Evaluation
 ) -> list[dict[str, Any]]:
     """Those that count: of a fine-tuning, of the recipe of today."""
-    recipe = as_json(trial.recipe) if evaluation == FINETUNED else None
+    recipe = as_json(recipe_on(trial, probe_set)) if evaluation == FINETUNED else None
     return [s for s in _all_scores_of(result, probe_set, evaluation) if s.get("recipe") == recipe]
 
 

@@ -15,6 +15,7 @@ import torch
 from ajepa import storage
 from ajepa.checkpoints import MANIFEST, MODEL, OPTIMIZER, DamagedError, Snapshot, digest, read_tensors
 from ajepa.choices import Pooling
+from ajepa.documents import read_document
 from ajepa.errors import UserError
 from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.step import FinetuneState
@@ -66,7 +67,7 @@ def restore(folder: str, state: FinetuneState) -> list[Score]:
         if manifest["format_version"] != FORMAT:
             raise UserError(f"{folder!r} has checkpoint format {manifest['format_version']}, not {FORMAT}")
         step, curve = int(manifest["step"]), [Score(**point) for point in manifest["curve"]]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise DamagedError(f"{where!r} is damaged ({error!r})") from error
     load_weights(folder, state.core, MODEL)
     if state.average is not None:
@@ -150,8 +151,8 @@ def load_classifier(folder: str, device: str | torch.device = "cpu") -> tuple[Cl
     where = storage.join(storage.absolute(folder), HEAD_JSON)
     if storage.path_type(where) != "file":
         raise UserError(f"{folder!r} holds an encoder without a head: it was not fine-tuned")
+    about = read_document(where, "fine-tune it again")
     try:
-        about = json.loads(storage.read_text(where))
         with storage.open_input(storage.join(storage.absolute(folder), HEAD)) as stream:
             data = stream.read()
         if digest(data) != about["digest"]:
@@ -161,6 +162,6 @@ def load_classifier(folder: str, device: str | torch.device = "cpu") -> tuple[Cl
         head = safetensors.torch.load(data)
         model = Classifier(audio, len(names), pooling)
         model.head.load_state_dict(head)
-    except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+    except (OSError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder!r} is damaged ({error!r}): fine-tune it again") from error
     return model.requires_grad_(False).eval().to(device), names

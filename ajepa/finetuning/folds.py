@@ -24,6 +24,7 @@ class FoldPlan:
     test: np.ndarray
     refit: bool  # train again on train and validation, for as many epochs as were chosen
     drawn: bool  # whether `seed` decides about the parts
+    what: str  # how the dataset is evaluated, and which of its clips are left out, in words
 
     @property
     def final(self) -> np.ndarray:
@@ -59,7 +60,8 @@ def plan_folds(
             name = f"seed-{seed}" + (f"-fold-{part.fold}" if part.fold is not None else "")
             refit = part.refit if config.refit == "auto" else config.refit == "on"
             drawn = splits.drawn and split_seed is None
-            plans.append(FoldPlan(name, seed, part.fold, part.train, part.validation, part.test, refit, drawn))
+            parts = part.train, part.validation, part.test
+            plans.append(FoldPlan(name, seed, part.fold, *parts, refit, drawn, splits.what))
     if fold is None:
         return plans
     folds = sorted({plan.fold for plan in plans if plan.fold is not None})

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from ajepa import storage
 from ajepa.checkpoints import MODEL, checkpoint_path, read_best
 from ajepa.choices import Pooling
+from ajepa.documents import read_document, refusing_damage
+from ajepa.errors import UserError
 from ajepa.finetuning.classifier import AVERAGE, Score, load_weights, write_model
 from ajepa.finetuning.clips import open_reader
 from ajepa.finetuning.config import FinetuneConfig
@@ -235,13 +237,32 @@ class Trainer:
 
 
 def read_result(output: str, name: str) -> Result | None:
-    """The result of a fit, None while it has none."""
+    """The result of a fit, None while it has none.
+
+    Raises:
+        UserError: it is damaged.
+    """
     where = storage.join(output, name, RESULT)
-    return Result(**json.loads(storage.read_text(where))) if storage.path_type(where) == "file" else None
+    if storage.path_type(where) != "file":
+        return None
+    with refusing_damage(where, _again(output, name)):
+        return Result(**read_document(where, _again(output, name)))
 
 
 def read_test_logits(output: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(rows [n], logits [n, C]) of a fit's test clips."""
-    with storage.open_input(storage.join(output, name, TEST_LOGITS)) as stream:
-        tensors = safetensors.torch.load(stream.read())
-    return tensors["rows"].numpy(), tensors["logits"].numpy()
+    """(rows [n], logits [n, C]) of a fit's test clips.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    where = storage.join(output, name, TEST_LOGITS)
+    try:
+        with storage.open_input(where) as stream:
+            tensors = safetensors.torch.load(stream.read())
+        return tensors["rows"].numpy(), tensors["logits"].numpy()
+    except (FileNotFoundError, KeyError, safetensors.SafetensorError) as error:
+        raise UserError(f"{where!r} is damaged ({error!r}): {_again(output, name)}") from error
+
+
+def _again(output: str, name: str) -> str:
+    return f"delete the folder {storage.join(output, name)!r} and run the same command again: it trains this model anew"

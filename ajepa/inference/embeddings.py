@@ -11,12 +11,15 @@ import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.choices import Level
+from ajepa.documents import read_document, refusing_damage, require_types
 from ajepa.errors import UserError
-from ajepa.shards.dataset import Shard, check_complete, read_shards, require_finished
+from ajepa.shards.dataset import Shard, check_complete, require_finished
+from ajepa.shards.files import read_shards
 from ajepa.shards.schema import OK
 
 EMBEDDINGS_JSON = "embeddings.json"
 FORMAT_VERSION = 1
+AGAIN = "restore it, or run embed into a new folder"
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,11 @@ def open_embeddings(path: str) -> Embeddings:
         UserError: nothing there, an unfinished job, damaged, or of another version.
     """
     where = require_finished(path, EMBEDDINGS_JSON, "embedding folder", "embed")
-    try:
-        info = json.loads(storage.read_text(where))
+    info = read_document(where, AGAIN)
+    with refusing_damage(where, AGAIN):
         if info["format_version"] != FORMAT_VERSION:
             raise UserError(f"{where!r} has format {info['format_version']}, this version reads {FORMAT_VERSION}")
+        require_types(info, encoder=dict, label_names=list, parts=list, counts=dict)
         return Embeddings(
             path=storage.absolute(path),
             level=info["level"],
@@ -77,16 +81,13 @@ def open_embeddings(path: str) -> Embeddings:
             num_failed=info["counts"]["bad"],
             info=info,
         )
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where!r} is damaged ({error!r}): run embed into a new folder") from error
 
 
 def finish_embeddings(output: str, expected: int, about: dict[str, Any]) -> Embeddings:
     """Check that every clip is there exactly once and write embeddings.json, of which `about` is a part.
 
     Raises:
-        RuntimeError: the parts do not hold the expected clips.
-        UserError: not one clip could be read.
+        UserError: the parts do not hold the expected clips, one is damaged, or not one clip could be read.
     """
     storage.sweep(output)
     parts, ids, seconds = [], [], 0.0

@@ -17,12 +17,15 @@ from ajepa.checkpoints import describe, digest, latest_checkpoint, read_info, re
 from ajepa.choices import Branch, Precision
 from ajepa.config import FrontEndConfig, ModelConfig
 from ajepa.config_json import EARLIER, from_dict
+from ajepa.documents import read_document
 from ajepa.errors import UserError
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.model.vit import Encoder
 from ajepa.objectives.registry import OBJECTIVES, initialised_by
 
 EXPORT_JSON, EXPORT_WEIGHTS, EXPORT_VERSION = "encoder.json", "encoder.safetensors", 2
+AGAIN = "export it again"  # what is said of a damaged one
+UNFINISHED = "encoder.unfinished"  # file of an export while it is written
 ORIGIN = ("objective", "branch", "step", "dataset_hash")  # of a pretraining, kept in what is made of it
 
 
@@ -69,7 +72,8 @@ def export_encoder(
     source: str, output: str, branch: Branch | None = None, notes: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write the encoder of a run or checkpoint into a small folder of its own: encoder.safetensors and encoder.json
-    (architecture, front end, statistics, where it comes from, digest), which is written last and returned.
+    (architecture, front end, statistics, where it comes from, digest), which is written last and returned. An export
+    that was killed before that is written anew.
 
     Args:
         branch: see load_encoder.
@@ -98,7 +102,9 @@ def write_export(
         about: "objective", "branch", "step" and "dataset_hash" of the pretraining.
     """
     output = storage.absolute(str(output))
-    if storage.path_type(output) == "file" or storage.contents(output):
+    found = storage.contents(output)
+    begun = UNFINISHED in found and found <= {UNFINISHED, EXPORT_WEIGHTS}  # by an export that was killed
+    if storage.path_type(output) == "file" or (found and not begun):
         raise UserError(f"the output {output!r} exists: choose another, or delete it first")
     data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
     described = {
@@ -110,9 +116,11 @@ def write_export(
         "digest": digest(data),
     }
     storage.make_folder(output)
+    storage.write_text(storage.join(output, UNFINISHED), "")
     with storage.atomic_output(storage.join(output, EXPORT_WEIGHTS)) as stream:
         stream.write(data)
     storage.write_text(storage.join(output, EXPORT_JSON), json.dumps(described, indent=1))
+    storage.delete(storage.join(output, UNFINISHED))
     return described
 
 
@@ -140,7 +148,7 @@ def _read_run(folder: str, branch: Branch | None) -> _Parts:
 def _read_export(folder: str, branch: Branch | None) -> _Parts:
     where = storage.join(folder, EXPORT_JSON)
     try:
-        described = json.loads(storage.read_text(where))
+        described = read_document(where, AGAIN)
         if described["format_version"] != EXPORT_VERSION:
             raise UserError(
                 f"{folder!r} has export format {described['format_version']}, this version reads {EXPORT_VERSION}: "
@@ -160,8 +168,8 @@ def _read_export(folder: str, branch: Branch | None) -> _Parts:
             safetensors.torch.load(data),
             {name: described[name] for name in (*ORIGIN, "notes")},
         )
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{folder!r} is damaged ({error!r}): export it again") from error
+    except (OSError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder!r} is damaged ({error!r}): {AGAIN}") from error
 
 
 def _frozen(

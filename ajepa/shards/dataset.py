@@ -4,8 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,12 +18,14 @@ from ajepa import storage
 from ajepa.audio.statistics import RunningSums, Statistics
 from ajepa.config import FrontEndConfig
 from ajepa.config_json import from_dict
+from ajepa.documents import read_document, refusing_damage, require_types
 from ajepa.errors import UserError
+from ajepa.shards.files import cannot_be_read, damaged_shard, read_columns, read_shards
 from ajepa.shards.schema import BAD, CONTRACT_VERSION, OK, decode_log_mels
 
 DATASET_JSON = "dataset.json"
 PLAN = "_plan"  # folder of an unfinished job or merge: what it is to become
-READ_AHEAD = 16  # shards whose small columns are read at a time (a few MB each)
+AGAIN = "restore it, or run preprocess into a new folder"
 SMALL_COLUMNS = ["clip_id", "num_frames", "bin_sum", "bin_sumsq", "digest", "labels", "split", "fold"]
 
 
@@ -70,22 +71,47 @@ class ShardDataset:
         """Hash of front end, labels and every ok row's identity and length, the same wherever the shards were made.
         The content hash is not: the last bits of log-mels depend on the kind of CPU."""
         columns = ["clip_id", "num_frames", "labels", "split", "fold"]
-        total = sum(rows_hash(table, columns) for _, table in read_shards(self.path, OK, columns))
+        total = sum(rows_hash(table, columns) for table in self._tables(columns))
         return combined_hash(about_rows(self.front_end, self.label_names), total)
 
     def read_columns(self, columns: list[str]) -> pa.Table:
-        """Columns of all ok rows, in storage order."""
-        return pa.concat_tables(table for _, table in read_shards(self.path, OK, columns))
+        """Columns of all ok rows, in storage order.
+
+        Raises:
+            UserError: a shard is missing or damaged.
+            UnreachableError: the store did not answer.
+        """
+        return pa.concat_tables(self._tables(columns))
+
+    def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        """The same, shard by shard."""
+        tables = read_columns(self.path, [shard.name for shard in self.shards], columns, damaged_shard)
+        for shard, table in zip(self.shards, tables, strict=True):
+            if len(table) != shard.rows:
+                raise damaged_shard(self.path, shard.name, f"{len(table)} rows, dataset.json says {shard.rows}")
+            yield table
 
     def iter_log_mels(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(log_mels [rows, n_mels, clip_frames] float16, num_frames [rows]) by row group, in storage order."""
+        """(log_mels [rows, n_mels, clip_frames] float16, num_frames [rows]) by row group, in storage order.
+
+        Raises:
+            UserError: a shard is missing or damaged.
+            OSError: a store does not answer.
+        """
         for shard in self.shards:
-            with storage.open_input(storage.join(self.path, shard.name)) as stream:
-                parquet = pq.ParquetFile(stream)
-                for group in range(parquet.num_row_groups):
-                    table = parquet.read_row_group(group, columns=["log_mel", "num_frames"])
-                    log_mels = decode_log_mels(table["log_mel"], self.front_end.n_mels, self.front_end.clip_frames)
-                    yield log_mels, table["num_frames"].to_numpy()
+            try:
+                with storage.open_input(storage.join(self.path, shard.name)) as stream:
+                    parquet = pq.ParquetFile(stream)
+                    for group in range(parquet.num_row_groups):
+                        table = parquet.read_row_group(group, columns=["log_mel", "num_frames"])
+                        log_mels = decode_log_mels(table["log_mel"], self.front_end.n_mels, self.front_end.clip_frames)
+                        yield log_mels, table["num_frames"].to_numpy()
+            except FileNotFoundError as error:
+                raise damaged_shard(self.path, shard.name, "is missing") from error
+            except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+                if isinstance(error, OSError) and not storage.is_local(self.path):  # may be the connection
+                    raise
+                raise damaged_shard(self.path, shard.name, cannot_be_read(error)) from error
 
 
 def require_finished(path: str, marker: str, folder: str, command: str) -> str:
@@ -116,20 +142,17 @@ def open_dataset(path: str) -> ShardDataset:
         UserError: nothing there, an unfinished job, or a dataset of another version.
     """
     where = require_finished(path, DATASET_JSON, "shard folder", "preprocess")
-    try:
-        info = json.loads(storage.read_text(where))
-        version = info["contract_version"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{where!r} is damaged ({error}); run preprocess into a new folder") from error
-    if version != CONTRACT_VERSION:
-        raise UserError(f"{where!r} follows shard contract {version}, this version reads {CONTRACT_VERSION}")
-    try:
+    info = read_document(where, AGAIN)
+    with refusing_damage(where, AGAIN):
+        if info["contract_version"] != CONTRACT_VERSION:
+            version = info["contract_version"]
+            raise UserError(f"{where!r} follows shard contract {version}, this version reads {CONTRACT_VERSION}")
         return _from_info(storage.absolute(path), info)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where!r} is damaged ({error!r}); run preprocess into a new folder") from error
 
 
 def _from_info(path: str, info: dict[str, Any]) -> ShardDataset:
+    require_types(info, front_end=dict, statistics=dict, counts=dict, shards=list, label_names=list, content_hash=str)
+    require_types(info["counts"], ok=int, bad=int, hours=(int, float))
     return ShardDataset(
         path=path,
         front_end=from_dict(FrontEndConfig, info["front_end"]),
@@ -202,8 +225,7 @@ def finish_dataset(
     Reads only the small columns, a few shards at a time. `extra` is stored as it is.
 
     Raises:
-        RuntimeError: the shards do not hold the expected clips.
-        UserError: not one clip could be read.
+        UserError: the shards do not hold the expected clips, one is damaged, or not one clip could be read.
     """
     storage.sweep(output)
     reduction, shards = DatasetSummary(front_end, label_names), []
@@ -236,8 +258,8 @@ def check_complete(output: str, ok_ids: pa.ChunkedArray, expected: int) -> Count
     """Check that every clip is there exactly once, ok or bad; the number of bad ones by stage.
 
     Raises:
-        RuntimeError: the files do not hold the expected clips.
-        UserError: not one clip could be read.
+        UserError: the files do not hold the expected clips, as when others were put there or deleted while the job
+            ran; one is damaged; or not one clip could be read.
     """
     bad, reasons = [], Counter[str]()
     for _, table in read_shards(output, BAD, ["clip_id", "error"]):
@@ -245,63 +267,10 @@ def check_complete(output: str, ok_ids: pa.ChunkedArray, expected: int) -> Count
         reasons.update(error.partition(":")[0] for error in table["error"].to_pylist())
     distinct = pc.count_distinct(pa.chunked_array([*ok_ids.chunks, *bad], pa.string())).as_py()
     if len(ok_ids) + reasons.total() != expected or distinct != expected:
-        raise RuntimeError(
+        raise UserError(
             f"{output}: {len(ok_ids)} ok and {reasons.total()} bad rows, {distinct} distinct ids, "
             f"for {expected} clips: delete the folder and run the same command again"
         )
     if not len(ok_ids):
         raise UserError(f"not one of {expected} clips could be read: {dict(reasons)}; see {output}/{BAD}")
     return reasons
-
-
-def block_ids(output: str, name: str) -> list[str]:
-    """The clip ids of a shard or another block of clips, ok ones first; `name` is that of its files.
-
-    Raises:
-        OSError, pa.ArrowException: one of its files cannot be read.
-    """
-    ids: list[str] = []
-    for status in (OK, BAD):
-        path = storage.join(output, status, name)
-        if status == OK or storage.path_type(path) == "file":
-            with storage.open_input(path) as stream:
-                ids += pq.read_table(stream, columns=["clip_id"], use_threads=False)["clip_id"].to_pylist()
-    return ids
-
-
-def find_incomplete(output: str, blocks: Sequence[tuple[str, Collection[str]]]) -> list[str]:
-    """Which of these blocks, by the name of their files, cannot be read or do not hold the clips they should, each
-    once. A file under its final name was written whole, but by what and for what its name does not say.
-
-    Args:
-        blocks: name and clip ids of each.
-
-    Raises:
-        UnreachableError: the store does not answer.
-    """
-
-    def is_complete(block: tuple[str, Collection[str]]) -> bool:
-        name, ids = block
-        try:
-            return sorted(storage.with_retries(output, lambda: block_ids(output, name))) == sorted(ids)
-        except storage.UnreachableError:
-            raise
-        except (OSError, pa.ArrowException):
-            return False
-
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
-        return [name for (name, _), complete in zip(blocks, pool.map(is_complete, blocks), strict=True) if not complete]
-
-
-def read_shards(output: str, status: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    """(file name, columns) of every shard in order, read ahead by threads: a store answers many at a time."""
-    folder = storage.join(output, status)
-    names = sorted(name for name in storage.contents(folder) if name.endswith(".parquet"))
-
-    def read(name: str) -> tuple[str, pa.Table]:
-        with storage.open_input(storage.join(folder, name)) as stream:
-            return name, pq.read_table(stream, columns=columns, use_threads=False)
-
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
-        for start in range(0, len(names), READ_AHEAD):
-            yield from pool.map(read, names[start : start + READ_AHEAD])

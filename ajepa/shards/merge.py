@@ -12,17 +12,10 @@ import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.config_json import differences
+from ajepa.documents import read_document
 from ajepa.errors import UserError
-from ajepa.shards.dataset import (
-    DATASET_JSON,
-    PLAN,
-    Shard,
-    ShardDataset,
-    block_ids,
-    find_incomplete,
-    finish_dataset,
-    open_dataset,
-)
+from ajepa.shards.dataset import DATASET_JSON, PLAN, Shard, ShardDataset, finish_dataset, open_dataset
+from ajepa.shards.files import block_ids, find_incomplete, read_columns
 from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, ok_schema
 from ajepa.shards.writer import shard_path
 
@@ -98,7 +91,7 @@ def _refuse_other_output(output: str, found: set[str], plan: dict[str, Any]) -> 
     if DATASET_JSON in found:
         same, what = open_dataset(output).info.get("plan") == plan, "another finished dataset"
     elif MERGE_JSON in found:
-        same = json.loads(storage.read_text(storage.join(output, MERGE_JSON))) == plan
+        same = read_document(storage.join(output, MERGE_JSON), "choose another output, or delete it first") == plan
         what = "an unfinished merge of other datasets, or of these before they changed or in another order"
     else:
         same, what = not found and storage.path_type(output) != "file", "something else"
@@ -110,8 +103,9 @@ def _check_clip_ids(datasets: list[ShardDataset]) -> None:
     """Raises UserError where a clip id is in two datasets, or the rows are not those of dataset.json."""
     chunks: list[pa.Array] = []
     for dataset in datasets:
+        names = [shard.name for shard in dataset.shards]
         try:
-            ok = dataset.read_columns(["clip_id"])["clip_id"].chunks
+            ok = [ids for table in read_columns(dataset.path, names, ["clip_id"], _damaged) for ids in table[0].chunks]
             bad = [ids for shard in dataset.shards for ids in _read_bad(dataset, shard)["clip_id"].chunks]
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{dataset.path!r} cannot be read ({str(error).splitlines()[0]}): {AGAIN}") from error
@@ -130,6 +124,10 @@ def _check_clip_ids(datasets: list[ShardDataset]) -> None:
             f"{len(twice)} clip ids occur in two of the datasets ({few}): leave one dataset out, "
             "or preprocess one of them again with other ids"
         )
+
+
+def _damaged(path: str, name: str, what: str) -> UserError:
+    return UserError(f"{storage.join(path, name)}: {what}: {AGAIN}")
 
 
 def _copy_shard(dataset: ShardDataset, shard: Shard, output: str, index: int, label_names: list[str]) -> Iterator[int]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
+from ajepa.shards.files import damaged_shard, read_parquet
 from ajepa.shards.schema import ROW_GROUP, decode_log_mels
 
 V = TypeVar("V")
@@ -99,25 +100,13 @@ class RowGroups:
         Raises:
             UserError, UnreachableError: as `read`.
         """
-        path = self._path(group)
-        local = storage.is_local(path)
-
-        def work() -> pa.Table:
-            with (storage.open_input if local else storage.decoder_input)(path) as stream:
-                try:
-                    return self._parse(group, stream, columns, pre_buffer=not local)
-                except (pa.ArrowException, OSError, KeyError) as error:
-                    # A lost connection comes out of decoder_input instead of this.
-                    raise self._damaged(group, f"cannot be read: {str(error).splitlines()[0]}") from error
-
-        try:
-            return storage.with_retries(path, work)
-        except storage.UnreachableError:
-            raise
-        except FileNotFoundError as error:
-            raise self._damaged(group, "is missing") from error
-        except OSError as error:
-            raise self._damaged(group, f"cannot be read: {str(error).splitlines()[0]}") from error
+        path, local = self._path(group), storage.is_local(self._path(group))
+        return read_parquet(
+            path,
+            lambda stream: self._parse(group, stream, columns, pre_buffer=not local),
+            lambda what: self._damaged(group, what),
+            whole=True,
+        )
 
     def _parse(self, group: int, stream: pa.NativeFile, columns: list[str], pre_buffer: bool) -> pa.Table:
         shard, index, size = int(self._shard[group]), int(self._index[group]), int(self.sizes[group])
@@ -157,10 +146,7 @@ class RowGroups:
         return storage.join(self._dataset.path, self._dataset.shards[self._shard[group]].name)
 
     def _damaged(self, group: int, what: str) -> UserError:
-        return UserError(
-            f"{self._path(group)}: {what}. Restore the shard (`python pipelines/preprocess.py --verify "
-            f"{self._dataset.path}` finds every damage of this kind), then run the same command again"
-        )
+        return damaged_shard(self._dataset.path, self._dataset.shards[self._shard[group]].name, what)
 
 
 class PrefetchCache(Generic[V]):

@@ -29,11 +29,15 @@ def append_history(output: str, reports: Sequence[dict[str, Any]]) -> None:
 
 
 def read_lines(path: str) -> list[dict[str, Any]]:
-    """All reports of a history file as they were written, without lines torn by a crash."""
+    """All reports of a history file as they were written, without lines torn by a crash or overwritten."""
     reports = []
-    for line in storage.read_text(path).splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            reports.append(json.loads(line))
+    with storage.open_input(path) as stream:
+        lines = stream.read().splitlines()
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            report = json.loads(line)
+            if isinstance(report, dict) and isinstance(report.get("step"), int):
+                reports.append(report)
     return reports
 
 

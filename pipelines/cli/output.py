@@ -3,16 +3,19 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ajepa import storage
 from ajepa.config_json import differences
+from ajepa.documents import read_document, refusing_damage, require_types
 from ajepa.errors import UserError
 from pipelines.cli.arguments import in_ray_job
 
 MAX_NAMED = 4  # differences in a message
+ADVICE = "restore it, or choose another --output"  # about a damaged description
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,20 @@ class FoundOutput:
 
     marker: str
     content: dict[str, Any]
+    path: str  # of the file
+
+    def require(self, **types: type | tuple[type, ...]) -> None:
+        """Refuse a description that lacks a value or has one of another type.
+
+        Raises:
+            UserError: it does.
+        """
+        with self.refusing_damage():
+            require_types(self.content, **types)
+
+    def refusing_damage(self) -> AbstractContextManager[None]:
+        """Inside, what the description lacks is its damage."""
+        return refusing_damage(self.path, ADVICE)
 
 
 def open_output(output: str, kind: OutputType, overwrite: bool = False) -> FoundOutput | None:
@@ -37,7 +54,7 @@ def open_output(output: str, kind: OutputType, overwrite: bool = False) -> Found
     `overwrite`, which deletes it.
 
     Raises:
-        UserError: the output holds something else.
+        UserError: the output holds something else, or its description is damaged.
     """
     names = storage.contents(output)
     marker = next((name for name in kind.markers if name in names), None)
@@ -48,7 +65,8 @@ def open_output(output: str, kind: OutputType, overwrite: bool = False) -> Found
     if overwrite:
         storage.clear(output)
         return None
-    return FoundOutput(marker, json.loads(storage.read_text(storage.join(output, marker))))
+    path = storage.join(output, marker)
+    return FoundOutput(marker, read_document(path, ADVICE), path)
 
 
 def refuse_changes(output: str, what: str, old: Mapping[str, Any], new: Mapping[str, Any], advice: str) -> None:

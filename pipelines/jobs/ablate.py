@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from ajepa import storage
-from ajepa.choices import Evaluation
+from ajepa.choices import Evaluation, Unlabelled
 from ajepa.config import PRESETS, Config
 from ajepa.config_json import upgraded
 from ajepa.errors import UserError
@@ -46,6 +46,7 @@ class Job:
 
     data: str
     probes: tuple[str, ...]
+    unlabelled: Unlabelled
     evaluations: Sequence[Evaluation]
     output: str
     preset: str
@@ -73,7 +74,7 @@ def run_trial(params: dict[str, Any], job: Job, trials: Sequence[Trial], uri: st
         pretrain.main(args, parent=job.parent, name=name, quiet=True)
 
     data, folder = open_dataset(job.data), trial_folder(job.output, trial)
-    probes = open_probes(job.probes, data)
+    probes = open_probes(job.probes, data, job.unlabelled)
     result = train_and_probe(trial, data, probes, job.evaluations, folder, torch.device(own), train)
     if trial.kind == PRETRAINED:
         run = pretraining(storage.join(folder, "run")).get("mlflow_run", "")
@@ -115,15 +116,17 @@ def prepare_output(args: AblateArgs, settings: dict[str, Any]) -> str | None:
     """Check what the output holds. None: start afresh; else the MLflow run of what is to be resumed.
 
     Raises:
-        UserError: something else, or trials of another recipe or of other data.
+        UserError: something else, trials of another recipe or of other data, or a damaged ablation.json.
     """
     found = open_output(args.output, ABLATION)
     if found is None:
         return None
     if found.content.get("format_version") != FORMAT_VERSION:
         raise UserError(f"--output {args.output!r} holds an ablation of another version of ajepa: choose another")
-    old = {name: found.content[name] for name in settings}
-    old["config"] = upgraded(old["config"])
+    found.require(mlflow_run=str, config=dict)
+    with found.refusing_damage():
+        old = {name: found.content[name] for name in settings}
+        old["config"] = upgraded(old["config"])
     refuse_changes(args.output, "trials of another recipe or other data", old, settings, "choose another folder")
     return str(found.content["mlflow_run"])
 
@@ -190,7 +193,7 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
         args.tables, base, args.data, args.output, probe_data=[storage.absolute(path) for path in args.probe_data],
         protocols=args.protocol, finetune=args.finetune, values=args.values,
         seeds=range(args.first_seed, args.first_seed + args.seeds), equal_compute=args.equal_compute,
-        results=args.results,
+        results=args.results, unlabelled=args.unlabelled,
     )  # fmt: skip
     if args.dry_run:
         torch.set_num_threads(args.threads)
@@ -216,8 +219,8 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
             about = json.dumps(settings | {"mlflow_run": tracker.run_id})
             storage.write_text(storage.join(args.output, ABLATION_JSON), about)
             job = Job(
-                args.data, tuple(probe.dataset.path for probe in work.probes), work.evaluations, args.output,
-                args.preset, args.num_workers, args.threads, tracker.run_id,
+                args.data, tuple(probe.dataset.path for probe in work.probes), args.unlabelled, work.evaluations,
+                args.output, args.preset, args.num_workers, args.threads, tracker.run_id,
             )  # fmt: skip
             failed = run_with_tune(left, job, resources, limit, uri) if left else 0
             made = work.write()

@@ -30,6 +30,7 @@ from pipelines.cli.output import warn_relative_output
 from pipelines.embed import EmbedArgs, NeighboursArgs
 from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, start_ray
 from pipelines.rayjobs.data_job import run_blocks, unfinished
+from pipelines.rayjobs.early import refuse_other
 from pipelines.rayjobs.embed_actors import ActorSettings, EmbedActor
 from pipelines.rayjobs.plan import ClipJob, block_size, manifest_hash, prepare_output
 from pipelines.tracking import mlflow_run
@@ -95,17 +96,20 @@ def main(args: EmbedArgs) -> Embeddings:
     encoder = load_encoder(checkpoint, args.branch, precision=args.precision)
     chosen = EmbedSettings(level=args.level, pooling=args.pooling, layers=args.layers, max_seconds=args.max_seconds)
     embedder = Embedder(encoder, chosen)
-    clips = list_clips(args, encoder)
-    for remark in clips.manifest.remarks:
-        print(f"note: {remark}", flush=True)
-    plan = {
-        "source": clips.source, "input": storage.absolute(args.input), "clips": sum(clips.sizes),
-        "input_hash": clips.hash, "part_size": clips.part_size, "label_names": clips.manifest.label_names,
-        "encoder_digest": encoder.about["digest"], "precision": args.precision, **dataclasses.asdict(chosen),
-    }  # fmt: skip
     origin = pretraining(path)
-    uri = mlflow_run.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
     with claimed(output):
+        # To list and measure the files may take hours: whatever can be refused without them is refused first.
+        refuse_other(output, EMBEDDINGS, args.overwrite)
+        uri = mlflow_run.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
+        mlflow_run.require_store(uri)
+        clips = list_clips(args, encoder)
+        for remark in clips.manifest.remarks:
+            print(f"note: {remark}", flush=True)
+        plan = {
+            "source": clips.source, "input": storage.absolute(args.input), "clips": sum(clips.sizes),
+            "input_hash": clips.hash, "part_size": clips.part_size, "label_names": clips.manifest.label_names,
+            "encoder_digest": encoder.about["digest"], "precision": args.precision, **dataclasses.asdict(chosen),
+        }  # fmt: skip
         finished = prepare_output(output, EMBEDDINGS, plan, clips.manifest, clips.part_size, args.overwrite)
         if finished is not None:
             mlflow_run.send_unsent(output, uri)
@@ -204,6 +208,7 @@ def check(args: EmbedArgs) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be positive, got {value}")
     if args.max_seconds <= 0:
         raise UserError(f"--max-seconds must be positive, got {args.max_seconds:g}")
+    block_size(0, args.clips_per_part, "--clips-per-part")
     if args.level != "clip" and args.pooling != "mean":
         raise UserError(f"--pooling is for --level clip; every {args.level} has its own vector")
 

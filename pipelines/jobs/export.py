@@ -1,15 +1,17 @@
 """Put a trained encoder into a small folder of its own: weights, architecture, front end and statistics; or, as one
 file that needs no ajepa, into ONNX or a torch.export program."""
 
+import json
 import os
 import sys
+from typing import Any
 
 from ajepa import storage
 from ajepa.checkpoints import latest_checkpoint
 from ajepa.choices import GraphFormat
 from ajepa.errors import UserError
 from ajepa.inference.graph import EXPORTERS, export_graph
-from ajepa.inference.pretrained import EXPORT_WEIGHTS, ORIGIN, export_encoder, load_encoder
+from ajepa.inference.pretrained import EXPORT_JSON, EXPORT_WEIGHTS, ORIGIN, export_encoder, load_encoder
 from pipelines.cli.lock import claimed
 from pipelines.export import ExportArgs
 from pipelines.tracking import mlflow_run
@@ -47,6 +49,14 @@ def export_folder(args: ExportArgs) -> None:
     """Write the folder that load_encoder reads, and log it to MLflow."""
     origin = pretraining(args.run)
     uri = model_uri(args, origin)
+    if uri is not None:
+        mlflow_run.require_store(uri)
+    if (done := finished(args)) is not None:
+        again = uri is not None and (args.log_model == "on" or mlflow_run.has_unsent(storage.absolute(args.output)))
+        print(f"nothing to {'write' if again else 'do'}: {args.output} holds this encoder")
+        if uri is not None and again:
+            log_model(args, origin, done, uri, resumed="")
+        return
     about = export_encoder(args.run, args.output, args.branch, notes=exported_runs(origin))
     size = dict(storage.list_files(args.output))[EXPORT_WEIGHTS]
     model = about["model"]
@@ -57,6 +67,21 @@ def export_folder(args: ExportArgs) -> None:
     )
     if uri is not None:
         log_model(args, origin, about, uri)
+
+
+def finished(args: ExportArgs) -> dict[str, Any] | None:
+    """What the export at the output says of itself, where it holds what this command would write."""
+    output = storage.absolute(args.output)
+    where = storage.join(output, EXPORT_JSON)
+    if storage.path_type(where) != "file":
+        return None
+    wanted = load_encoder(latest_checkpoint(storage.absolute(args.run)), args.branch).about
+    try:
+        there = load_encoder(output).about
+    except UserError:  # a damaged one is in the way, as anything else
+        return None
+    same = all(there[name] == wanted[name] for name in (*ORIGIN, "digest"))
+    return json.loads(storage.read_text(where)) if same else None
 
 
 def model_uri(args: ExportArgs, origin: dict[str, str]) -> str | None:
@@ -75,7 +100,10 @@ def model_uri(args: ExportArgs, origin: dict[str, str]) -> str | None:
     return None
 
 
-def log_model(args: ExportArgs, origin: dict[str, str], about: dict[str, object], uri: str) -> None:
+def log_model(
+    args: ExportArgs, origin: dict[str, str], about: dict[str, Any], uri: str, resumed: str | None = None
+) -> None:
+    """Record the export and its model. With `resumed` "" it is the run that an earlier command could not send."""
     from pipelines.tracking.logged_model import log_encoder  # MLflow's models take seconds to import
 
     tracker = mlflow_run.start_run(
@@ -85,6 +113,7 @@ def log_model(args: ExportArgs, origin: dict[str, str], about: dict[str, object]
         params={"run": storage.absolute(args.run), "output": storage.absolute(args.output)}
         | {name: about[name] for name in (*ORIGIN, "digest")},
         tags={"ajepa.job": "export", "ajepa.pretrain_run": origin.get("mlflow_run", "")},
+        resumed=resumed,
     )
     with tracker.recording():
         try:

@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Sequence
 from functools import partial
+from types import NoneType
 from typing import Any
 
 from ajepa import storage
 from ajepa.config import PRESETS as PRETRAINING
+from ajepa.documents import require_types
 from ajepa.errors import UserError
 from ajepa.evaluation.tables import markdown_table
 from ajepa.finetuning.clips import open_reader
@@ -40,12 +42,18 @@ def prepare_output(output: str, settings: dict[str, Any], overwrite: bool) -> di
     """Check what the output holds. None: start afresh; else finetune.json of what is to be resumed or finished.
 
     Raises:
-        UserError: something else is there, or a fine-tuning with other settings.
+        UserError: something else is there, a fine-tuning with other settings, or a damaged finetune.json.
     """
     found = open_output(output, FINETUNING, overwrite)
     if found is None:
         return None
+    found.require(settings=dict, finished=bool, mlflow_run=str, mlflow_uri=(str, NoneType))
     old = found.content["settings"]
+    with found.refusing_damage():
+        require_types(old, label_names=list)
+        if found.content["finished"]:
+            require_types(found.content, metric=str)
+            rows_in(found.content)
     if len(old["label_names"]) != len(settings["label_names"]):
         raise UserError(
             f"--output {output!r} holds heads of {len(old['label_names'])} labels, the data have "
@@ -83,7 +91,7 @@ def main(args: FinetuneArgs) -> list[Row]:
     with claimed(output):
         found = prepare_output(output, settings, args.overwrite)
         if found and found["finished"]:
-            rows = [Row(r["model"], {(s, f): v for s, f, v in r["scores"]}) for r in found["rows"]]
+            rows = rows_in(found)
             mlflow_run.send_unsent(output, resumed_uri(args.mlflow_uri, output, found))
             table = summary_table(rows, found["metric"])
             print(f"nothing to do: {output} is finished (--overwrite starts again)\n\n{table}")
@@ -96,6 +104,7 @@ def main(args: FinetuneArgs) -> list[Row]:
             probe=args.probe, runs=exported_runs(origin) | {"finetune_run": tracker.run_id},
         )  # fmt: skip
         began = time.perf_counter()
+        print(f"{len(fits)} models: {fits[0].what}", flush=True)
         with tracker.recording():
             storage.make_folder(output)
             storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(found, indent=1))
@@ -118,6 +127,11 @@ def main(args: FinetuneArgs) -> list[Row]:
         print(f"\n{table}\n\n{len(fits)} models in {minutes:.1f} min; {metric_name(labels)} {rows[0].mean:.3f}")
         print(f'load one with ajepa.load_encoder("{storage.join(output, fits[0].name, MODEL_FOLDER)}")')
         return rows
+
+
+def rows_in(content: dict[str, Any]) -> list[Row]:
+    """The rows of the table in the finetune.json of a finished fine-tuning."""
+    return [Row(r["model"], {(s, f): float(v) for s, f, v in r["scores"]}) for r in content["rows"]]
 
 
 def start_of(args: FinetuneArgs) -> Pretrained | FromScratch:

@@ -28,7 +28,8 @@ from pipelines.cli.output import warn_relative_output
 from pipelines.cli.progress import Progress
 from pipelines.preprocess import MergeArgs, PreprocessArgs, VerifyArgs
 from pipelines.rayjobs.data_job import run_blocks, unfinished
-from pipelines.rayjobs.plan import MISSING, SHARDS, make_plan, prepare_output
+from pipelines.rayjobs.early import refuse_other
+from pipelines.rayjobs.plan import MISSING, SHARDS, block_size, make_plan, prepare_output
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.mlflow_run import Tracker
 
@@ -123,17 +124,26 @@ def save_report(dataset: ShardDataset, remarks: Sequence[str], missing: int, tra
                 tracker.log_file(path, REPORT)
 
 
+def check(args: PreprocessArgs) -> None:
+    """Options that can be refused without the files."""
+    if args.num_workers is not None and args.num_workers < 1:
+        raise UserError(f"--num-workers must be positive, got {args.num_workers}")
+    block_size(0, args.clips_per_shard, "--clips-per-shard")
+
+
 def main(args: PreprocessArgs) -> ShardDataset:
     """Run the job described by the arguments; returns the finished dataset."""
     warn_relative_output(args.output)
     output = storage.absolute(args.output)
     storage.resolve(output)
-    manifest = list_clips(args)
-    if args.num_workers is not None and args.num_workers < 1:
-        raise UserError(f"--num-workers must be positive, got {args.num_workers}")
-    plan = make_plan(args.source, args.input, manifest, args.clips_per_shard, args.front_end)
-    uri = mlflow_run.tracking_uri(args.mlflow_uri, output)
+    check(args)
     with claimed(output):
+        # To list and measure the files may take hours: whatever can be refused without them is refused first.
+        refuse_other(output, SHARDS, args.overwrite)
+        uri = mlflow_run.tracking_uri(args.mlflow_uri, output)
+        mlflow_run.require_store(uri)
+        manifest = list_clips(args)
+        plan = make_plan(args.source, args.input, manifest, args.clips_per_shard, args.front_end)
         finished = prepare_output(output, SHARDS, plan, manifest, plan["shard_size"], args.overwrite)
         if finished is not None:
             if storage.path_type(storage.join(output, REPORT, "report.md")) == "missing":  # killed between the two

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ajepa import storage
@@ -34,13 +35,15 @@ def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] 
     """Check what the output holds. None: start afresh; else run.json of the run to resume or already finished.
 
     Raises:
-        UserError: something else is there, or a run of another config or dataset.
+        UserError: something else is there, a run of another config or dataset, or a damaged run.json.
     """
     found = open_output(args.output, RUN, args.overwrite)
     if found is None:
         return None
     run = found.content
-    old = upgraded(run["config"]) | {"dataset": run["dataset_hash"]}
+    found.require(config=dict, dataset_hash=str, finished=bool, mlflow_run=str, mlflow_uri=(str, NoneType))
+    with found.refusing_damage():
+        old = upgraded(run["config"]) | {"dataset": run["dataset_hash"]}
     new = json.loads(args.config.to_json()) | {"dataset": dataset.content_hash}
     if not args.resume_anyway:
         advice = (

@@ -15,6 +15,7 @@ from ajepa.audio.manifest import Manifest
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.shards.dataset import DATASET_JSON, PLAN, open_dataset
+from ajepa.shards.files import read_parquet
 from ajepa.shards.schema import BAD, OK
 from pipelines.cli.output import OutputType, open_output, refuse_changes
 
@@ -100,7 +101,9 @@ def prepare_output(
     found = open_output(output, job.output, overwrite)
     if found is not None and found.marker == job.marker:
         finished = job.open(output)
-        old, what = finished.info.get("plan", {}), f"a finished {job.result} made from other input or settings"
+        with found.refusing_damage():
+            old = dict(finished.info.get("plan", {}))
+        what = f"a finished {job.result} made from other input or settings"
         refuse_changes(output, what, old, plan, ADVICE)
         return finished
     if found is not None:
@@ -118,6 +121,15 @@ def prepare_output(
 
 
 def read_block(output: str, index: int) -> pa.Table:
-    """The clips of one block of an unfinished job."""
-    with storage.open_input(storage.join(output, MANIFEST)) as stream:
-        return pq.ParquetFile(stream).read_row_group(index)
+    """The clips of one block of an unfinished job.
+
+    Raises:
+        UserError: the job's list of clips is missing or damaged.
+        UnreachableError: the store did not answer.
+    """
+    path = storage.join(output, MANIFEST)
+    return read_parquet(
+        path,
+        lambda stream: pq.ParquetFile(stream).read_row_group(index),
+        lambda what: UserError(f"{path}: {what}. Start the job again, with --overwrite"),
+    )

@@ -1,12 +1,14 @@
 """Which pretraining run an encoder comes from, so that other jobs' MLflow runs can name it."""
 
-import json
 from typing import Any
 
 from ajepa import storage
+from ajepa.documents import read_document
 from ajepa.inference.pretrained import EXPORT_JSON
 from ajepa.training.run_folder import RUN_JSON
 from pipelines.tracking.mlflow_uri import sqlite_path, tracking_uri, with_password
+
+RESTORE = "restore it from a copy, or leave it out"
 
 
 def pretraining(encoder: str) -> dict[str, str]:
@@ -15,11 +17,11 @@ def pretraining(encoder: str) -> dict[str, str]:
     where = storage.absolute(encoder)
     exported = storage.join(where, EXPORT_JSON)
     if storage.path_type(exported) == "file":
-        found: dict[str, Any] = json.loads(storage.read_text(exported)).get("notes", {})
+        found: dict[str, Any] = read_document(exported, RESTORE).get("notes", {})
     else:
         folders = [where, where.rstrip("/").rpartition("/")[0].rpartition("/")[0]]  # RUN or RUN/checkpoints/STEP
         runs = [storage.join(folder, RUN_JSON) for folder in folders if folder]
-        found = next((json.loads(storage.read_text(run)) for run in runs if storage.path_type(run) == "file"), {})
+        found = next((read_document(run, RESTORE) for run in runs if storage.path_type(run) == "file"), {})
     return {name: found[name] for name in ("mlflow_run", "mlflow_uri") if found.get(name)}
 
 

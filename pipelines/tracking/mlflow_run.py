@@ -10,7 +10,11 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from pipelines.tracking.mlflow_sender import Run, Sender, read_unsent
+from ajepa import storage
+from ajepa.errors import UserError
+from pipelines.tracking import mlflow_store
+from pipelines.tracking.history_tail import complete_histories
+from pipelines.tracking.mlflow_sender import UNSENT, Run, Sender, read_unsent
 from pipelines.tracking.mlflow_uri import shown, tracking_uri, ui_command, with_password
 
 if TYPE_CHECKING:
@@ -18,8 +22,8 @@ if TYPE_CHECKING:
 
     from ajepa.shards.dataset import ShardDataset
 
-__all__ = ["Tracker", "flatten", "metric_name", "send_unsent", "shown", "start_run", "tracking_uri", "ui_command",
-           "with_password"]  # fmt: skip
+__all__ = ["Tracker", "flatten", "has_unsent", "metric_name", "require_store", "send_unsent", "shown", "start_run",
+           "tracking_uri", "ui_command", "with_password"]  # fmt: skip
 EXPERIMENT = "ajepa"
 
 
@@ -79,6 +83,9 @@ class Tracker:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
             raise
         finally:
+            if self._sender.histories:
+                with contextlib.suppress(OSError, UserError):  # the store is away: the next command does it
+                    complete_histories(self._sender.output)
             self._sender.finish(status)
 
 
@@ -107,6 +114,8 @@ def start_run(
     Raises:
         UserError: MLflow will never record there. One that does not answer costs a warning.
     """
+    if histories:
+        complete_histories(output)  # of a command that was killed
     run = Run(
         name=name,
         experiment=experiment,
@@ -122,6 +131,20 @@ def start_run(
             sender.earlier.append(earlier)
     sender.start()
     return Tracker(sender)
+
+
+def require_store(uri: str) -> None:
+    """Refuse an address where MLflow will never record, before the work begins; nothing is created there.
+
+    Raises:
+        UserError: what MLflow says of it.
+    """
+    mlflow_store.require_store(uri, EXPERIMENT)
+
+
+def has_unsent(output: str) -> bool:
+    """Whether an earlier command at an output kept what it could not send."""
+    return any(name.startswith(f"{UNSENT}/") for name in storage.contents(output))
 
 
 def send_unsent(output: str, uri: str) -> None:

@@ -23,6 +23,7 @@ from ajepa.errors import UserError
 from ajepa.training.run_folder import HISTORY, read_lines
 from pipelines.tracking import mlflow_uri
 from pipelines.tracking.mlflow_calls import REFUSED, RunGoneError, call, dataset_input, experiment_id, is_final
+from pipelines.tracking.mlflow_store import first_line, refusal, require_answer
 
 UNSENT = "mlflow-unsent"  # folder of an output: a folder for each run with records that were not sent
 SENT = "mlflow-sent.json"  # of an output: how many lines of its histories the run has
@@ -90,7 +91,7 @@ class Sender:
         self._thread.start()
         self._tried.wait()
         if self.refused is not None:
-            raise UserError(f"cannot record to MLflow at {mlflow_uri.shown(self.uri)!r}: {self._say(self.refused)}")
+            raise refusal(self.uri, self.refused)
 
     def put(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -144,7 +145,7 @@ class Sender:
                     self._tried.set()
                     return
                 if not self.problem:
-                    self.problem = self._say(error)
+                    self.problem = first_line(self.uri, error)
                     print(
                         f"warning: cannot record to MLflow at {mlflow_uri.shown(self.uri)} ({self.problem}): what it "
                         "does not get is kept and sent later",
@@ -169,6 +170,7 @@ class Sender:
         from mlflow import MlflowClient  # seconds
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it would print the same
+        require_answer(self.uri)
         client = MlflowClient(self.uri)
         try:
             self._ensure_run(client)
@@ -229,7 +231,7 @@ class Sender:
             if error.error_code not in REFUSED:
                 raise
             what = next(iter(record))
-            print(f"warning: MLflow refuses a record ({what}): {self._say(error)}", file=sys.stderr)
+            print(f"warning: MLflow refuses a record ({what}): {first_line(self.uri, error)}", file=sys.stderr)
 
     def _send_metrics(self, client: Any, values: Sequence[Sequence[Any]]) -> None:
         from mlflow.entities import Metric
@@ -297,10 +299,6 @@ class Sender:
         if storage.is_local(self.output):
             with contextlib.suppress(OSError):  # others' are still there
                 Path(storage.absolute(self.output), UNSENT).rmdir()
-
-    def _say(self, error: BaseException) -> str:
-        text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        return mlflow_uri.without_password(text, self.uri)
 
 
 def read_unsent(output: str, uri: str) -> list[Sender]:

@@ -11,38 +11,49 @@ from typing import Any
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.training.run_folder import append_history
+from pipelines.tracking.history_tail import MOST, move_to_history, read_tail, write_tail
 
-MEASURED = ("effective_rank", "epoch")  # in reports that are written to an object store at once
+MEASURED = ("effective_rank", "epoch")  # in reports after which an object store's history is written anew
 
 
 class Reporter:
-    """Controller side: hears every report of all workers."""
+    """Controller side: hears every report of all workers. A report that was heard is stored, whatever ends this process
+    next."""
 
     def __init__(self, output: str, quiet: bool = False) -> None:
         self.output, self.quiet = output, quiet
-        self.pending: dict[str, list[dict[str, Any]]] = {}  # by part, not yet in the history file
+        self.tails: dict[str, list[dict[str, Any]]] = {}  # in an object store: by folder, not yet in the history
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         report = merge(metrics) | {"time": round(time.time(), 3)}
-        part = report.get("part", "")
-        self.pending.setdefault(part, []).append(report)
-        if not storage.is_uri(self.output) or any(name in report for name in MEASURED):
-            self._write(part)
-        if not self.quiet:
-            print(line(report), flush=True)
-
-    def _write(self, part: str) -> None:
-        folder = storage.join(self.output, part) if part else self.output
         try:
-            if part:
-                storage.make_folder(folder)
-            append_history(folder, self.pending.pop(part))
+            self._write(report)
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
             raise UserError(
                 f"cannot write to {self.output!r}: {reason}. Make room or fix the cause, then run the same command "
                 "again"
             ) from error
+        if not self.quiet:
+            print(line(report), flush=True)
+
+    def _write(self, report: dict[str, Any]) -> None:
+        folder = self.output
+        if part := report.get("part", ""):
+            folder = storage.join(folder, part)
+            storage.make_folder(folder)
+        if not storage.is_uri(self.output):
+            append_history(folder, [report])
+            return
+        if folder not in self.tails:  # a controller before this one may have left some
+            self.tails[folder] = read_tail(folder)
+        tail = self.tails[folder]
+        tail.append(report)
+        if len(tail) >= MOST or any(name in report for name in MEASURED):
+            move_to_history(folder, tail)
+            tail.clear()
+        else:
+            write_tail(folder, tail)
 
 
 def merge(metrics: list[dict[str, Any]]) -> dict[str, Any]:

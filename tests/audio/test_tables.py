@@ -1,5 +1,7 @@
 """Manifests as people write them are used as meant, or refused with one line; nothing is ignored in silence."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +43,44 @@ def test_what_a_column_is_taken_for_is_said(tmp_path):
 def test_a_column_under_another_name_is_refused(tmp_path, column, meant):
     with pytest.raises(UserError, match=f"has a column '{column}', which is not read: call it {meant}"):
         read(tmp_path, f"uri,{column}\na.wav,1\n")
+
+
+@pytest.mark.parametrize(
+    ("column", "meant"),
+    [
+        ("start time", "start_s"), ("Begin Time (s)", "start_s"), ("start-seconds", "start_s"),
+        ("offset_sec", "start_s"),
+        ("start_ms", r"start_s \(seconds, not ms\)"), ("onset (frames)", r"start_s \(seconds, not frames\)"),
+        ("End Time (s)", "start_s and duration_s"), ("Delta Time (s)", "duration_s"), ("class_name", "labels"),
+        ("duration_ms", r"duration_s \(seconds, not ms\)"), ("label_name", "labels"), ("Labels names", "labels"),
+        ("primary_label", "labels"), ("ebird_code", "labels"), ("Species", "labels"), ("category id", "labels"),
+        ("fold id", "fold"), ("split-name", "split"), ("Clip ID", "clip_id"),
+    ],
+)  # fmt: skip
+def test_units_and_general_words_change_no_meaning(tmp_path, column, meant):
+    with pytest.raises(UserError, match=f"has a column '{re.escape(column)}', which is not read: call it {meant}"):
+        read(tmp_path, f"uri,{column}\na.wav,1\n")
+
+
+@pytest.mark.parametrize("there", ["start_s", "duration_s"])
+@pytest.mark.parametrize("column", ["end", "End Time (s)", "stop_ms"])
+def test_half_of_what_a_column_means_is_not_enough(tmp_path, there, column):
+    with pytest.raises(UserError, match=r"call it start_s and duration_s \(start_s \+ duration_s is the end"):
+        read(tmp_path, f"uri,{there},{column}\na.wav,1,2\n")
+
+
+def test_a_column_beside_all_that_it_means_is_left_out_and_named(tmp_path):
+    manifest = read(tmp_path, "uri,start_s,duration_s,end,offset\na.wav,1,2,3,1\n")
+    assert manifest.remarks == ("columns of the manifest left out: end, offset",)
+    assert manifest.clips["duration_s"].to_pylist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["file_length", "sample_rate", "secondary_labels", "id", "Low Freq (Hz)", "Begin File", "recordist", "name"],
+)
+def test_names_that_mean_something_else_are_no_mistake(tmp_path, column):
+    assert read(tmp_path, f"uri,{column}\na.wav,1\n").remarks == (f"columns of the manifest left out: {column}",)
 
 
 def test_other_columns_are_left_out_and_named(tmp_path):

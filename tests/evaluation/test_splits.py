@@ -129,6 +129,19 @@ def test_a_tenth_of_the_training_split_is_drawn_where_nothing_is_there_to_choose
     assert len(part.all_train) == 100 and set(part.test) == set(range(100, 120))
 
 
+@pytest.mark.parametrize(("name", "meant"), [("trian", "train"), ("Validaton", "validation"), ("trainig", "training")])
+def test_a_misspelt_split_is_not_left_out(name, meant):
+    rows = Rows([[0], [1]] * 40, [-1] * 80, ["train"] * 40 + ["test"] * 20 + ["valid"] * 10 + [name] * 10)
+    with pytest.raises(UserError, match=f"10 clips of the split '{name.casefold()}', .* if '{meant}' is meant"):
+        make(rows)
+
+
+@pytest.mark.parametrize("name", ["extra", "unlabelled", "test2", "train_other", "unused"])
+def test_a_split_of_another_name_is_left_out_and_named(name):
+    rows = Rows([[0], [1]] * 40, [-1] * 80, ["train"] * 40 + ["test"] * 30 + [name] * 10)
+    assert f"10 clips of '{name}' left out" in make(rows).what
+
+
 def test_audioset_trains_on_the_balanced_list_unless_told():
     rows = Rows([[0], [1]] * 40, [-1] * 80, ["balanced_train"] * 30 + ["unbalanced_train"] * 30 + ["eval"] * 20)
     (part,) = make(rows).parts

@@ -129,7 +129,7 @@ def test_files_of_different_days_add_up(results, tmp_path):
     with pytest.raises(UserError, match="has results of format 99, this version reads 2"):
         read_results(str(tmp_path / "one"))
     first.write_text("{")
-    with pytest.raises(UserError, match="holds no results"):
+    with pytest.raises(UserError, match=r"is damaged .*: restore or delete it"):
         read_results(str(tmp_path / "one"))
 
 

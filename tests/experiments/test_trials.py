@@ -256,7 +256,7 @@ def test_a_dry_run_shows_trials_and_cost_and_writes_nothing(small_dataset, tmp_p
         (["--values", "wav2vec"], "'wav2vec' is no value"),
         (["--output", "s3://bucket/x"], "--output is a local folder"),
         (["--probe-data", "/nowhere"], "/nowhere"),
-        (["--results", "{damaged}"], "holds no results"),
+        (["--results", "{damaged}"], "is damaged (it holds a list, not an object)"),
         (["--results", "/nowhere"], "'/nowhere' has no results"),
     ],
 )

@@ -113,5 +113,5 @@ def test_a_part_of_other_rows_is_named(folder):
 
 
 def test_clips_that_are_not_there_are_noticed(tmp_path):
-    with pytest.raises(RuntimeError, match="3 ok and 0 bad rows, 3 distinct ids, for 5 clips"):
+    with pytest.raises(UserError, match="3 ok and 0 bad rows, 3 distinct ids, for 5 clips"):
         build(tmp_path / "emb", np.eye(3, dtype=np.float32), expected=5)

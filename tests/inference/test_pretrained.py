@@ -9,6 +9,7 @@ import torch
 from helpers.training_state import MODEL, save_run
 
 import ajepa
+from ajepa import storage
 from ajepa.audio.statistics import Statistics
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
@@ -114,3 +115,27 @@ def test_a_damaged_export_is_refused(export):
 def test_an_export_never_writes_over_anything(exported):
     with pytest.raises(UserError, match="exists: choose another"):
         export_encoder(str(exported[0]), str(exported[1]))
+
+
+@pytest.mark.parametrize("file", ["encoder.safetensors", "encoder.json"])
+def test_an_export_that_was_killed_is_written_anew(run, exported, tmp_path, monkeypatch, file):
+    def kill(path):
+        if path.endswith(f"/{file}"):
+            raise KeyboardInterrupt
+        return write(path)
+
+    write, output = storage.atomic_output, tmp_path / "export"
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "atomic_output", kill)
+        with pytest.raises(KeyboardInterrupt):
+            export_encoder(str(run), str(output), "context")
+    assert not (output / "encoder.json").exists() and list(output.iterdir())
+    export_encoder(str(run), str(output))
+    assert {p.name: p.read_bytes() for p in output.iterdir()} == {p.name: p.read_bytes() for p in exported[1].iterdir()}
+
+
+def test_weights_that_no_export_left_are_not_written_over(run, tmp_path):
+    (tmp_path / "encoder.safetensors").write_bytes(b"of somebody else")
+    with pytest.raises(UserError, match="exists: choose another"):
+        export_encoder(str(run), str(tmp_path))
+    assert (tmp_path / "encoder.safetensors").read_bytes() == b"of somebody else"

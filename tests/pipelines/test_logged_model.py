@@ -11,12 +11,13 @@ import mlflow
 import numpy as np
 import pytest
 from helpers.faults import PATIENCE
+from helpers.mlflow_server import mlflow_wire, server  # noqa: F401  (fixtures)
 from helpers.training_state import save_run
 
 from ajepa.errors import UserError
 from ajepa.inference.pretrained import EXPORT_JSON, load_encoder
 from pipelines.jobs import export
-from pipelines.tracking import mlflow_run
+from pipelines.tracking import mlflow_run, mlflow_sender
 from pipelines.tracking.logged_model import log_encoder
 
 USER = """
@@ -120,3 +121,40 @@ def test_an_export_is_logged_nowhere_where_no_tracking_uri_is_known(run, tmp_pat
     with pytest.raises(UserError, match="--log-model: the run does not say where MLflow is"):
         export.main(export.ExportArgs(run=str(run), output=str(tmp_path / "out2"), log_model="on"))
     assert not (tmp_path / "out2").exists()
+
+
+def exports(address):
+    client = mlflow.MlflowClient(address)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return client.search_runs(experiments, "tags.`ajepa.job` = 'export'")
+
+
+def test_an_export_while_the_server_was_away_is_logged_by_the_same_command(
+    run,
+    tmp_path,
+    mlflow_wire,  # noqa: F811
+    monkeypatch,
+    capsys,
+):
+    monkeypatch.setattr(mlflow_sender, "PATIENCE", 2.0)
+    args = export.ExportArgs(
+        run=str(run), output=str(tmp_path / "out"), mlflow_uri=f"http://127.0.0.1:{mlflow_wire.port}"
+    )
+    mlflow_wire.break_now()
+    export.main(args)
+    assert "does not answer" in capsys.readouterr().err and exports(mlflow_wire.database) == []
+    mlflow_wire.mend()
+    export.main(args)
+    assert "holds this encoder" in capsys.readouterr().out
+    (found,) = exports(mlflow_wire.database)
+    assert found.info.status == "FINISHED" and len(found.outputs.model_outputs) == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["encoder.json", "encoder.safetensors"]
+    export.main(args)
+    assert "nothing to do" in capsys.readouterr().out and len(exports(mlflow_wire.database)) == 1
+
+
+def test_an_export_of_another_branch_does_not_take_its_place(run, tmp_path):
+    args = export.ExportArgs(run=str(run), output=str(tmp_path / "out"), log_model="off")
+    export.main(args)
+    with pytest.raises(UserError, match="exists: choose another"):
+        export.main(dataclasses.replace(args, branch="context"))

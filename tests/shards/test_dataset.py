@@ -154,25 +154,25 @@ def test_extra_facts_are_stored(dataset):
 
 def test_a_missing_shard_is_noticed(dataset):
     storage.delete(storage.join(dataset.path, dataset.shards[1].name))
-    with pytest.raises(RuntimeError, match="8 ok and 2 bad rows, 10 distinct ids, for 15 clips"):
+    with pytest.raises(UserError, match="8 ok and 2 bad rows, 10 distinct ids, for 15 clips"):
         finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {})
 
 
 def test_a_missing_reject_is_noticed(dataset):
     storage.delete(storage.join(dataset.path, BAD))
-    with pytest.raises(RuntimeError, match="13 ok and 0 bad rows"):
+    with pytest.raises(UserError, match="13 ok and 0 bad rows"):
         finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {})
 
 
 def test_a_shard_that_is_there_twice_is_noticed(dataset):
     shutil.copy(f"{dataset.path}/{OK}/shard-00000.parquet", f"{dataset.path}/{OK}/shard-00009.parquet")
-    with pytest.raises(RuntimeError, match="18 ok and 2 bad rows, 15 distinct ids"):
+    with pytest.raises(UserError, match="18 ok and 2 bad rows, 15 distinct ids"):
         finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {})
 
 
 def test_a_copy_cannot_stand_in_for_a_missing_shard(dataset):
     shutil.copy(f"{dataset.path}/{OK}/shard-00000.parquet", f"{dataset.path}/{OK}/shard-00001.parquet")
-    with pytest.raises(RuntimeError, match="10 distinct ids"):
+    with pytest.raises(UserError, match="10 distinct ids"):
         finish_dataset(dataset.path, CONFIG, ["a", "b"], 15, {})
 
 

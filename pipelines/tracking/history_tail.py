@@ -1,0 +1,45 @@
+"""The history of a training in an object store, which cannot append. The newest reports are kept in a small file of
+their own, which is written anew with each of them. Now and then they are moved into the history, which is large."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from ajepa import storage
+from ajepa.training.run_folder import HISTORY, read_lines
+
+TAIL = "history-tail.jsonl"  # beside a history: reports that are not in it yet
+MOST = 100  # reports in it
+
+
+def read_tail(folder: str) -> list[dict[str, Any]]:
+    """The reports that a process before this one left there."""
+    where = storage.join(folder, TAIL)
+    return read_lines(where) if storage.path_type(where) == "file" else []
+
+
+def write_tail(folder: str, reports: Iterable[dict[str, Any]]) -> None:
+    storage.write_text(storage.join(folder, TAIL), "".join(json.dumps(report) + "\n" for report in reports))
+
+
+def move_to_history(folder: str, reports: Iterable[dict[str, Any]]) -> None:
+    """Add the reports to the history, then delete the tail. Those that are in the history stay there once: a process
+    that was killed between the two left the tail as well."""
+    where = storage.join(folder, HISTORY)
+    old = storage.read_text(where) if storage.path_type(where) == "file" else ""
+    there = set(old.splitlines())
+    new = [line for line in map(json.dumps, reports) if line not in there]
+    if new:
+        storage.write_text(where, old + "".join(f"{line}\n" for line in new))
+    storage.delete(storage.join(folder, TAIL))
+
+
+def complete_histories(output: str) -> None:
+    """Move what tails there are into their histories. For when nobody else writes to the output."""
+    if not storage.is_uri(output):
+        return
+    for name in sorted(storage.contents(output)):
+        folder, _, file = name.rpartition("/")
+        if file == TAIL:
+            where = storage.join(output, folder) if folder else output
+            move_to_history(where, read_tail(where))
