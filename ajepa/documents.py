@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ajepa import storage
-from ajepa.errors import UserError
+from ajepa.errors import UserError, one_line
 
 
 def read_document(path: str, advice: str) -> dict[str, Any]:
@@ -38,8 +38,8 @@ def refusing_damage(path: str, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise UserError(f"{path!r} is damaged ({reason or type(error).__name__}): {advice}") from error
+        reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{path!r} is damaged ({reason}): {advice}") from error
 
 
 def require_types(content: dict[str, Any], **types: type | tuple[type, ...]) -> None:

@@ -1,6 +1,11 @@
 """Exceptions that commands and their workers know by name. Commands print a UserError as one line and exit with 2."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line: its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class UserError(ValueError):
     """A mistake in the input or the options. The message says what is wrong and what to do about it."""
 

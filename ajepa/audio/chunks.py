@@ -4,9 +4,10 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from ajepa.audio.streams import read_up_to
+from ajepa.audio.streams import read_at
 
 UNKNOWN = 0xFFFF_FFFF
+MOST_CHUNKS = 10_000  # of a file: each costs a read
 PADDING = 1 << 16  # zero bytes after the sound that are taken for padding
 # Chunks that may follow the sound, cut off by the end of the file or not.
 AFTER = frozenset((
@@ -30,10 +31,12 @@ def inspect(stream: Any, start: int, size: int) -> Header:
     """What the header of the file from `start` to `size` should say, where it counts fewer bytes of sound than follow:
     programs write it first, and not again when they are stopped or write to a pipe."""
     at, sizes = start + 12, 0
-    kind = _at(stream, start, 4)
+    kind = read_at(stream, start, 4)
     order = ">" if kind == b"FORM" else "<"
-    while at + 8 <= size:
-        name, length = struct.unpack(f"{order}4sI", _at(stream, at, 8))
+    for _ in range(MOST_CHUNKS):
+        if at + 8 > size:
+            break
+        name, length = struct.unpack(f"{order}4sI", read_at(stream, at, 8))
         if name == b"ds64" and kind == b"RF64":
             sizes = at + 8
         if name in (b"data", b"SSND"):
@@ -46,11 +49,11 @@ def _sound(stream: Any, start: int, at: int, sizes: int, length: int, size: int,
     """Compare the length of the chunk at `at` with what follows it; `sizes` is where RF64 keeps its own, or 0."""
     begin = at + 8
     if sizes:
-        length = struct.unpack("<Q", _at(stream, sizes + 8, 8))[0]
+        length = struct.unpack("<Q", read_at(stream, sizes + 8, 8))[0]
     end = begin + length
     if end + 8 > size:
         return Header()
-    follows = _at(stream, end, PADDING)
+    follows = read_at(stream, end, PADDING)
     for another in (follows, follows[1:]):
         if another[:4] in (b"RIFF", b"RF64", b"FORM") and another[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
             return Header(refused=f"another recording follows {length:,} bytes of sound: make each a file of its own")
@@ -67,16 +70,13 @@ def _sound(stream: Any, start: int, at: int, sizes: int, length: int, size: int,
 
 def _only_chunks(stream: Any, at: int, size: int, order: str) -> bool:
     """Whether the rest of the file is one chunk after another, of which the last may be cut off."""
-    while at + 8 <= size:
-        name, length = struct.unpack(f"{order}4sI", _at(stream, at, 8))
+    for _ in range(MOST_CHUNKS):
+        if at + 8 > size:
+            return True
+        name, length = struct.unpack(f"{order}4sI", read_at(stream, at, 8))
         if not all(32 <= byte < 127 for byte in name):
             return False
         at += 8 + length + length % 2
         if at > size + 1 and name not in AFTER:
             return False
-    return True
-
-
-def _at(stream: Any, at: int, count: int) -> bytes:
-    stream.seek(at)
-    return read_up_to(stream, count)
+    return False

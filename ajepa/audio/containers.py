@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ajepa.audio import chunks, mpeg
-from ajepa.audio.streams import read_up_to, size_of
+from ajepa.audio.streams import read_at, read_up_to, size_of
 
 HEAD = 4096  # bytes that tell containers apart
 
@@ -38,8 +38,7 @@ def inspect(stream: Any) -> Container:
     """Look at a seekable stream; its position is 0 afterwards."""
     start, skipped = mpeg.after_tags(stream)
     size = size_of(stream)
-    stream.seek(start)
-    head = read_up_to(stream, HEAD)
+    head = read_at(stream, start, HEAD)
     name = _name(head)
     if name == FLAC:
         found = _flac(head)
@@ -81,8 +80,7 @@ def _name(head: bytes) -> str:
 def _mp4(stream: Any, at: int, size: int) -> Container:
     """The boxes of the file in order: fragments come without a length (ISO 14496-12)."""
     while at + 16 <= size:
-        stream.seek(at)
-        header = read_up_to(stream, 16)
+        header = read_at(stream, at, 16)
         length, kind = struct.unpack_from(">I4s", header)
         if kind == b"moof":
             return Container(MP4, "it comes in fragments")
@@ -122,8 +120,7 @@ def _ogg(stream: Any, start: int, size: int) -> Container:
 def _pages(stream: Any, at: int, size: int) -> Iterator[int]:
     """Flags of the pages of an Ogg file in order, as far as it is one."""
     while at + 27 <= size:
-        stream.seek(at)
-        header = read_up_to(stream, 27)
+        header = read_at(stream, at, 27)
         if header[:4] != b"OggS":
             return
         yield header[5]

@@ -16,6 +16,7 @@ from ajepa.audio import av_decode
 from ajepa.audio.containers import ONLY_AV, Container, inspect
 from ajepa.audio.errors import AudioError, check_header, mix
 from ajepa.audio.streams import Patched, size_of
+from ajepa.errors import one_line
 
 SOUNDFILE_EXTENSIONS = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"}
@@ -185,7 +186,7 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error)[:300]
 
 
 def _file_of(stream: Any) -> Any:

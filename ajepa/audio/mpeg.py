@@ -4,10 +4,11 @@ import re
 import struct
 from typing import Any
 
-from ajepa.audio.streams import read_up_to
+from ajepa.audio.streams import read_at
 
 CHUNK = 1 << 16
 LOST = 1 << 20  # bytes without a frame after which no more are looked for
+MOST_TAGS = 100  # behind a recording
 KBIT = {  # of MPEG audio by version 1 or not, layer, and index (ISO 11172-3 2.4.2.3, ISO 13818-3 2.4.2.3)
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -39,24 +40,24 @@ def after_tags(stream: Any) -> tuple[int, bool]:
     """Where the sound begins after ID3v2 tags and their padding, which come before files of any format, and whether
     libsndfile comes to the same place: it skips one tag without a footer (ID3v2.4, 3.4) or padding behind it."""
     at = count = 0
-    while length := _id3(_at(stream, at, 10)):
+    while length := _id3(read_at(stream, at, 10)):
         at += length
         count += 1
     if not count:
         return 0, True
-    zeros = _at(stream, at, CHUNK)
+    zeros = read_at(stream, at, CHUNK)
     padding = len(zeros) - len(zeros.lstrip(b"\0"))
     # The first bytes of other formats may be zeros: a box of an MP4 file begins with its length.
     if not is_frame(zeros[padding : padding + 4]):
         padding = 0
-    return at + padding, count == 1 and not padding and not _at(stream, 5, 1)[0] & 0x10
+    return at + padding, count == 1 and not padding and not read_at(stream, 5, 1)[0] & 0x10
 
 
 def inspect(stream: Any, at: int, size: int) -> tuple[float | None, str]:
     """Seconds of the frames from an offset on, where they have to be counted, and why only PyAV reads the file to its
     end. A Xing header counts the bytes of its own recording, which another one may follow. Without one the length is
     guessed from the first bit rate, rightly if all frames have it."""
-    stated = _xing(_at(stream, at, 256))
+    stated = _xing(read_at(stream, at, 256))
     if stated and at + stated <= size:
         return None, SEVERAL if _frames_follow(stream, at + stated, size) else ""
     end, seconds, rates = _run(stream, at, size)
@@ -84,7 +85,7 @@ def _id3(head: bytes) -> int:
 def _run(stream: Any, at: int, size: int) -> tuple[int, float, set[int]]:
     """Where the frames from an offset on end that follow one another, their seconds, and their bit rates."""
     seconds, rates = 0.0, set()
-    while at < size and is_frame(header := _at(stream, at, 4)):
+    while at < size and is_frame(header := read_at(stream, at, 4)):
         length, duration, rate = _frame(header)
         at += length
         seconds += duration
@@ -108,24 +109,26 @@ def _frame(header: bytes) -> tuple[int, float, int]:
 def _frames_follow(stream: Any, at: int, size: int) -> bool:
     """Whether frames begin again after tags or other bytes. Any two bytes may look like a frame: one has to be followed
     by another of its kind."""
-    limit = min(size, at + LOST)
+    limit, tags = min(size, at + LOST), 0
     while at < limit:
-        data = _at(stream, at, CHUNK)
+        data = read_at(stream, at, CHUNK)
         if length := _tag(data):
             at += length
-            limit = min(size, at + LOST)
+            limit, tags = min(size, at + LOST), tags + 1
+            if tags > MOST_TAGS:  # each costs a read: PyAV may look for the end
+                return True
             continue
         place = next((found.start() for found in TAG.finditer(data)), len(data))
         for found in SYNC.finditer(data, 0, place):
             header = data[found.start() : found.start() + 4]
             if is_frame(header) and _followed(stream, at + found.start(), header):
                 return True
-        at += min(place, max(len(data) - 7, 1))
+        at += max(min(place, len(data) - 7), 1)  # a tag that is cut off is passed byte by byte
     return False
 
 
 def _followed(stream: Any, at: int, header: bytes) -> bool:
-    following = _at(stream, at + _frame(header)[0], 4)
+    following = read_at(stream, at + _frame(header)[0], 4)
     return is_frame(following) and following[1] == header[1] and following[2] & 0x0C == header[2] & 0x0C
 
 
@@ -137,8 +140,3 @@ def _tag(data: bytes) -> int:
         size, flags = struct.unpack_from("<I", data, 12)[0], struct.unpack_from("<I", data, 20)[0]
         return 32 + (size if flags & 1 << 29 else 0)
     return _id3(data)
-
-
-def _at(stream: Any, at: int, count: int) -> bytes:
-    stream.seek(at)
-    return read_up_to(stream, count)

@@ -13,6 +13,12 @@ def read_up_to(stream: Any, count: int) -> bytes:
     return b"".join(parts)
 
 
+def read_at(stream: Any, at: int, count: int) -> bytes:
+    """`read_up_to` from an offset on."""
+    stream.seek(at)
+    return read_up_to(stream, count)
+
+
 def size_of(stream: Any) -> int:
     return int(stream.seek(0, io.SEEK_END))
 

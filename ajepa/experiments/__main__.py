@@ -14,7 +14,7 @@ from typing import get_args
 
 from ajepa.choices import Protocol, Unlabelled
 from ajepa.config import PRESETS
-from ajepa.errors import UserError
+from ajepa.errors import UserError, one_line
 from ajepa.openmp import sleep_while_waiting
 
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and os.environ.get("AJEPA_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

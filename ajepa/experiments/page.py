@@ -16,7 +16,7 @@ from typing import Any
 
 from ajepa import storage
 from ajepa.config import PRESETS, Config
-from ajepa.errors import UserError
+from ajepa.errors import UserError, one_line
 from ajepa.experiments.report import Line, column_of, keys_of, lines_of, markdown
 from ajepa.experiments.results import Result, joined, require_results, write_results
 from ajepa.experiments.settings import TABLES, settings_of, with_steps
@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return run(Path(args.list), args.check, args.add)
     except (UserError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from ajepa.errors import Terminated, UserError
+from ajepa.errors import Terminated, UserError, one_line
 from pipelines.cli.terminal import live_lines
 
 
@@ -29,7 +29,7 @@ def run_command(main: Callable[[], object]) -> None:
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and os.environ.get("AJEPA_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)

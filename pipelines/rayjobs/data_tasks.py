@@ -11,7 +11,7 @@ import torch
 
 from ajepa import storage
 from ajepa.config import FrontEndConfig
-from ajepa.errors import UserError
+from ajepa.errors import UserError, one_line
 from ajepa.shards.writer import ShardResult, write_shard
 from pipelines.rayjobs.plan import read_block
 
@@ -27,7 +27,7 @@ def make_blocks(batch: dict[str, np.ndarray], output: str, make: Callable[[int],
         try:
             result, stopped = storage.with_retries(output, functools.partial(make, index)), ""
         except (OSError, UserError) as error:
-            result, stopped = ShardResult(index), " ".join(str(error).split())
+            result, stopped = ShardResult(index), one_line(error)
         rows.append({"ok": result.ok, "cut": result.cut, "errors": json.dumps(result.errors), "stopped": stopped})
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 

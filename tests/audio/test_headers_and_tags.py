@@ -149,6 +149,33 @@ def test_a_header_that_counts_too_little_is_not_believed(write, name):
     assert piece == pytest.approx(0.4, abs=0.001)
 
 
+@pytest.mark.parametrize(
+    "end",
+    [b"ID3", b"ID3\4\0\0", b"APETAGEX", b"APETAGEX" + bytes(8), b"x" * 65_530 + b"ID3"],
+    ids=lambda end: f"{len(end)} bytes",
+)
+def test_a_tag_that_is_cut_off_ends_the_search(end):
+    sound = mp3(3, xing=False)
+    assert inspect(io.BytesIO(sound + end)) == inspect(io.BytesIO(sound))
+
+
+def test_a_file_of_tags_or_chunks_alone_is_looked_at_in_bounded_time():
+    """Counted, not timed: every read is a call of `read`."""
+
+    class Counted(io.BytesIO):
+        reads = 0
+
+        def read(self, *args):
+            self.reads += 1
+            return super().read(*args)
+
+    tags = Counted(mp3(1, xing=False) + (b"x" + id3(0)) * 100_000)
+    assert inspect(tags).doubt and tags.reads < 2_000
+    chunks = Counted(wav(after=chunk(b"abcd", b"") * 100_000))
+    inspect(chunks)
+    assert chunks.reads < 100_000
+
+
 @pytest.mark.parametrize("name", JOINED)
 def test_recordings_put_together_are_read_to_the_end_of_the_last(write, name):
     pytest.importorskip("av")
