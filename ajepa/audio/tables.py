@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,15 @@ TIMES = ("start_s", "duration_s")
 # What the words of a column's name mean in the contract, once its unit and its general words are taken away.
 MEANINGS = {
     **dict.fromkeys(("label", "class", "classes", "category", "categories", "tag", "tags", "target", "targets",
-                     "species", "ebird"), ("labels",)),
-    **dict.fromkeys(("start", "starts", "begin", "onset", "offset"), ("start_s",)),
+                     "species", "ebird", "scientific", "common"), ("labels",)),
+    **dict.fromkeys(("start", "starts", "begin", "onset", "offset"), ("start_s",)),  # for "offset" see `_meaning`
     **dict.fromkeys(("end", "ends", "stop"), TIMES),
     **dict.fromkeys(("duration", "length", "seconds", "delta"), ("duration_s",)),
     **dict.fromkeys(("subset", "partition", "set", "splits"), ("split",)),
     **dict.fromkeys(("folds",), ("fold",)),
 }  # fmt: skip
-GENERAL = frozenset(("time", "times", "name", "names", "id", "ids", "code", "codes", "primary", "clip"))
+GENERAL = frozenset(("time", "times", "name", "names", "id", "ids", "code", "codes", "primary", "clip",
+                     "event", "t"))  # fmt: skip
 SECONDS = frozenset(("s", "sec", "secs", "second", "seconds"))
 OTHER_UNITS = frozenset((
     "ms", "msec", "millis", "millisecond", "milliseconds", "us", "min", "minutes", "frame", "frames", "sample",
@@ -107,9 +109,16 @@ def _plain(name: str) -> str:
     return name.strip().removeprefix("\ufeff").casefold()
 
 
-def _meaning(name: str) -> tuple[tuple[str, ...], str]:
-    """What a name means in the contract, as "Begin Time (s)" does start_s, and its unit if that is not seconds."""
-    words = re.findall(r"[^\W_]+", _plain(name))
+def _words(name: str) -> list[str]:
+    """The words of a name, "classID" and "Class-ID" alike."""
+    return re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.removeprefix("\ufeff")).casefold())
+
+
+def _meaning(name: str, others: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """What a name means in the contract, as "Begin Time (s)" and "startTime" do start_s, and its unit if that is not
+    seconds. An offset beside another start is where the sound ends, as in DCASE's lists; alone it is where it starts.
+    """
+    words = _words(name)
     if "_".join(words) in MANIFEST_SCHEMA.names:
         return ("_".join(words),), ""
     unit = ""
@@ -121,6 +130,8 @@ def _meaning(name: str) -> tuple[tuple[str, ...], str]:
         return (), ""
     (word,) = telling
     meant = (word,) if word in MANIFEST_SCHEMA.names else MEANINGS.get(word, ())
+    if word == "offset" and any(_meaning(other, ())[0] == ("start_s",) for other in others if other != name):
+        meant = TIMES
     return meant, unit if set(meant) & set(TIMES) else ""
 
 
@@ -138,13 +149,14 @@ def _known_columns(table: pa.Table, path: str) -> tuple[pa.Table, dict[str, str]
     if "uri" not in new:
         raise UserError(f"the manifest {path!r} has no column `uri` (it has: {', '.join(names)})")
     for name in new:
-        meant, unit = ((), "") if name in MANIFEST_SCHEMA.names else _meaning(name)
+        meant, unit = ((), "") if name in MANIFEST_SCHEMA.names else _meaning(name, new)
         if not set(meant) <= set(new):  # beside what it means it is a spare column, and named as left out
             hint = "start_s + duration_s is the end" if meant == TIMES else ""
             hint += f"{', ' * bool(hint)}seconds, not {unit}" if unit else ""
             raise UserError(
                 f"the manifest {path!r} has a column {name!r}, which is not read: call it {' and '.join(meant)}"
                 + f" ({hint})" * bool(hint)
+                + ", or remove it if it means something else"
             )
     return table.rename_columns(new), {old: now for old, now in zip(names, new, strict=True) if old != now}
 

@@ -17,6 +17,8 @@ from ajepa.config import PRESETS
 from ajepa.errors import UserError, one_line
 from ajepa.openmp import sleep_while_waiting
 
+LOCK = ".lock-"  # as `ajepa.storage.LOCK`, whose module imports pyarrow
+
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m ajepa.experiments", description=(__doc__ or "").partition("\n")[0])
@@ -104,8 +106,11 @@ def held(folder: Path) -> Iterator[None]:
     """The folder for this process alone, where the system has such locks; a process that dies leaves none.
 
     Raises:
-        UserError: another process has it, or nothing can be written there.
+        UserError: another process has it, it is a folder of `pipelines/ablate.py` (whose locks work across machines),
+            or nothing can be written there.
     """
+    if folder.is_dir() and any(p.name == "ablation.json" or p.name.startswith(LOCK) for p in folder.iterdir()):
+        raise UserError(f"{str(folder)!r} holds trials of pipelines/ablate.py: go on with it, or choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

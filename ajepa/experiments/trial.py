@@ -38,7 +38,7 @@ from ajepa.inference.pretrained import load_encoder, random_encoder
 from ajepa.shards.dataset import ShardDataset
 from ajepa.training.flops import step_flops
 from ajepa.training.loop import train
-from ajepa.training.run_folder import HISTORY, append_history, read_history
+from ajepa.training.run_folder import append_history, read_history
 from ajepa.training.worker import WorkerHooks
 
 Kind = Literal["pretrained", "random init", "log-mel statistics", "supervised"]
@@ -241,7 +241,7 @@ def pretrain(config: Config, data: ShardDataset, run: str, device: torch.device)
     """Train in this process, from where the run folder stands; reports go to its history."""
     storage.make_folder(run)
     steps = newest_step(run)
-    history = read_history(run) if storage.path_type(storage.join(run, HISTORY)) == "file" else []
+    history = read_history(run)
     if history and history[-1]["step"] == history[-1]["total_steps"] == steps:
         return
 

@@ -37,8 +37,12 @@ class Score:
     score: float
 
 
-def snapshot(state: FinetuneState, curve: list[Score]) -> Snapshot:
-    """Copy everything a training needs to go on."""
+def snapshot(state: FinetuneState, curve: list[Score], report: dict[str, Any]) -> Snapshot:
+    """Copy everything a training needs to go on.
+
+    Args:
+        report: of this step, for a training that is killed before it is heard; empty if none is due.
+    """
     files: dict[str, dict[str, torch.Tensor]] = {
         MODEL: dict(state.core.named_weights()),
         OPTIMIZER: optimizer_moments(state.core.named_weights(), state.optimizer),
@@ -51,12 +55,13 @@ def snapshot(state: FinetuneState, curve: list[Score]) -> Snapshot:
         "total_steps": state.schedule.total_steps,
         "config": state.config.to_dict(),
         "curve": [vars(point) for point in curve],
+        "report": report,
     }
     return Snapshot(state.step, host_copies(files), manifest)
 
 
-def restore(folder: str, state: FinetuneState) -> list[Score]:
-    """Load a checkpoint into a state; returns the validation curve so far.
+def restore(folder: str, state: FinetuneState) -> tuple[list[Score], dict[str, Any]]:
+    """Load a checkpoint into a state; returns the validation curve so far and the report of its step.
 
     Raises:
         UserError: written by another version, or of another model.
@@ -67,7 +72,8 @@ def restore(folder: str, state: FinetuneState) -> list[Score]:
         if manifest["format_version"] != FORMAT:
             raise UserError(f"{folder!r} has checkpoint format {manifest['format_version']}, not {FORMAT}")
         step, curve = int(manifest["step"]), [Score(**point) for point in manifest["curve"]]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        report = dict(manifest.get("report", {}))  # earlier versions kept none
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(f"{where!r} is damaged ({error!r})") from error
     load_weights(folder, state.core, MODEL)
     if state.average is not None:
@@ -75,31 +81,31 @@ def restore(folder: str, state: FinetuneState) -> list[Score]:
     if step:  # AdamW keeps nothing before its first step
         restore_moments(folder, state.core.named_weights(), state.optimizer)
     state.step = step
-    return curve
+    return curve, report
 
 
-def resume(run: str, state: FinetuneState) -> list[Score]:
-    """Load the newest intact checkpoint of a stage into the state of every worker; returns the validation curve so far,
-    empty where there is none yet.
+def resume(run: str, state: FinetuneState) -> tuple[list[Score], dict[str, Any]]:
+    """Load the newest intact checkpoint of a training into the state of every worker; returns the validation curve so
+    far and the report of the checkpoint's step, both empty where there is none yet.
 
     Raises:
         UserError: there are checkpoints and none is intact, or the workers see different ones.
     """
 
-    def load(folder: str) -> tuple[int, list[Score]]:
-        curve = restore(folder, state)
-        return state.step, curve
+    def load(folder: str) -> tuple[int, list[Score], dict[str, Any]]:
+        curve, report = restore(folder, state)
+        return state.step, curve, report
 
     found = read_once(run, state, load)
     if found is None:
-        return []
-    state.step, curve = found
+        return [], {}
+    state.step, curve, report = found
     if state.world_size > 1:
         models = [state.core] if state.average is None else [state.core, state.average]
         weights = [parameter for model in models for _, parameter in model.named_weights()]
         parameters = list(state.core.named_weights())
         share([*weights, *(shared_moments(parameters, state.optimizer) if state.step else [])])
-    return curve
+    return curve, report
 
 
 @torch.no_grad()

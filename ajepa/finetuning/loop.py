@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from ajepa.shards.reader import ShardReader
 from ajepa.training.async_metrics import resolve_metrics
 from ajepa.training.checkpoint_writer import CheckpointWriter
 from ajepa.training.inputs import on_device
-from ajepa.training.session import Due, Stopwatch, explained_failures, must_stop, save_and_report
+from ajepa.training.run_folder import read_history
+from ajepa.training.session import Due, Stopwatch, explained_failures, must_stop, report_again, save_and_report
 from ajepa.training.worker import StopRequest, WorkerHooks
 
 
@@ -30,6 +30,7 @@ class TrainingPhase:
 
     folder: str  # its checkpoints
     part: str  # what it is called in reports
+    reports: str  # the folder of its history
     validation: np.ndarray  # ascending rows it is scored on after each epoch; none: not scored
     epochs: int  # it ends after so many of the schedule's
 
@@ -52,8 +53,12 @@ def train(
     """
     config = state.config
     steps = state.schedule.steps(phase.epochs)
-    curve = resume(phase.folder, state)
-    writer = CheckpointWriter(phase.folder, config.keep_checkpoints, lambda: snapshot(state, curve), later_wins=True)
+    curve, report = resume(phase.folder, state)
+    heard = [known["step"] for known in read_history(phase.reports)] if worker.rank == 0 else []
+    report_again(state, report, heard, worker)
+    writer = CheckpointWriter(
+        phase.folder, config.keep_checkpoints, lambda: snapshot(state, curve, report), later_wins=True
+    )
     stopwatch = Stopwatch()
     batches = reader.batches(state.step, steps)
     pin = worker.device.type == "cuda"
@@ -61,9 +66,10 @@ def train(
     losses: list[torch.Tensor] = []
     if not curve and config.head_init == "probe" and len(phase.validation):  # the probe itself may be the best
         curve.append(Score(0, 0, evaluate(state, reader, labels, phase.validation, worker)))
+        report = {"part": phase.part, "step": 0, "total_steps": steps, "epoch": 0, _named(labels): curve[0].score}
         if worker.rank == 0:
             writer.save(curve[0].score)
-        worker.report({"part": phase.part, "step": 0, "total_steps": steps, "epoch": 0, _named(labels): curve[0].score})
+        worker.report(report)
     try:
         with explained_failures(state, reader, config.batch_size, config.micro_batch):
             for inputs in on_device(stopwatch.waiting(ahead), worker.device):
@@ -71,7 +77,7 @@ def train(
                 stopwatch.steps += 1
                 losses.append(result.loss)
                 due, epoch = due_after(state, steps)
-                report: dict[str, Any] = {}
+                report = {}
                 score: float | None = None
                 if due.report:
                     resolve_metrics(state)

@@ -151,14 +151,14 @@ class Trainer:
     def _choose_epochs(self) -> tuple[FinetuneState, ShardReader, list[Score]]:
         """Train on the training clips, scored on the validation clips after each epoch."""
         plan, config = self.plan, self.config
-        phase = TrainingPhase(self._checkpoints(CHOOSE), plan.name, plan.validation, config.epochs)
+        phase = self._phase(CHOOSE, plan.name, plan.validation, config.epochs)
         state, reader = self._start(plan.train)
         return state, reader, train(phase, state, reader, self.labels, self.worker)
 
     def _refit(self, epochs: int) -> tuple[FinetuneState, ShardReader]:
         """Train again, on training and validation clips, for the epochs that were chosen."""
         nothing = np.empty(0, np.int64)
-        phase = TrainingPhase(self._checkpoints(REFIT), f"{self.plan.name}-refit", nothing, epochs)
+        phase = self._phase(REFIT, f"{self.plan.name}-refit", nothing, epochs)
         state, reader = self._start(self.plan.final)
         train(phase, state, reader, self.labels, self.worker)
         return state, reader
@@ -170,6 +170,9 @@ class Trainer:
         noted = read_best(folder)
         assert noted is not None
         load_weights(checkpoint_path(folder, noted["step"]), state.scored, MODEL if state.average is None else AVERAGE)
+
+    def _phase(self, name: str, part: str, validation: np.ndarray, epochs: int) -> TrainingPhase:
+        return TrainingPhase(self._checkpoints(name), part, storage.join(self.job.output, part), validation, epochs)
 
     def _checkpoints(self, phase: str) -> str:
         return storage.join(self.folder, phase)

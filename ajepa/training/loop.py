@@ -13,7 +13,7 @@ from ajepa.training.checkpoint_writer import CheckpointWriter
 from ajepa.training.inputs import on_device, prepare
 from ajepa.training.monitor import Monitor
 from ajepa.training.schedules import total_steps
-from ajepa.training.session import Due, Stopwatch, explained_failures, must_stop, save_and_report
+from ajepa.training.session import Due, Stopwatch, explained_failures, must_stop, report_again, save_and_report
 from ajepa.training.snapshot import resume, snapshot
 from ajepa.training.step import StepResult, TrainState, build_state, train_step
 from ajepa.training.worker import StopRequest, WorkerHooks
@@ -51,14 +51,16 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerHook
         )
     if info is not None and not worker.resume_anyway:
         reader.load_state_dict(info.reader)
+    heard = [report["step"] for report in worker.history]
+    known = info.report if info is not None else {}
+    if report_again(state, known, heard, worker):
+        worker.history.append(known)
     monitor = Monitor(state, reader, worker) if worker.rank == 0 else None
     report: dict[str, Any] = {}
     writer = CheckpointWriter(
         output, every.keep_checkpoints, lambda: snapshot(state, dataset, reader.state_dict(), report)
     )
-    if info is not None and info.report and state.step == steps:
-        worker.report(info.report)  # killed before it was heard
-    elif state.step in (0, steps):
+    if state.step == 0 or (state.step == steps and not known):
         first = {"step": state.step}
         worker.report((monitor.measure(first) if monitor else first) | {"total_steps": steps})
     stopwatch = Stopwatch()

@@ -10,6 +10,7 @@ from typing import Any
 from ajepa import storage
 
 HISTORY = "history.jsonl"
+TAIL = "history-tail.jsonl"  # beside it in an object store, which cannot append: reports that are not in it yet
 RUN_JSON = "run.json"  # what the run is; "finished" once its last checkpoint is written
 
 
@@ -42,9 +43,11 @@ def read_lines(path: str) -> list[dict[str, Any]]:
 
 
 def read_history(output: str) -> list[dict[str, Any]]:
-    """The reports of a run in order of steps; steps replayed after a crash count once, as replayed."""
+    """The reports of a run in order of steps, [] where there are none; steps replayed after a crash count once, as
+    replayed."""
     reports: list[dict[str, Any]] = []
-    for report in read_lines(storage.join(output, HISTORY)):
+    paths = [storage.join(output, name) for name in (HISTORY, TAIL)]
+    for report in (r for path in paths if storage.path_type(path) == "file" for r in read_lines(path)):
         while reports and reports[-1]["step"] >= report["step"]:
             reports.pop()
         reports.append(report)

@@ -84,6 +84,24 @@ def save_and_report(
         worker.report(report)
 
 
+def report_again(state: MetricsOwner, report: dict[str, Any], heard: Iterable[int], worker: WorkerHooks) -> bool:
+    """Report the step of the checkpoint that a run goes on from, where the run was killed before that was heard.
+
+    Args:
+        report: what the checkpoint holds; empty if nothing was to be reported.
+        heard: steps of the reports so far; rank 0's count.
+
+    Returns:
+        Whether it was reported.
+    """
+    answer = [bool(report) and report["step"] not in set(heard)]
+    if state.world_size > 1:
+        dist.broadcast_object_list(answer, src=0, device=state.device)
+    if answer[0]:
+        worker.report(report)
+    return answer[0]
+
+
 def must_stop(state: MetricsOwner, writer: CheckpointWriter, steps: int) -> bool:
     """Whether a run of `steps` steps ends here because a worker was asked to stop; its checkpoint is then written.
 

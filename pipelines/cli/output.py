@@ -50,8 +50,8 @@ class FoundOutput:
 
 
 def open_output(output: str, kind: OutputType, overwrite: bool = False) -> FoundOutput | None:
-    """What an earlier command of this type left at the output; None where there is nothing to go on with, or with
-    `overwrite`, which deletes it.
+    """What an earlier command of this type left at the output; None where there is nothing to go on with, or where it
+    is to be overwritten. Nothing is deleted here: call `storage.clear` once nothing more can be refused.
 
     Raises:
         UserError: the output holds something else, or its description is damaged.
@@ -60,10 +60,7 @@ def open_output(output: str, kind: OutputType, overwrite: bool = False) -> Found
     marker = next((name for name in kind.markers if name in names), None)
     if storage.path_type(output) == "file" or (marker is None and not names <= kind.leftovers):
         raise UserError(f"--output {output!r} exists and is no {kind.name}: choose another")
-    if marker is None:
-        return None
-    if overwrite:
-        storage.clear(output)
+    if marker is None or overwrite:
         return None
     path = storage.join(output, marker)
     return FoundOutput(marker, read_document(path, ADVICE), path)

@@ -208,6 +208,7 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
     }  # fmt: skip
     with claimed(args.output):
         resumed = prepare_output(args, settings)
+        mlflow_run.require_store(uri)
         resources: dict[str, float] = {}
         limit = None
         if left:

@@ -17,6 +17,7 @@ from ajepa.audio.segments import segment
 from ajepa.audio.sources import load_manifest
 from ajepa.checkpoints import latest_checkpoint
 from ajepa.choices import Branch
+from ajepa.documents import refusing_damage, require_types
 from ajepa.errors import UserError
 from ajepa.inference.embedder import Embedder, EmbedSettings, part_path
 from ajepa.inference.embeddings import EMBEDDINGS_JSON, Embeddings, finish_embeddings, open_embeddings
@@ -218,7 +219,12 @@ def neighbours(args: NeighboursArgs) -> list[Neighbour]:
     if args.top < 1:
         raise UserError(f"--top must be positive, got {args.top}")
     embeddings = open_embeddings(args.output)
-    about, plan = embeddings.encoder, embeddings.info["plan"]
+    about = embeddings.encoder
+    with refusing_damage(storage.join(embeddings.path, EMBEDDINGS_JSON), "embed the clips again"):
+        require_types(about, checkpoint=str, source=str, branch=str, precision=str, digest=str)
+        plan = embeddings.info["plan"]
+        chosen = {field.name: plan[field.name] for field in dataclasses.fields(EmbedSettings)}
+        settings = EmbedSettings(**chosen | {"layers": chosen["layers"] and tuple(chosen["layers"])})
     kept = storage.path_type(about["checkpoint"]) != "missing"  # not pruned by more training since
     source = args.encoder or about["checkpoint" if kept else "source"]
     try:
@@ -230,9 +236,7 @@ def neighbours(args: NeighboursArgs) -> list[Neighbour]:
             f"the embeddings were made by another encoder than {source!r} (digest {about['digest']}, not "
             f"{encoder.about['digest']}): give theirs with --encoder"
         )
-    names = [f.name for f in dataclasses.fields(EmbedSettings)]
-    chosen = {name: plan[name] for name in names} | {"layers": plan["layers"] and tuple(plan["layers"])}
-    embedder = Embedder(encoder, EmbedSettings(**chosen))
+    embedder = Embedder(encoder, settings)
     query = {"uri": storage.absolute(args.neighbours), "start_s": 0.0, "duration_s": None}
     try:
         log_mel, _, _ = embedder.log_mel(query)

@@ -97,7 +97,10 @@ def main(args: FinetuneArgs) -> list[Row]:
             print(f"nothing to do: {output} is finished (--overwrite starts again)\n\n{table}")
             return rows
         on = Workers(number=workers, threads=args.threads, device=args.device, max_failures=args.max_failures)
+        mlflow_run.require_store(resumed_uri(args.mlflow_uri, output, found, recorded_uri(origin)))
         require_resources(on)
+        if args.overwrite:
+            storage.clear(output)
         found, tracker = start_or_resume(args, output, settings, found, origin, dataset)
         job = Job(
             start=start, data=data, output=output, config=args.config, seeds=args.seeds, fold=args.fold,

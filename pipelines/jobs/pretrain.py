@@ -127,7 +127,10 @@ def main(
             number=parse_workers(args.num_workers), threads=args.threads, device=args.device,
             max_failures=args.max_failures,
         )  # fmt: skip
+        mlflow_run.require_store(resumed_uri(args.mlflow_uri, args.output, run))
         require_resources(workers)
+        if args.overwrite:
+            storage.clear(args.output)
         run, tracker = start_or_resume(args, dataset, run, name=name or f"pretrain {args.preset}", parent=parent)
         start = time.perf_counter()
         with tracker.recording():

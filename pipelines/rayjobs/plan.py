@@ -109,6 +109,8 @@ def prepare_output(
     if found is not None:
         refuse_changes(output, "an unfinished job made from other input or settings", found.content, plan, ADVICE)
         return None
+    if overwrite:
+        storage.clear(output)
     for folder in (PLAN, OK, BAD):
         storage.make_folder(storage.join(output, folder))
     if manifest.missing:

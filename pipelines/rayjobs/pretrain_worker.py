@@ -3,12 +3,11 @@
 import copy
 import logging
 
-from ajepa import storage
 from ajepa.config import Config
 from ajepa.evaluation.online import build_online_probe
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.training.loop import train
-from ajepa.training.run_folder import HISTORY, read_history
+from ajepa.training.run_folder import read_history
 from ajepa.training.step import TrainState
 from ajepa.training.worker import WorkerHooks
 
@@ -24,7 +23,7 @@ def pretrain(worker: WorkerHooks, *, config: Config, data: str, output: str, res
 
 def watch_labels(worker: WorkerHooks, dataset: ShardDataset, config: Config, output: str) -> None:
     """Give rank 0 what it watches beside the loss: an online probe where clips have labels, and the reports so far."""
-    worker.history = read_history(output) if storage.path_type(storage.join(output, HISTORY)) == "file" else []
+    worker.history = read_history(output)
     probe, what = build_online_probe(dataset, config)
     logging.getLogger(__name__).info("%s", what)
     if probe is None:

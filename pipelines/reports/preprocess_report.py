@@ -3,7 +3,9 @@
 import itertools
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +19,7 @@ from ajepa import storage
 from ajepa.audio.statistics import STD_FLOOR
 from ajepa.evaluation.tables import escape, markdown_table, plain
 from ajepa.shards.dataset import ShardDataset
-from ajepa.shards.files import read_shards
+from ajepa.shards.files import damaged_shard, read_parquet, read_shards
 from ajepa.shards.schema import BAD, OK, decode_log_mels
 from pipelines.reports.plots import BLUE, ORANGE, save
 
@@ -249,13 +251,16 @@ def _read_sound(dataset: ShardDataset, row: int) -> tuple[str, np.ndarray]:
     """A row's name and its log-mel [n_mels, valid frames], from the one row group that holds it."""
     first = np.cumsum([0, *(shard.rows for shard in dataset.shards)])
     index = int(np.searchsorted(first, row, side="right")) - 1
-    with storage.open_input(storage.join(dataset.path, dataset.shards[index].name)) as stream:
+    shard, inner = dataset.shards[index].name, row - first[index]
+
+    def parse(stream: Any) -> pa.Table:
         parquet = pq.ParquetFile(stream)
         groups = np.cumsum([0, *(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups))])
-        inner = row - first[index]
         group = int(np.searchsorted(groups, inner, side="right")) - 1
         table = parquet.read_row_group(group, columns=["clip_id", "labels", "num_frames", "log_mel"])
-    sound = table.slice(int(inner - groups[group]), 1)
+        return table.slice(int(inner - groups[group]), 1)
+
+    sound = read_parquet(storage.join(dataset.path, shard), parse, partial(damaged_shard, dataset.path, shard))
     log_mel = decode_log_mels(sound["log_mel"], dataset.front_end.n_mels, dataset.front_end.clip_frames)[0]
     names = ", ".join(dataset.label_names[j] for j in sound["labels"][0].as_py() or ())
     name = plain(names or sound["clip_id"][0].as_py(), 36)

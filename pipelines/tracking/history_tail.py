@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ajepa import storage
-from ajepa.training.run_folder import HISTORY, read_lines
+from ajepa.training.run_folder import HISTORY, TAIL, read_lines
 
-TAIL = "history-tail.jsonl"  # beside a history: reports that are not in it yet
 MOST = 100  # reports in it
 
 

@@ -14,7 +14,8 @@ from ajepa import storage
 from ajepa.errors import UserError
 from pipelines.tracking import mlflow_store
 from pipelines.tracking.history_tail import complete_histories
-from pipelines.tracking.mlflow_sender import UNSENT, Run, Sender, read_unsent
+from pipelines.tracking.mlflow_sender import Sender, read_unsent
+from pipelines.tracking.mlflow_unsent import UNSENT, Run
 from pipelines.tracking.mlflow_uri import shown, tracking_uri, ui_command, with_password
 
 if TYPE_CHECKING:

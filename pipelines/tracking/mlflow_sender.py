@@ -2,7 +2,6 @@
 not be sent when the command ends is kept beside its output, for the next command there."""
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -19,13 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from ajepa import storage
-from ajepa.errors import UserError
+from ajepa.errors import UserError, one_line
 from ajepa.training.run_folder import HISTORY, read_lines
 from pipelines.tracking import mlflow_uri
 from pipelines.tracking.mlflow_calls import REFUSED, RunGoneError, call, dataset_input, experiment_id, is_final
 from pipelines.tracking.mlflow_store import first_line, refusal, require_answer
+from pipelines.tracking.mlflow_unsent import (
+    UNSENT,
+    Run,
+    Unsent,
+    copy_files,
+    delete_unsent,
+    read_kept,
+    unsent_folders,
+    write_unsent,
+)  # fmt: skip
 
-UNSENT = "mlflow-unsent"  # folder of an output: a folder for each run with records that were not sent
 SENT = "mlflow-sent.json"  # of an output: how many lines of its histories the run has
 POLL_SECONDS = 2.0  # between looks at the histories
 STORE_POLL_SECONDS = 15.0  # the same in an object store
@@ -37,18 +45,6 @@ NO_METRICS = ("step", "total_steps", "verdict", "part", "time")  # of a report
 # MLflow's client would wait for minutes, again and again; here the thread tries again.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-
-
-@dataclass(kw_only=True)
-class Run:
-    """What a run is created with."""
-
-    name: str
-    experiment: str
-    params: dict[str, str]
-    tags: dict[str, str]
-    run_id: str = ""  # "" until the server has made it
-    status: str = "RUNNING"
 
 
 @dataclass
@@ -274,17 +270,8 @@ class Sender:
     def _keep(self) -> None:
         """Write what was not sent to the output."""
         records = list(self.records)
-        folder = storage.join(self.output, UNSENT, secrets.token_hex(6))
         try:
-            for record in records:
-                if "file" in record:
-                    path = storage.join(folder, record["file"])
-                    storage.make_folder(path.rpartition("/")[0])
-                    with storage.atomic_output(path) as stream:
-                        stream.write(Path(self.spool.name, record["file"]).read_bytes())
-            storage.make_folder(folder)
-            about = {"run": dataclasses.asdict(self.run), "records": records, "histories": self.histories}
-            storage.write_text(storage.join(folder, "run.json"), json.dumps(about))
+            write_unsent(self.output, Unsent(self.run, records, self.histories), Path(self.spool.name))
             self._delete_kept()
             where = f"kept in {storage.join(self.output, UNSENT)} and sent by the next command on this output"
         except (OSError, UserError) as error:
@@ -292,32 +279,19 @@ class Sender:
         print(f"warning: MLflow did not get {len(records)} records and the end of the run: {where}", file=sys.stderr)
 
     def _delete_kept(self) -> None:
-        for folder in self.kept:
-            with contextlib.suppress(OSError, UserError):  # it would be sent once more
-                storage.delete(folder)
+        delete_unsent(self.output, self.kept)
         self.kept = []
-        if storage.is_local(self.output):
-            with contextlib.suppress(OSError):  # others' are still there
-                Path(storage.absolute(self.output), UNSENT).rmdir()
 
 
 def read_unsent(output: str, uri: str) -> list[Sender]:
-    """Senders of what earlier commands kept at an output."""
+    """Senders of what earlier commands kept at an output. What cannot be read is left there, with a warning."""
     senders = []
-    with contextlib.suppress(OSError, UserError):
-        for name in sorted(storage.contents(storage.join(output, UNSENT))):
-            if name.rpartition("/")[2] != "run.json" or name.count("/") != 1:
-                continue
-            folder = storage.join(output, UNSENT, name.rpartition("/")[0])
-            about = json.loads(storage.read_text(storage.join(folder, "run.json")))
-            sender = Sender(
-                uri, Run(**about["run"]), output, about["histories"], deque(about["records"]), kept=[folder]
-            )
-            for record in sender.records:
-                if "file" in record:
-                    target = Path(sender.spool.name, record["file"])
-                    target.parent.mkdir(parents=True)
-                    with storage.open_input(storage.join(folder, record["file"])) as stream:
-                        target.write_bytes(stream.read())
+    for folder in unsent_folders(output):
+        try:
+            found = read_kept(folder)
+            sender = Sender(uri, found.run, output, found.histories, deque(found.records), kept=[folder])
+            copy_files(folder, found, Path(sender.spool.name))
             senders.append(sender)
+        except (OSError, UserError) as error:
+            print(f"warning: records for MLflow are not sent: {one_line(error)}", file=sys.stderr)
     return senders

@@ -68,18 +68,22 @@ def shown(uri: str) -> str:
     if not secrets_of(uri):
         return uri
     parts = urlsplit(uri)
-    user, at, host = parts.netloc.rpartition("@")
+    login, at, host = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    if parts.scheme in SERVERS and not password:  # a token
+        user, at = "", ""
     query = urlencode([(k, v) for k, v in parse_qsl(parts.query) if not SECRET.search(k)])
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}{at}{host}", query=query))
+    return urlunsplit(parts._replace(netloc=f"{user}{at}{host}", query=query))
 
 
 def secrets_of(uri: str) -> list[str]:
-    """The passwords and tokens in an address, percent-encoded and decoded."""
+    """The passwords and tokens in an address, percent-encoded and decoded. A server's user without a password is a
+    token; a database's is a name."""
     if not storage.is_uri(uri):
         return []
     parts = urlsplit(uri)
-    user, at, _ = parts.netloc.rpartition("@")
-    found = [user.partition(":")[2]] if at else []
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    found = [password or (user if parts.scheme in SERVERS else "")]
     found += [value for name, value in parse_qsl(parts.query) if SECRET.search(name)]
     return [secret for value in found if value for secret in {value, unquote(value)}]
 

@@ -54,12 +54,24 @@ def test_a_column_under_another_name_is_refused(tmp_path, column, meant):
         ("End Time (s)", "start_s and duration_s"), ("Delta Time (s)", "duration_s"), ("class_name", "labels"),
         ("duration_ms", r"duration_s \(seconds, not ms\)"), ("label_name", "labels"), ("Labels names", "labels"),
         ("primary_label", "labels"), ("ebird_code", "labels"), ("Species", "labels"), ("category id", "labels"),
+        ("startTime", "start_s"), ("t_start", "start_s"),
+        ("EndTime", "start_s and duration_s"), ("classID", "labels"), ("className", "labels"),
+        ("event_label", "labels"), ("Scientific name", "labels"), ("Common Name", "labels"), ("clipId", "clip_id"),
         ("fold id", "fold"), ("split-name", "split"), ("Clip ID", "clip_id"),
     ],
 )  # fmt: skip
 def test_units_and_general_words_change_no_meaning(tmp_path, column, meant):
     with pytest.raises(UserError, match=f"has a column '{re.escape(column)}', which is not read: call it {meant}"):
         read(tmp_path, f"uri,{column}\na.wav,1\n")
+
+
+def test_an_offset_beside_a_start_is_an_end(tmp_path):
+    with pytest.raises(UserError, match=r"'offset', which is not read: call it start_s and duration_s .* or remove it"):
+        read(tmp_path, "uri,start_s,offset\na.wav,1,2\n")
+    with pytest.raises(UserError, match="'offset', which is not read: call it start_s and duration_s"):
+        read(tmp_path, "uri,offset,onset\na.wav,1,2\n")
+    with pytest.raises(UserError, match="'offset', which is not read: call it start_s,"):
+        read(tmp_path, "uri,offset,duration_s\na.wav,1,2\n")
 
 
 @pytest.mark.parametrize("there", ["start_s", "duration_s"])
@@ -77,8 +89,11 @@ def test_a_column_beside_all_that_it_means_is_left_out_and_named(tmp_path):
 
 @pytest.mark.parametrize(
     "column",
-    ["file_length", "sample_rate", "secondary_labels", "id", "Low Freq (Hz)", "Begin File", "recordist", "name"],
-)
+    [
+        "file_length", "sample_rate", "secondary_labels", "id", "Low Freq (Hz)", "Begin File", "recordist", "name",
+        "eventType",
+    ],
+)  # fmt: skip
 def test_names_that_mean_something_else_are_no_mistake(tmp_path, column):
     assert read(tmp_path, f"uri,{column}\na.wav,1\n").remarks == (f"columns of the manifest left out: {column}",)
 

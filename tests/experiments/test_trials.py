@@ -12,6 +12,7 @@ import torch
 from helpers.faults import ROOT
 from helpers.runs import tiny_config
 
+from ajepa import storage
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
@@ -304,6 +305,18 @@ def test_two_commands_on_one_output_are_refused(tmp_path):
         pass
     with command.held(tmp_path / "out"):
         pass
+
+
+@pytest.mark.parametrize("name", ["ablation.json", ".lock-x"])
+def test_a_folder_of_the_other_command_is_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"holds trials of pipelines/ablate.py"), command.held(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_names_of_locks_are_those_of_storage():
+    assert command.LOCK == storage.LOCK
 
 
 @pytest.mark.process

@@ -24,6 +24,7 @@ from ajepa.finetuning.start import FromScratch, Pretrained
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder, random_encoder, write_export
 from ajepa.shards.labels import read_labels
+from ajepa.training.run_folder import append_history
 from ajepa.training.worker import StopRequest, WorkerHooks
 
 CPU = torch.device("cpu")
@@ -97,6 +98,33 @@ def test_every_epoch_is_scored_and_the_refit_lasts_as_long_as_was_chosen(undistu
 def test_of_equally_good_epochs_the_last_is_taken():
     curve = [Score(1, 4, 0.5), Score(2, 8, 0.7), Score(3, 12, 0.7), Score(4, 16, 0.6)]
     assert best_of(curve).epoch == 3
+
+
+def note(job: Job, report: dict) -> None:
+    """Write a report to the history of its part, as the driver does."""
+    folder = Path(job.output, report["part"])
+    folder.mkdir(exist_ok=True)
+    append_history(str(folder), [report])
+
+
+@pytest.mark.parametrize("kill_at", range(1, 6))
+def test_a_report_that_a_kill_cut_off_is_made_by_the_next_run(job, undisturbed, kill_at):
+    with pytest.raises(Interrupted):
+        run(job, kill_at=kill_at)
+    *heard, cut_off = undisturbed[1][:kill_at]
+    for report in heard:
+        note(job, report)
+    again = run(job)[0]
+    assert {k: again[k] for k in ("part", "step", "loss")} == {k: cut_off[k] for k in ("part", "step", "loss")}
+
+
+def test_a_report_that_is_in_the_history_is_not_made_again(job, undisturbed):
+    whole = undisturbed[1]
+    with pytest.raises(Interrupted):
+        run(job, kill_at=2)
+    for report in whole[:2]:
+        note(job, report)
+    assert [r["step"] for r in run(job)] == [r["step"] for r in whole[2:]]
 
 
 @pytest.mark.parametrize("stop_after", [2, 3, 10])

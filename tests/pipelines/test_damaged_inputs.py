@@ -10,6 +10,7 @@ from helpers.runs import tiny_config
 
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
+from ajepa.inference.embeddings import FORMAT_VERSION
 from pipelines import ablate, embed, export, finetune, pretrain, probe
 from pipelines.cli.command import run_command
 
@@ -110,6 +111,23 @@ def test_a_damaged_embeddings_json_is_named(content, tmp_path, capsys):
     where = written(tmp_path / "out/embeddings.json", content)
     line = refused(embed, ["--neighbours", "a.wav", "--output", tmp_path / "out"], capsys)
     assert f"{str(where)!r} is damaged" in line
+
+
+@pytest.mark.parametrize(
+    "missing", ["encoder.checkpoint", "encoder.source", "encoder.branch", "encoder.digest", "plan", "plan.pooling"]
+)
+def test_an_embeddings_json_without_what_neighbours_need_is_named(missing, tmp_path, capsys):
+    encoder = {"checkpoint": "run", "source": "run", "branch": "target", "precision": "fp32", "digest": "0"}
+    plan = {"level": "clip", "pooling": "mean", "layers": None, "max_seconds": 600.0}
+    content = {
+        "format_version": FORMAT_VERSION, "level": "clip", "dimension": 3, "encoder": encoder, "label_names": [],
+        "parts": [], "counts": {"ok": 0, "bad": 0}, "plan": plan,
+    }  # fmt: skip
+    part, _, name = missing.partition(".")
+    del (content[part] if name else content)[name or part]
+    where = written(tmp_path / "out/embeddings.json", json.dumps(content))
+    line = refused(embed, ["--neighbours", "a.wav", "--output", tmp_path / "out"], capsys)
+    assert f"{str(where)!r} is damaged (no '{name or part}'): embed the clips again" in line
 
 
 @pytest.mark.parametrize("content", DOCUMENTS.values(), ids=list(DOCUMENTS))

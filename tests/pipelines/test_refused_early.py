@@ -3,13 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.training_state import save_run
 
-from pipelines import embed, preprocess
+from pipelines import ablate, embed, finetune, preprocess, pretrain
 from pipelines.cli import lock
 from pipelines.cli.command import run_command
+from pipelines.jobs import ablate as ablate_job
 from pipelines.jobs import embed as embed_job
+from pipelines.jobs import finetune as finetune_job
 from pipelines.jobs import preprocess as preprocess_job
+from pipelines.jobs import pretrain as pretrain_job
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,44 @@ def test_a_size_of_nothing_too(command, option, encoder, sounds, tmp_path, monke
     with pytest.raises(SystemExit) as stop:
         run_command(lambda: command.main(command.parse_args(argv)))
     assert stop.value.code == 2 and f"{option} must be positive" in capsys.readouterr().err
+
+
+def training(*_, **__):
+    raise AssertionError("Ray is started")
+
+
+@pytest.mark.parametrize("command", [pretrain, finetune, ablate])
+def test_tracking_is_tried_before_ray_is_started(command, encoder, small_dataset, places, monkeypatch, capsys):
+    for job in (pretrain_job, finetune_job):
+        monkeypatch.setattr(job, "require_resources", training)
+    monkeypatch.setattr(ablate_job, "start_ray", training)
+    argv = ["--data", small_dataset.path, "--output", f"{places}/new", "--mlflow-uri", f"sqlite:///{places}/no.db"]
+    argv = {pretrain: argv, finetune: ["--encoder", str(encoder), *argv], ablate: ["loss", *argv]}[command]
+    before = sorted(places.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: command.main(command.parse_args(argv)))
+    assert stop.value.code == 2 and "cannot record to MLflow at" in capsys.readouterr().err
+    assert sorted(places.rglob("*")) == before
+
+
+@pytest.mark.parametrize("refusal", [["--mlflow-uri", "sqlite:///no.db"], ["--device", "cuda"]], ids=str)
+@pytest.mark.parametrize("command", [pretrain, finetune])
+def test_what_is_to_be_overwritten_stays_where_a_command_is_refused(
+    command, refusal, encoder, small_dataset, places, monkeypatch, capsys
+):
+    monkeypatch.chdir(places)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    old = places / "old"
+    old.mkdir()
+    (old / {pretrain: "run.json", finetune: "finetune.json"}[command]).write_text("{}")
+    argv = ["--data", small_dataset.path, "--output", str(old), "--overwrite", "--num-workers", "0", *refusal]
+    if command is finetune:
+        argv += ["--encoder", str(encoder)]
+    before = sorted(old.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: command.main(command.parse_args(argv)))
+    assert stop.value.code == 2 and "error: " in capsys.readouterr().err
+    assert sorted(old.rglob("*")) == before
 
 
 def test_the_output_is_held_while_the_files_are_listed(sounds, tmp_path, mlflow_uri, monkeypatch):

@@ -79,6 +79,34 @@ def test_a_server_that_is_away_is_told_later(mlflow_wire, tmp_path, capsys):  # 
     assert list(Path(output).iterdir()) == []
 
 
+DAMAGES = {
+    "cut": lambda text: text[: len(text) // 2],
+    "another type": lambda _: "[]",
+    "no records": lambda text: text.replace('"records"', '"other"'),
+    "an unknown field of the run": lambda text: text.replace('"run_id"', '"other"'),
+    "a file elsewhere": lambda text: text.replace('"file": "', '"file": "../../'),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_records_are_left_out_and_named(name, mlflow_wire, tmp_path, capsys):  # noqa: F811
+    mlflow_wire.break_now()
+    output = tmp_path / "out"
+    first, second = f"first, {name}", f"second, {name}"
+    for run in (first, second):
+        with (tracker := mlflow_run.start_run(uri(mlflow_wire), run, output=str(output), **ABOUT)).recording():
+            record(tracker, tmp_path)
+    kept = sorted(output.glob("mlflow-unsent/*/run.json"))
+    (damaged,) = [path for path in kept if json.loads(path.read_text())["run"]["name"] == first]
+    damaged.write_text(DAMAGES[name](damaged.read_text()))
+    capsys.readouterr()
+    mlflow_wire.mend()
+    mlflow_run.send_unsent(str(output), uri(mlflow_wire))
+    assert_complete(mlflow_wire, second)
+    assert f"warning: records for MLflow are not sent: {str(damaged)!r} is damaged" in capsys.readouterr().err
+    assert damaged.exists() and not found_runs(mlflow_wire.database, first)
+
+
 def test_still_away_nothing_is_lost(mlflow_wire, tmp_path):  # noqa: F811
     mlflow_wire.break_now()
     output = str(tmp_path / "out")
@@ -269,6 +297,9 @@ def test_a_relative_database_lies_in_this_folder(migrated_mlflow, tmp_path, monk
     [
         ("http://u:p%40ss@host:5000/x", "http://u@host:5000/x"),
         ("postgresql+psycopg2://u:pass@host/db?password=other&sslmode=require", "postgresql+psycopg2://u@host/db?sslmode=require"),
+        ("https://s3cr3tt0ken@host/x", "https://host/x"),
+        ("http://s3cr3tt0ken:@host/x", "http://host/x"),
+        ("postgresql://u@host/db", "postgresql://u@host/db"),
         ("sqlite:////abs/mlflow.db", "sqlite:////abs/mlflow.db"),
         ("databricks", "databricks"),
     ],
@@ -276,4 +307,4 @@ def test_a_relative_database_lies_in_this_folder(migrated_mlflow, tmp_path, monk
 def test_addresses_are_shown_without_what_is_secret(full, safe):
     assert shown(full) == safe
     text = without_password(f"cannot reach {full}", full)
-    assert all(secret not in text for secret in ("p%40ss", "pass@", "=other"))
+    assert all(secret not in text for secret in ("p%40ss", "pass@", "=other", "s3cr3tt0ken"))

@@ -1,5 +1,6 @@
 """Resuming: each file is read once, whatever the number of workers; what was killed before its last word has it."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ajepa.checkpoints import digest, newest_step, write_tensors
 from ajepa.errors import UserError
 from ajepa.shards.dataset import open_dataset
 from ajepa.training import loop
+from ajepa.training.session import report_again
 from ajepa.training.snapshot import optimizer_moments, resume
 from ajepa.training.step import build_state, train_step
 from ajepa.training.worker import WorkerHooks
@@ -150,6 +152,68 @@ def test_a_run_killed_before_its_last_report_reports_it(small_dataset, tmp_path,
     assert again["step"] == LOOP_CONFIG.train.max_steps and "verdict" in again
     if known:
         assert again | {"killed": True} == lost
+
+
+def killed_at(step: int, history: list[dict]) -> WorkerHooks:
+    """A worker that is killed, with its driver, when it reports that step: between the checkpoint and its report."""
+
+    def hears(report):
+        if report["step"] == step:
+            raise KeyboardInterrupt
+        history.append(report)
+
+    return WorkerHooks(0, 1, torch.device("cpu"), hears, history=list(history))
+
+
+@pytest.mark.parametrize("every", [2, 4], ids=["measured", "not measured"])
+def test_a_run_killed_before_the_report_of_a_checkpoint_reports_it(small_dataset, tmp_path, every):
+    config = dataclasses.replace(
+        LOOP_CONFIG, train=dataclasses.replace(LOOP_CONFIG.train, checkpoint_every=2, eval_every=every)
+    )
+    dataset = open_dataset(small_dataset.path)
+    whole: list[dict] = []
+    loop.train(config, dataset, str(tmp_path / "whole"), killed_at(-1, whole))
+    history: list[dict] = []
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, dataset, str(tmp_path / "run"), killed_at(2, history))
+    before = len(history)
+    loop.train(config, dataset, str(tmp_path / "run"), killed_at(-1, history))
+    assert history[before]["step"] == 2 and "loss" in history[before]
+
+    def lasting(reports):
+        return [{k: r[k] for k in ("step", "loss", "effective_rank", "verdict") if k in r} for r in reports]
+
+    assert lasting(history) == lasting(whole)  # the verdict of the end is drawn from all of them
+
+
+def test_a_report_that_was_heard_is_not_repeated(small_dataset, tmp_path):
+    dataset, history = open_dataset(small_dataset.path), []
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(LOOP_CONFIG, dataset, str(tmp_path), killed_at(6, history))  # the checkpoint is of step 4
+    loop.train(LOOP_CONFIG, dataset, str(tmp_path), killed_at(-1, history))
+    assert [report["step"] for report in history] == [0, 2, 4, 5, 5, 6, 8, 10]  # 5 was lost with its checkpoint
+
+
+def report_again_worker(rank: int, output: str) -> None:
+    dist.init_process_group("gloo", f"file://{output}/meeting", rank=rank, world_size=2)
+    report_three(rank, output)
+    dist.barrier()  # as in `resume_worker`: the state is gone by then
+    dist.destroy_process_group()
+
+
+def report_three(rank: int, output: str) -> None:
+    state = build_state(make_state().config, STATISTICS, 50, torch.device("cpu"), 2)
+    reports: list[int] = []
+    worker = WorkerHooks(rank, 2, state.device, lambda report: reports.append(report["step"]))
+    heard = [1, 2] if rank == 0 else []  # rank 0 alone knows the history
+    said = [report_again(state, report, heard, worker) for report in ({"step": 2}, {"step": 3}, {})]
+    Path(output, f"{rank}.txt").write_text(f"{said} {reports}")
+
+
+@pytest.mark.process
+def test_all_workers_report_again_or_none(tmp_path):
+    run_workers(report_again_worker, (str(tmp_path),), 2)
+    assert [Path(tmp_path, f"{rank}.txt").read_text() for rank in range(2)] == ["[False, True, False] [3]"] * 2
 
 
 def test_a_run_that_is_further_than_asked_for_is_said(small_dataset, tmp_path):
