@@ -7,6 +7,7 @@ from ajepa.config import PRESETS, Config, FrontEndConfig, MaskConfig, ModelConfi
 from ajepa.errors import UserError
 
 if TYPE_CHECKING:
+    from ajepa.finetuning.classifier import load_classifier
     from ajepa.inference.encoder import AudioEncoder
     from ajepa.inference.pretrained import export_encoder, load_encoder
     from ajepa.model.pooling import WeightedLayers
@@ -24,6 +25,7 @@ __all__ = [
     "UserError",
     "WeightedLayers",
     "export_encoder",
+    "load_classifier",
     "load_encoder",
 ]
 
@@ -31,6 +33,7 @@ __all__ = [
 _LAZY = {
     "AudioEncoder": "ajepa.inference.encoder",
     "WeightedLayers": "ajepa.model.pooling",
+    "load_classifier": "ajepa.finetuning.classifier",
     "export_encoder": "ajepa.inference.pretrained",
     "load_encoder": "ajepa.inference.pretrained",
 }

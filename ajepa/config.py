@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from ajepa.choices import LossName, ObjectiveName, Placement
 from ajepa.config_json import from_dict, upgraded
-from ajepa.errors import UserError
+from ajepa.errors import require
 
 TargetNorm = Literal["layer", "instance"]
 TrainPrecision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -20,13 +20,8 @@ MaskStrategy = Literal["multiblock", "single_block", "random", "time", "frequenc
 PATCH = 16  # side of a square patch, in mel bins and in frames (spec 2)
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
 def _require_choice(name: str, value: object, choices: Any) -> None:
-    _require(value in get_args(choices), f"{name} is one of {', '.join(get_args(choices))}, not {value!r}")
+    require(value in get_args(choices), f"{name} is one of {', '.join(get_args(choices))}, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +48,18 @@ class FrontEndConfig:
     """Frames stored for a clip, a multiple of 16 (1024 = 10.24 s): longer audio is cut, shorter is padded."""
 
     def __post_init__(self) -> None:
-        _require(self.sample_rate > 0 and self.hop_length > 0, "sample_rate and hop_length must be positive")
-        _require(0 < self.win_length <= self.n_fft, "win_length must be positive and at most n_fft")
-        _require(self.n_mels > 0 and self.n_mels % PATCH == 0, f"n_mels={self.n_mels} is not a multiple of {PATCH}")
-        _require(
+        require(self.sample_rate > 0 and self.hop_length > 0, "sample_rate and hop_length must be positive")
+        require(0 < self.win_length <= self.n_fft, "win_length must be positive and at most n_fft")
+        require(self.n_mels > 0 and self.n_mels % PATCH == 0, f"n_mels={self.n_mels} is not a multiple of {PATCH}")
+        require(
             self.clip_frames > 0 and self.clip_frames % PATCH == 0,
             f"clip_frames={self.clip_frames} is not a multiple of {PATCH}",
         )
-        _require(
+        require(
             0 <= self.f_min < self.f_max <= self.sample_rate / 2,
             f"need 0 <= f_min < f_max <= {self.sample_rate / 2:g} Hz, got {self.f_min:g} and {self.f_max:g}",
         )
-        _require(self.log_epsilon > 0, "log_epsilon must be positive")
+        require(self.log_epsilon > 0, "log_epsilon must be positive")
 
     @property
     def clip_samples(self) -> int:
@@ -108,14 +103,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("n_mels", "crop_frames"):
             value = getattr(self, name)
-            _require(
+            require(
                 value > 0 and value % PATCH == 0,
                 f"{name}={value} is not a multiple of the patch side {PATCH}: the grid would not divide",
             )
         for width, heads in ((self.width, self.heads), (self.predictor_width, self.predictor_heads)):
-            _require(heads > 0 and width % heads == 0, f"width {width} is not divisible by {heads} heads")
-        _require(self.width % 4 == 0 and self.predictor_width % 4 == 0, "widths must be multiples of 4 (positions)")
-        _require(self.depth > 0 and self.predictor_depth > 0, "depth and predictor_depth must be positive")
+            require(heads > 0 and width % heads == 0, f"width {width} is not divisible by {heads} heads")
+        require(self.width % 4 == 0 and self.predictor_width % 4 == 0, "widths must be multiples of 4 (positions)")
+        require(self.depth > 0 and self.predictor_depth > 0, "depth and predictor_depth must be positive")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -153,12 +148,12 @@ class MaskConfig:
     def __post_init__(self) -> None:
         _require_choice("strategy", self.strategy, MaskStrategy)
         _require_choice("placement", self.placement, Placement)
-        _require(0 < self.mask_ratio < 1, f"masking ratio {self.mask_ratio} is not between 0 and 1")
+        require(0 < self.mask_ratio < 1, f"masking ratio {self.mask_ratio} is not between 0 and 1")
         for name in ("candidates", "time_frequency_blocks"):
-            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         for low, high in (self.block_scale, self.time_frequency_scale):
-            _require(0 < low <= high < 1, f"block scale {(low, high)} is not within (0, 1)")
-        _require(
+            require(0 < low <= high < 1, f"block scale {(low, high)} is not within (0, 1)")
+        require(
             0 < self.block_aspect[0] <= self.block_aspect[1],
             f"aspect range {self.block_aspect} is not ascending and positive",
         )
@@ -235,7 +230,7 @@ class TrainConfig:
             "keep_checkpoints",
             "target_layers",
         ):
-            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         for name, choices in (
             ("objective", ObjectiveName),
             ("loss", LossName),
@@ -244,14 +239,14 @@ class TrainConfig:
             ("compile", Compile),
         ):
             _require_choice(name, getattr(self, name), choices)
-        _require(self.max_steps is None or self.max_steps > 0, f"max_steps must be positive, got {self.max_steps}")
-        _require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs must lie between 0 and epochs")
-        _require(0 <= self.ema_start <= self.ema_end <= 1, "need 0 <= ema_start <= ema_end <= 1")
-        _require(self.lr > 0 and self.final_lr >= 0, "lr must be positive and final_lr not negative")
-        _require(0 <= self.seed < 1 << 63, f"seed must lie between 0 and 2^63 - 1, got {self.seed}")
-        _require(self.masks_per_clip > 0, "masks_per_clip must be positive")
-        _require(self.micro_batch >= 0 and self.holdout >= 0, "micro_batch and holdout must not be negative")
-        _require(self.grad_clip >= 0 and self.weight_decay >= 0, "grad_clip and weight_decay must not be negative")
+        require(self.max_steps is None or self.max_steps > 0, f"max_steps must be positive, got {self.max_steps}")
+        require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs must lie between 0 and epochs")
+        require(0 <= self.ema_start <= self.ema_end <= 1, "need 0 <= ema_start <= ema_end <= 1")
+        require(self.lr > 0 and self.final_lr >= 0, "lr must be positive and final_lr not negative")
+        require(0 <= self.seed < 1 << 63, f"seed must lie between 0 and 2^63 - 1, got {self.seed}")
+        require(self.masks_per_clip > 0, "masks_per_clip must be positive")
+        require(self.micro_batch >= 0 and self.holdout >= 0, "micro_batch and holdout must not be negative")
+        require(self.grad_clip >= 0 and self.weight_decay >= 0, "grad_clip and weight_decay must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,12 +258,12 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.train.target_layers <= self.model.depth,
             f"target_layers={self.train.target_layers} exceeds the encoder's {self.model.depth} layers",
         )
         targets = round(self.mask.mask_ratio * self.model.num_patches)
-        _require(
+        require(
             0 < targets < self.model.num_patches,
             f"masking ratio {self.mask.mask_ratio} leaves no context or no target on the grid {self.model.grid}",
         )
@@ -283,7 +278,7 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> "Config":
         """Rebuild a config read from JSON. Unknown or missing keys raise UserError naming them."""
         parts = {"model": ModelConfig, "mask": MaskConfig, "train": TrainConfig}
-        _require(set(values) == set(parts), f"a config has the parts {sorted(parts)}, this one {sorted(values)}")
+        require(set(values) == set(parts), f"a config has the parts {sorted(parts)}, this one {sorted(values)}")
         values = upgraded(values)
         return cls(**{name: from_dict(kind, values[name]) for name, kind in parts.items()})
 

@@ -10,6 +10,12 @@ class UserError(ValueError):
     """A mistake in the input or the options. The message says what is wrong and what to do about it."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise a UserError with the message unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, taken like Ctrl-C but with its own exit code."""
 

@@ -86,7 +86,10 @@ def main(args: EmbedArgs | NeighboursArgs) -> None:
         announce(f"embed: {args.input} by {args.encoder} -> {args.output}")
     from pipelines.jobs import embed
 
-    embed.run(args)
+    if isinstance(args, NeighboursArgs):
+        embed.neighbours(args)
+    else:
+        embed.main(args)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,14 @@ def main(args: PreprocessArgs | VerifyArgs | MergeArgs) -> None:
         announce(f"merge: {' '.join(args.merge)} -> {args.output}")
     from pipelines.jobs import preprocess
 
-    preprocess.run(args)
+    if isinstance(args, VerifyArgs):
+        preprocess.verify(args.verify)
+    elif isinstance(args, MergeArgs):
+        preprocess.merge(args)
+    elif args.dry_run:
+        preprocess.dry_run(args)
+    else:
+        preprocess.main(args)
 
 
 if __name__ == "__main__":

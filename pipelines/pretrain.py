@@ -41,7 +41,7 @@ class PretrainArgs:
     overwrite: bool = False
     """Delete a run found at the output first."""
     resume_anyway: bool = False
-    """Resume a run with other settings or other data than it was begun with; what differs is named."""
+    """Resume a run with other settings or other data than it was started with; what differs is named."""
     mlflow_uri: str | None = None
     """MLflow tracking URI; by default $MLFLOW_TRACKING_URI or mlflow.db in this directory."""
     config: Annotated[Config, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: PRESETS["nano"])

@@ -14,10 +14,14 @@ import soundfile
 import yaml
 from helpers.training_state import save_run
 
-from ajepa.config import PRESETS
+import ajepa
+from ajepa.config import PRESETS, ModelConfig
 from ajepa.experiments.__main__ import parser as experiments_parser
 from ajepa.experiments.page import parser as page_parser
+from ajepa.finetuning.classifier import write_model
 from ajepa.finetuning.config import PRESETS as FINETUNE_PRESETS
+from ajepa.finetuning.model import Classifier
+from ajepa.inference.pretrained import random_encoder
 from pipelines import ablate, demo, embed, export, finetune, preprocess, pretrain, probe
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +138,20 @@ def names_of_the_three_lines(request, small_dataset, tmp_path_factory):
 def test_three_lines_make_a_vector(names_of_the_three_lines):
     vector = names_of_the_three_lines["vector"]
     assert vector.shape == (1, names_of_the_three_lines["encoder"].width) and vector.isfinite().all()
+
+
+def test_a_fine_tuned_model_classifies_as_its_page_says(small_dataset, tmp_path):
+    found = re.search(r"```python\n(model, names.*?)```", TEXT["pipelines/README.md"], re.DOTALL)
+    assert found is not None
+    audio = random_encoder(
+        ModelConfig(depth=1, width=32, heads=2), small_dataset.front_end, small_dataset.statistics, 0
+    )
+    write_model(str(tmp_path), Classifier(audio, 3, "mean"), ("cat", "dog", "rain"), {})
+    line = re.search(r'load_classifier\("(.*?)"\)', found[1])
+    assert line is not None
+    scope = {"ajepa": ajepa, "wave": np.sin(np.arange(32_000) / 20).astype(np.float32), "rate": 16_000}
+    exec(found[1].replace(line[1], str(tmp_path)), scope)
+    assert scope["logits"].shape == (1, 3) and scope["best"] == ["cat"]  # the head starts from zeros
 
 
 def test_the_lines_after_them_run(names_of_the_three_lines):

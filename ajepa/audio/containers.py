@@ -108,12 +108,12 @@ def _au(head: bytes, size: int) -> Container:
 
 def _ogg(stream: Any, start: int, size: int) -> Container:
     """Streams that begin after others have ended (RFC 3533, 4) are found by their first pages."""
-    begun = False
+    past_first = False
     for flags in _pages(stream, start, size):
         first = bool(flags & 2)
-        if first and begun:
+        if first and past_first:
             return Container(OGG, "several recordings follow one another in it")
-        begun = begun or not first
+        past_first = past_first or not first
     return Container(OGG)
 
 

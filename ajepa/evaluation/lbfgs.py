@@ -84,7 +84,7 @@ class ManyLabels:
         return part
 
 
-Labels = OneLabel | ManyLabels
+Targets = OneLabel | ManyLabels
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Minimiser:
 
     def __init__(self, x: Tensor, variance: Tensor, targets: Tensor, multi_label: bool) -> None:
         self.x, self.variance = x, variance
-        self.labels: Labels = ManyLabels(targets) if multi_label else OneLabel(targets)
+        self.labels: Targets = ManyLabels(targets) if multi_label else OneLabel(targets)
         n = len(x)
         bias, self.prior = self.labels.prior(targets.float().mean(dim=0).clamp(0.5 / n, 1 - 0.5 / n))
         weight = torch.zeros(x.shape[1], targets.shape[1], device=x.device)
@@ -139,7 +139,7 @@ class Minimiser:
         self.point = Point(weight, logits, self._gradient(self.labels, logits), self.labels.loss(logits), [])
         self.penalty = torch.zeros(x.shape[1], 1, device=x.device)
 
-    def _gradient(self, labels: Labels, logits: Tensor) -> Tensor:
+    def _gradient(self, labels: Targets, logits: Tensor) -> Tensor:
         return (self.x.T @ labels.residual(logits)).div_(len(self.x))
 
     def minimise(self, strength: float) -> Tensor:
@@ -190,7 +190,7 @@ class Minimiser:
 
 def search(
     point: Point,
-    labels: Labels,
+    labels: Targets,
     penalty: Tensor,
     direction: Tensor,
     logit_change: Tensor,
@@ -219,7 +219,7 @@ def search(
     return torch.where(is_rounding, 0, length), torch.where(is_rounding, point.loss, loss)
 
 
-def pair(step: Tensor, change: Tensor, inverse: Tensor, labels: Labels) -> Step:
+def pair(step: Tensor, change: Tensor, inverse: Tensor, labels: Targets) -> Step:
     """A step and what it changed in the gradient; 1 / their product is 0, and it counts for nothing, where it is
     rounding beside the diagonal's `inverse`."""
     product = labels.dot(step, change)
@@ -227,7 +227,7 @@ def pair(step: Tensor, change: Tensor, inverse: Tensor, labels: Labels) -> Step:
     return step, change, torch.where(informative, 1 / torch.where(informative, product, 1), 0)
 
 
-def descent(objective_gradient: Tensor, steps: list[Step], inverse: Tensor, labels: Labels) -> Tensor:
+def descent(objective_gradient: Tensor, steps: list[Step], inverse: Tensor, labels: Targets) -> Tensor:
     """The two-loop recursion of L-BFGS (Nocedal & Wright, algorithm 7.4) from a diagonal `inverse` of the Hessian,
     scaled to the curvature of the newest step (equation 7.20)."""
     direction, shares = -objective_gradient, []

@@ -50,7 +50,7 @@ def with_steps(config: Config, steps: int) -> Config:
 
 
 # The masks that each method's authors use; those that are not named keep the config's.
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+METHOD_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "jepa": ("jepa", {}),
     "mae": ("mae", {"strategy": "random", "mask_ratio": 0.8}),
     "maskspec": ("mae", {"strategy": "random", "mask_ratio": 0.75}),
@@ -63,9 +63,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _method(config: Config, value: str) -> Config:
-    if value not in METHODS:
+    if value not in METHOD_ROWS:
         raise ValueError(value)
-    objective, masks = METHODS[value]
+    objective, masks = METHOD_ROWS[value]
     return _mask(_train(config, objective=objective), **masks)
 
 
@@ -118,7 +118,7 @@ RIVALS: dict[str, dict[str, float]] = {
 }
 
 TABLES: dict[str, Table] = {
-    "objective": Table("objective", _always(*METHODS), _method, RIVALS),
+    "objective": Table("objective", _always(*METHOD_ROWS), _method, RIVALS),
     "masking_strategy": Table(
         "masking strategy", _strategies, _strategy,
         {name: {AS20K: mean, ESC50: accuracy} for name, (mean, accuracy) in STRATEGIES.items()},

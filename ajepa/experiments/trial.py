@@ -177,7 +177,7 @@ def run_trial(
 def fine_tuned(result: dict[str, Any], trial: Trial, probe_set: ProbeSet, folder: str, device: torch.device) -> None:
     """Add the score of the trial's encoder trained on the set's labels; the models are not kept."""
     start, recipe = time.perf_counter(), recipe_on(trial, probe_set)
-    # What was begun by another recipe is not gone on with.
+    # What another recipe has started is not continued.
     models = storage.join(folder, f"fine-tuned-{short_hash([probe_set.hash, as_json(recipe)])}")
     origin = FromScratch(trial.config.model) if trial.kind == SUPERVISED else Pretrained(storage.join(folder, "run"))
     found = fine_tune(origin, recipe, probe_set, models, device)

@@ -41,7 +41,7 @@ def snapshot(state: FinetuneState, curve: list[Score], report: dict[str, Any]) -
     """Copy everything a training needs to go on.
 
     Args:
-        report: of this step, for a training that is killed before it is heard; empty if none is due.
+        report: of this step, for a training that is killed before that report is recorded; empty if none is due.
     """
     files: dict[str, dict[str, torch.Tensor]] = {
         MODEL: dict(state.core.named_weights()),
@@ -120,7 +120,7 @@ def load_weights(folder: str, model: Classifier, file: str) -> None:
     if head is not None and len(head) != model.head.out_features:
         raise UserError(
             f"the head in {folder!r} has {len(head)} labels, the data have {model.head.out_features}: "
-            "go on with the data it was begun with, or choose another --output"
+            "go on with the data it was started with, or choose another --output"
         )
     own = dict(model.named_weights())
     odd = [n for n in {*own, *weights} if n not in own or n not in weights or own[n].shape != weights[n].shape]

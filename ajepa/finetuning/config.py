@@ -5,15 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ajepa.choices import POOLINGS, Pooling, Unlabelled
-from ajepa.errors import UserError
+from ajepa.errors import require
 
 HeadInit = Literal["zeros", "probe"]
 Refit = Literal["auto", "on", "off"]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +85,9 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_every", "keep_checkpoints"):
-            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         for name in ("encoder_lr", "head_lr"):
-            _require(
+            require(
                 getattr(self, name) > 0,
                 f"{name} must be positive, got {getattr(self, name):g} (the probe is what trains a head alone)",
             )
@@ -100,18 +95,18 @@ class FinetuneConfig:
             "weight_decay", "grad_clip", "warmup_epochs", "freeze_epochs", "mixup", "time_masks", "frequency_masks",
             "epoch_clips", "crop_frames", "micro_batch", "checkpoint_every",
         ):  # fmt: skip
-            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        _require(0 < self.layer_decay <= 1, f"layer_decay must lie in (0, 1], got {self.layer_decay:g}")
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require(0 < self.layer_decay <= 1, f"layer_decay must lie in (0, 1], got {self.layer_decay:g}")
         for name in ("masked_keys", "label_smoothing", "ema"):
-            _require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name):g}")
+            require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name):g}")
         for name in ("warmup_epochs", "freeze_epochs"):
-            _require(getattr(self, name) <= self.epochs, f"{name} must be at most epochs ({self.epochs})")
-        _require(self.time_mask_frames > 0 and self.frequency_mask_bins > 0, "the widths of masks must be positive")
-        _require(self.pooling in POOLINGS, f"pooling is one of {', '.join(POOLINGS)}, not {self.pooling!r}")
+            require(getattr(self, name) <= self.epochs, f"{name} must be at most epochs ({self.epochs})")
+        require(self.time_mask_frames > 0 and self.frequency_mask_bins > 0, "the widths of masks must be positive")
+        require(self.pooling in POOLINGS, f"pooling is one of {', '.join(POOLINGS)}, not {self.pooling!r}")
         for name, kind in (("head_init", HeadInit), ("refit", Refit), ("unlabelled", Unlabelled)):
-            _require(getattr(self, name) in get_args(kind), f"{name} is one of {', '.join(get_args(kind))}")
-        _require(not self.epoch_clips or self.balanced, "epoch_clips is for balanced sampling: add --balanced")
-        _require(0 <= self.seed < 1 << 62, f"seed must lie between 0 and 2^62 - 1, got {self.seed}")
+            require(getattr(self, name) in get_args(kind), f"{name} is one of {', '.join(get_args(kind))}")
+        require(not self.epoch_clips or self.balanced, "epoch_clips is for balanced sampling: add --balanced")
+        require(0 <= self.seed < 1 << 62, f"seed must lie between 0 and 2^62 - 1, got {self.seed}")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

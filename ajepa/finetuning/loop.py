@@ -54,8 +54,8 @@ def train(
     config = state.config
     steps = state.schedule.steps(phase.epochs)
     curve, report = resume(phase.folder, state)
-    heard = [known["step"] for known in read_history(phase.reports)] if worker.rank == 0 else []
-    report_again(state, report, heard, worker)
+    recorded = [known["step"] for known in read_history(phase.reports)] if worker.rank == 0 else []
+    report_again(state, report, recorded, worker)
     writer = CheckpointWriter(
         phase.folder, config.keep_checkpoints, lambda: snapshot(state, curve, report), later_wins=True
     )

@@ -178,7 +178,7 @@ class Embedder:
 
         def work(clip: dict[str, Any]) -> tuple[Tensor, dict[str, Any], bool] | AudioError:
             nonlocal held
-            with room:  # clips are begun in order, so the one that is waited for never waits here
+            with room:  # clips are started in order, so the one that is waited for never waits here
                 room.wait_for(lambda: held < AHEAD_FRAMES or stopped)
             try:
                 made = self.log_mel(clip)

@@ -103,8 +103,8 @@ def write_export(
     """
     output = storage.absolute(str(output))
     found = storage.contents(output)
-    begun = UNFINISHED in found and found <= {UNFINISHED, EXPORT_WEIGHTS}  # by an export that was killed
-    if storage.path_type(output) == "file" or (found and not begun):
+    interrupted = UNFINISHED in found and found <= {UNFINISHED, EXPORT_WEIGHTS}  # by an export that was killed
+    if storage.path_type(output) == "file" or (found and not interrupted):
         raise UserError(f"the output {output!r} exists: choose another, or delete it first")
     data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
     described = {

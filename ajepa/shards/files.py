@@ -35,7 +35,7 @@ def read_parquet(path: str, parse: Callable[[Any], T], damaged: Callable[[str], 
 
     Args:
         parse: takes an open file.
-        damaged: makes the error, told what is wrong.
+        damaged: makes the error from what is wrong.
         whole: most of the file is wanted; a store is then asked for large pieces of it.
 
     Raises:

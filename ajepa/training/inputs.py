@@ -41,7 +41,7 @@ class Inputs:
 def mask_batch(config: Config, samples: np.ndarray, total_steps: int) -> tuple[Tensor, Tensor]:
     """Masks of a batch: m = masks_per_clip for each sample, in succession, as (context, targets) indices.
 
-    How far the run has come is told from the sample's place in the stream, so a resumed curriculum goes on exactly.
+    How far the run has come is computed from the sample's place in the stream, so a resumed curriculum goes on exactly.
     """
     masks = config.train.masks_per_clip
     ids = (samples[:, None] * masks + np.arange(masks)).reshape(-1)

@@ -51,9 +51,9 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerHook
         )
     if info is not None and not worker.resume_anyway:
         reader.load_state_dict(info.reader)
-    heard = [report["step"] for report in worker.history]
+    recorded = [report["step"] for report in worker.history]
     known = info.report if info is not None else {}
-    if report_again(state, known, heard, worker):
+    if report_again(state, known, recorded, worker):
         worker.history.append(known)
     monitor = Monitor(state, reader, worker) if worker.rank == 0 else None
     report: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from ajepa.training.worker import WorkerHooks
 
 
 class Collapsed(UserError):
-    """The representations collapse, and the run was told to stop then."""
+    """The representations collapse, and stop_on_collapse is set."""
 
 
 class Monitor:

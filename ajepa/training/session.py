@@ -84,17 +84,17 @@ def save_and_report(
         worker.report(report)
 
 
-def report_again(state: MetricsOwner, report: dict[str, Any], heard: Iterable[int], worker: WorkerHooks) -> bool:
-    """Report the step of the checkpoint that a run goes on from, where the run was killed before that was heard.
+def report_again(state: MetricsOwner, report: dict[str, Any], recorded: Iterable[int], worker: WorkerHooks) -> bool:
+    """Report the step of the checkpoint that a run goes on from, where the run was killed before it was recorded.
 
     Args:
         report: what the checkpoint holds; empty if nothing was to be reported.
-        heard: steps of the reports so far; rank 0's count.
+        recorded: steps of the reports so far; rank 0's count.
 
     Returns:
         Whether it was reported.
     """
-    answer = [bool(report) and report["step"] not in set(heard)]
+    answer = [bool(report) and report["step"] not in set(recorded)]
     if state.world_size > 1:
         dist.broadcast_object_list(answer, src=0, device=state.device)
     if answer[0]:

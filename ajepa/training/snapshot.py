@@ -36,7 +36,7 @@ def snapshot(
 
     Args:
         reader: the state of its stream of clips.
-        report: of this step, for a run that is killed before it is heard.
+        report: of this step, for a run that is killed before that report is recorded.
     """
     weights = state.core.state_dict()
     moments = optimizer_moments(state.core.trained_parameters(), state.optimizer)

@@ -53,7 +53,7 @@ def parse_workers(value: int | str) -> int | tuple[int, int]:
 
 
 def choose_threads(threads: int | None, workers_here: int) -> int:
-    """Threads of a worker: as told, or this machine's CPUs shared out. Too many slow a step down several times over."""
+    """Threads of a worker: as given, or its share of this machine's CPUs. Too many make a step several times slower."""
     return threads or max(1, usable_cpus() // max(1, workers_here))
 
 

@@ -1,5 +1,5 @@
 """One command at a time writes to an output. Each puts a lock file of its own into the folder, on any store, and looks
-who else is there; the file's time of modification, by the store's own clock, is its sign of life."""
+who else is there; the file's time of modification, by the store's own clock, is its heartbeat."""
 
 import contextlib
 import datetime
@@ -20,7 +20,7 @@ import psutil
 from ajepa import storage
 from ajepa.errors import UserError
 
-BEAT_SECONDS = 10.0  # between signs of life
+BEAT_SECONDS = 10.0  # between heartbeats
 DEAD_SECONDS = 60.0  # without one
 POLL_SECONDS = 1.0  # between looks at another's lock
 SAME_START = 2.0  # seconds by which the start of one process may differ when it is asked for again
@@ -45,7 +45,7 @@ class Lock:
 
 @dataclass(frozen=True)
 class Seen:
-    """Another's lock and, in seconds by the store's clock, when it last gave a sign of life."""
+    """Another's lock and, in seconds by the store's clock, the time of its last heartbeat."""
 
     lock: Lock
     beat: float
@@ -56,7 +56,7 @@ def claimed(output: str) -> Iterator[None]:
     """Inside, this process alone writes to the output, which can be written to.
 
     A process that is known to be gone loses the output at once, one that cannot be asked for after DEAD_SECONDS without
-    a sign of life.
+    a heartbeat.
 
     Raises:
         UserError: another process holds the output, or nothing can be written there.
@@ -121,7 +121,7 @@ class _OwnLock:
                 break
             for other in others:
                 if other.lock.token not in first and _process_of(other.lock) is None:
-                    print(f"{_describe(self.output, other, self._now())}: waiting for a sign of life", file=sys.stderr)
+                    print(f"{_describe(self.output, other, self._now())}: waiting for a heartbeat", file=sys.stderr)
                 first.setdefault(other.lock.token, other.beat)
                 lives = _process_of(other.lock) or other.beat > first[other.lock.token]
                 if lives and (other.lock.state == HELD or other.lock.token < self.lock.token):
@@ -157,9 +157,9 @@ class _OwnLock:
                     self._write()
 
     def _end_process(self) -> None:
-        """This process gave no sign of life for so long that another one took over: it must not write any more."""
+        """This process had no heartbeat for so long that another one took over: it must not write any more."""
         print(
-            f"error: --output {self.output!r} was taken over by another process, as this one gave no sign of life for "
+            f"error: --output {self.output!r} was taken over by another process, as this one had no heartbeat for "
             f"{DEAD_SECONDS:g} s: ended",
             file=sys.stderr,
             flush=True,
@@ -234,5 +234,5 @@ def _describe(output: str, seen: Seen, now: float) -> str:
     lock = seen.lock
     return (
         f"--output {output!r} is in use by process {lock.pid} on {lock.host} ({lock.command}) since {lock.since}, last "
-        f"sign of life {max(0.0, now - seen.beat):.0f} s ago"
+        f"last heartbeat {max(0.0, now - seen.beat):.0f} s ago"
     )

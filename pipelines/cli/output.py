@@ -67,7 +67,7 @@ def open_output(output: str, kind: OutputType, overwrite: bool = False) -> Found
 
 
 def refuse_changes(output: str, what: str, old: Mapping[str, Any], new: Mapping[str, Any], advice: str) -> None:
-    """Refuse to go on with what was begun with other settings.
+    """Refuse to go on with what was started with other settings.
 
     Args:
         what: the output holds, "a run with other settings".

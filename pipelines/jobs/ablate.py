@@ -1,6 +1,8 @@
 """Fill tables: the trials of `ajepa.experiments`, placed by Ray Tune and recorded in MLflow. Killed at any time, the
 same command goes on."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
@@ -8,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -25,7 +27,6 @@ from ajepa.experiments.settings import with_steps
 from ajepa.experiments.trial import Trial
 from ajepa.experiments.trial import run_trial as train_and_probe
 from ajepa.shards.dataset import ShardDataset, open_dataset
-from pipelines.ablate import AblateArgs
 from pipelines.cli.config_file import config_from_file
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_relative_output
@@ -34,6 +35,9 @@ from pipelines.pretrain import PretrainArgs
 from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, largest_node, start_ray
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining
+
+if TYPE_CHECKING:  # the commands import this module
+    from pipelines.ablate import AblateArgs
 
 ABLATION_JSON = "ablation.json"
 ABLATION = OutputType("ablation folder", (ABLATION_JSON,))

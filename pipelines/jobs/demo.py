@@ -1,12 +1,14 @@
 """The whole chain on sounds it makes itself: synthesise, preprocess, pretrain, probe, and pictures. No download."""
 
+from __future__ import annotations
+
 import dataclasses
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import psutil
 import ray
@@ -18,13 +20,15 @@ from ajepa.model.precision import autocast_dtype
 from ajepa.training.timing import seconds_per_step
 from pipelines.cli.arguments import choose_threads
 from pipelines.cli.lock import claimed
-from pipelines.demo import DemoArgs
 from pipelines.jobs import preprocess, pretrain, probe
 from pipelines.preprocess import PreprocessArgs
 from pipelines.pretrain import PretrainArgs
 from pipelines.probe import ProbeArgs
 from pipelines.rayjobs.cluster import start_ray
 from pipelines.tracking import mlflow_run
+
+if TYPE_CHECKING:  # the commands import this module
+    from pipelines.demo import DemoArgs
 
 LOOP = 2_000_000  # iterations of the loop that tells how fast this machine runs Python
 OTHER_STAGES = 1050.0  # time of all but the training steps, in times of that loop

@@ -1,11 +1,13 @@
 """Embeddings of audio files or shards as Parquet, in one Ray Data job. Interrupted at any time, the same command goes
 on. With --neighbours QUERY.wav --output EMB, print the clips of a finished folder that are most like a recording."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -28,7 +30,6 @@ from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, open_dataset
 from ajepa.shards.schema import BAD, OK
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import warn_relative_output
-from pipelines.embed import EmbedArgs, NeighboursArgs
 from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, start_ray
 from pipelines.rayjobs.data_job import run_blocks, unfinished
 from pipelines.rayjobs.early import refuse_other
@@ -36,6 +37,9 @@ from pipelines.rayjobs.embed_actors import ActorSettings, EmbedActor
 from pipelines.rayjobs.plan import ClipJob, block_size, manifest_hash, prepare_output
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining, recorded_uri
+
+if TYPE_CHECKING:  # the commands import this module
+    from pipelines.embed import EmbedArgs, NeighboursArgs
 
 EMBEDDINGS = ClipJob("embedding folder", "embedding job", EMBEDDINGS_JSON, f"{PLAN}/embed.json", open_embeddings)
 
@@ -130,7 +134,7 @@ def main(args: EmbedArgs) -> Embeddings:
                 device="cpu", threads=1, batch_size=args.batch_size, embed=chosen, output=output,
                 shards=None if clips.dataset is None else clips.dataset.path,
             )  # fmt: skip
-            figures = embed_all(clips, settings, args.num_workers)
+            totals = embed_all(clips, settings, args.num_workers)
             about = {
                 "level": args.level,
                 "pooling": args.pooling if args.level == "clip" else None,
@@ -148,19 +152,19 @@ def main(args: EmbedArgs) -> Embeddings:
             }
             embeddings = finish_embeddings(output, plan["clips"], about)
             storage.delete(storage.join(output, PLAN))
-            rate = figures["clips"] / max(figures["seconds"], 1e-9)
+            rate = totals["clips"] / max(totals["seconds"], 1e-9)
             tracker.log_metrics(0, {
                 "clips_ok": embeddings.num_clips, "clips_bad": embeddings.num_failed,
-                "hours": embeddings.info["counts"]["hours"], "seconds": figures["seconds"], "clips_per_second": rate,
+                "hours": embeddings.info["counts"]["hours"], "seconds": totals["seconds"], "clips_per_second": rate,
             })  # fmt: skip
             tracker.log_text(json.dumps(embeddings.info, indent=1), EMBEDDINGS_JSON)
             model = log_model(tracker, checkpoint, args.branch) if args.log_model else None
-        _print_summary(embeddings, figures, rate, model)
+        _print_summary(embeddings, totals, rate, model)
         return embeddings
 
 
 def embed_all(clips: Clips, settings: ActorSettings, num_workers: int | None) -> dict[str, Any]:
-    """Write the parts that are missing, with live progress; figures of this part of the job.
+    """Write the parts that are missing, with live progress; totals of this part of the job.
 
     Raises:
         UserError: more workers than the cluster has GPUs or CPUs, or what stopped the job.
@@ -251,24 +255,15 @@ def neighbours(args: NeighboursArgs) -> list[Neighbour]:
     return found
 
 
-def _print_summary(embeddings: Embeddings, figures: dict[str, Any], rate: float, model: str | None) -> None:
+def _print_summary(embeddings: Embeddings, totals: dict[str, Any], rate: float, model: str | None) -> None:
     info = embeddings.info
-    if figures["cut"]:
-        print(
-            f"note: {figures['cut']} clips were longer than {info['plan']['max_seconds']:g} s and cut (--max-seconds)"
-        )
+    if totals["cut"]:
+        print(f"note: {totals['cut']} clips were longer than {info['plan']['max_seconds']:g} s and cut (--max-seconds)")
     if model:
         print(f"encoder logged as {model}")
     stages = ", ".join(f"{n} {stage}" for stage, n in sorted(info["counts"]["bad_by_stage"].items()))
     print(
         f"{embeddings.num_clips} clips ok, {embeddings.num_failed} bad{f' ({stages}; see {BAD})' if stages else ''}, "
         f"{embeddings.level} embeddings of {embeddings.dimension} in {len(embeddings.parts)} parts at "
-        f"{embeddings.path}; {figures['seconds']:.1f} s, {rate:.0f} clips/s"
+        f"{embeddings.path}; {totals['seconds']:.1f} s, {rate:.0f} clips/s"
     )
-
-
-def run(args: EmbedArgs | NeighboursArgs) -> None:
-    if isinstance(args, NeighboursArgs):
-        neighbours(args)
-    else:
-        main(args)

@@ -1,10 +1,12 @@
 """Put a trained encoder into a small folder of its own: weights, architecture, front end and statistics; or, as one
 file that needs no ajepa, into ONNX or a torch.export program."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ajepa import storage
 from ajepa.checkpoints import latest_checkpoint
@@ -13,9 +15,11 @@ from ajepa.errors import UserError
 from ajepa.inference.graph import EXPORTERS, export_graph
 from ajepa.inference.pretrained import EXPORT_JSON, EXPORT_WEIGHTS, ORIGIN, export_encoder, load_encoder
 from pipelines.cli.lock import claimed
-from pipelines.export import ExportArgs
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import exported_runs, pretraining, recorded_uri
+
+if TYPE_CHECKING:  # the commands import this module
+    from pipelines.export import ExportArgs
 
 
 def main(args: ExportArgs) -> None:

@@ -1,13 +1,15 @@
 """Fine-tune an encoder on labelled shards with Ray Train, or train one from scratch. Interrupted, the same command goes
 on."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import time
 from collections.abc import Sequence
 from functools import partial
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ajepa import storage
 from ajepa.config import PRESETS as PRETRAINING
@@ -26,11 +28,13 @@ from ajepa.training.run_folder import RUN_JSON
 from pipelines.cli.arguments import parse_workers
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_relative_output
-from pipelines.finetune import FinetuneArgs
 from pipelines.rayjobs.train_job import Workers, fit, require_resources
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import exported_runs, pretraining, recorded_uri, resumed_uri
 from pipelines.tracking.reporter import Reporter
+
+if TYPE_CHECKING:  # the commands import this module
+    from pipelines.finetune import FinetuneArgs
 
 FINETUNE_JSON = "finetune.json"  # what the output is; "finished" once everything is written
 
@@ -57,7 +61,7 @@ def prepare_output(output: str, settings: dict[str, Any], overwrite: bool) -> di
     if len(old["label_names"]) != len(settings["label_names"]):
         raise UserError(
             f"--output {output!r} holds heads of {len(old['label_names'])} labels, the data have "
-            f"{len(settings['label_names'])}: go on with the data it was begun with, or choose another --output"
+            f"{len(settings['label_names'])}: go on with the data it was started with, or choose another --output"
         )
     advice = "resume it with its own, choose another --output, or --overwrite to replace it"
     refuse_changes(output, "a fine-tuning with other settings", old, settings, advice)

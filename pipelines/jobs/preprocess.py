@@ -1,11 +1,13 @@
 """Audio files to verified log-mel shards, as one Ray Data job. Interrupted at any time, the same command goes on."""
 
+from __future__ import annotations
+
 import json
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,12 +28,14 @@ from ajepa.shards.writer import shard_path
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import warn_relative_output
 from pipelines.cli.progress import Progress
-from pipelines.preprocess import MergeArgs, PreprocessArgs, VerifyArgs
 from pipelines.rayjobs.data_job import run_blocks, unfinished
 from pipelines.rayjobs.early import refuse_other
 from pipelines.rayjobs.plan import MISSING, SHARDS, block_size, make_plan, prepare_output
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.mlflow_run import Tracker
+
+if TYPE_CHECKING:  # the commands import this module
+    from pipelines.preprocess import MergeArgs, PreprocessArgs
 
 REPORT = "report"  # folder of the end report in the dataset
 
@@ -91,7 +95,7 @@ def empty_classes(dataset: ShardDataset) -> list[str]:
 def write_all(
     output: str, plan: dict[str, Any], clip_ids: pa.ChunkedArray, front_end: FrontEndConfig, num_workers: int | None
 ) -> dict[str, Any]:
-    """Write the shards that are missing, with live progress; figures of this part of the job."""
+    """Write the shards that are missing, with live progress; totals of this part of the job."""
     from ray.data import TaskPoolStrategy
 
     from pipelines.rayjobs.data_tasks import write_shards
@@ -156,7 +160,7 @@ def main(args: PreprocessArgs) -> ShardDataset:
             uri, f"preprocess {args.source}", output=output, params=params, tags={"ajepa.job": "preprocess"}
         )
         with tracker.recording():
-            figures = write_all(output, plan, manifest.clips["clip_id"], args.front_end, args.num_workers)
+            totals = write_all(output, plan, manifest.clips["clip_id"], args.front_end, args.num_workers)
             about = {
                 "plan": plan,
                 "remarks": manifest.remarks,
@@ -167,40 +171,34 @@ def main(args: PreprocessArgs) -> ShardDataset:
             dataset = finish_dataset(output, args.front_end, manifest.label_names, plan["clips"], about)
             storage.delete(storage.join(output, PLAN))
             save_report(dataset, [*manifest.remarks, *empty_classes(dataset)], len(manifest.missing), tracker)
-            rate = figures["clips"] / max(figures["seconds"], 1e-9)
+            rate = totals["clips"] / max(totals["seconds"], 1e-9)
             tracker.log_metrics(0, {
                 "clips_ok": dataset.num_clips, "clips_bad": dataset.num_failed, "hours": dataset.hours,
-                "seconds": figures["seconds"], "clips_per_second": rate,
+                "seconds": totals["seconds"], "clips_per_second": rate,
             })  # fmt: skip
             tracker.log_text(json.dumps(dataset.info, indent=1), DATASET_JSON)
-        _print_summary(dataset, figures, rate, manifest)
+        _print_summary(dataset, totals, rate, manifest)
         return dataset
 
 
-def run(args: PreprocessArgs | VerifyArgs | MergeArgs) -> None:
-    if isinstance(args, VerifyArgs):
-        verify(args.verify)
-    elif isinstance(args, MergeArgs):
-        merge(args)
-    elif args.dry_run:
-        for line in estimate(list_clips(args), args.front_end).lines(args.num_workers or os.cpu_count() or 1):
-            print(line)
-    else:
-        main(args)
+def dry_run(args: PreprocessArgs) -> None:
+    """Print what the job would cost, from a sample of its clips."""
+    for line in estimate(list_clips(args), args.front_end).lines(args.num_workers or os.cpu_count() or 1):
+        print(line)
 
 
-def _print_summary(dataset: ShardDataset, figures: dict[str, Any], rate: float, manifest: Manifest) -> None:
+def _print_summary(dataset: ShardDataset, totals: dict[str, Any], rate: float, manifest: Manifest) -> None:
     for remark in empty_classes(dataset):
         print(f"note: {remark}")
     if manifest.missing:
         listed = storage.join(dataset.path, MISSING)
         print(f"note: {len(manifest.missing)} clips of the source have no audio file, listed in {listed}")
-    if figures["cut"]:
+    if totals["cut"]:
         seconds = dataset.front_end.clip_frames / dataset.front_end.frame_rate
-        print(f"note: {figures['cut']} clips were longer than {seconds:g} s and cut (--clip-frames)")
+        print(f"note: {totals['cut']} clips were longer than {seconds:g} s and cut (--clip-frames)")
     stages = ", ".join(f"{n} {stage}" for stage, n in sorted(dataset.info["counts"]["bad_by_stage"].items()))
     print(
         f"{dataset.num_clips} clips ok, {dataset.num_failed} bad{f' ({stages}; see {BAD})' if stages else ''}, "
         f"{dataset.hours:.2f} h in {len(dataset.shards)} shards at {dataset.path}; "
-        f"{figures['seconds']:.1f} s, {rate:.0f} clips/s; report in {REPORT}/report.md"
+        f"{totals['seconds']:.1f} s, {rate:.0f} clips/s; report in {REPORT}/report.md"
     )

@@ -1,5 +1,7 @@
 """Pretrain an encoder on log-mel shards with Ray Train. Interrupted, the same command goes on."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import sys
@@ -9,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ajepa import storage
 from ajepa.checkpoints import CheckpointInfo, latest_checkpoint, newest_step, read_info, read_weights
@@ -21,12 +23,14 @@ from ajepa.training.run_folder import RUN_JSON, read_history
 from pipelines.cli.arguments import parse_workers
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_relative_output
-from pipelines.pretrain import PretrainArgs
 from pipelines.rayjobs.pretrain_worker import pretrain
 from pipelines.rayjobs.train_job import Workers, fit, require_resources
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import resumed_uri
 from pipelines.tracking.reporter import Reporter
+
+if TYPE_CHECKING:  # the commands import this module
+    from pipelines.pretrain import PretrainArgs
 
 RUN = OutputType("run folder", (RUN_JSON,))
 
@@ -59,7 +63,7 @@ def prepare_output(args: PretrainArgs, dataset: ShardDataset) -> dict[str, Any] 
 
 
 def check(args: PretrainArgs, dataset: ShardDataset) -> None:
-    """Mistakes that can be told before anything is written."""
+    """Mistakes that can be found before anything is written."""
     batch, workers = args.config.train.batch_size, parse_workers(args.num_workers)
     if dataset.front_end.n_mels != args.config.model.n_mels:
         raise UserError(

@@ -1,10 +1,12 @@
 """Score frozen encoders with a probe, beside random initialisations and plain log-mel statistics."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -23,10 +25,12 @@ from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.shards.labels import read_labels
 from pipelines.cli.arguments import choose_threads
 from pipelines.cli.lock import claimed
-from pipelines.probe import ProbeArgs
 from pipelines.reports.probe_report import OUTPUTS, write_outputs
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining, recorded_uri
+
+if TYPE_CHECKING:  # the commands import this module
+    from pipelines.probe import ProbeArgs
 
 ATTENTIVE = "attentive"
 RANDOM_SEED = 1000  # of the first random initialisation: no pretraining starts from it

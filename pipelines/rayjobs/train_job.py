@@ -13,7 +13,7 @@ from pipelines.rayjobs.stop_requests import STOP_FILE, StopPoller, graceful
 
 
 class Callback(Protocol):
-    """Hears every report of all workers, as Ray's own UserCallback does."""
+    """Receives every report of all workers, as Ray's own UserCallback does."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None: ...
 

@@ -1,5 +1,5 @@
-"""Training on Ray Train's workers: the driver's side, what the controller hears, and a worker's entry. The controller
-imports this file, so no model code is imported here: a worker gets it with its job."""
+"""Training on Ray Train's workers: the driver's side, what the controller receives, and a worker's entry. The
+controller imports this file, so no model code is imported here: a worker gets it with its job."""
 
 import contextlib
 import functools
@@ -119,8 +119,8 @@ def run_with_ray(
         functools.partial(train_worker, settings),  # as train_loop_config the controller would unpickle the job as well
         torch_config=SignalledTorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers.number, use_gpu=use_gpu),
-        # Checkpoints are the run folder's own, written by rank 0 and found again by every attempt. Ray only hears of
-        # figures; its state gets a fresh name each time, for a name that finished once would silently do nothing.
+        # Checkpoints are the run folder's own, written by rank 0 and found again by every attempt. Ray only gets
+        # metrics; its state gets a fresh name each time, for a name that finished once would silently do nothing.
         run_config=RunConfig(
             storage_path=storage.join(output, "ray"),
             name=uuid.uuid4().hex[:12],

@@ -42,8 +42,8 @@ def recorded_uri(origin: dict[str, str]) -> str | None:
 
 
 def resumed_uri(given: str | None, output: str, found: dict[str, Any] | None, other: str | None = None) -> str:
-    """Where a run that may have been begun already is recorded: where it is told, where it was, where `other` says, or
-    by default. The folder of a database may be gone; a database alone is made anew."""
+    """Where a run that may have been started already is recorded: where the option says, where it was, where `other`
+    says, or by default. The folder of a database may be gone; a database alone is made anew."""
     recorded = found["mlflow_uri"] if found else None
     if recorded is not None:
         database = sqlite_path(recorded)

@@ -51,7 +51,7 @@ class Tracker:
         return MlflowClient(self.uri)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One batch of figures at a step."""
+        """One batch of metrics at a step."""
         now = round(time() * 1000)
         self._sender.put({"metrics": [(key, float(value), now, step) for key, value in metrics.items()]})
 
@@ -110,7 +110,7 @@ def start_run(
         parent: MLflow run this one is nested under.
         histories: record also the reports of training, as they are written to the output.
         resumed: id of the run of an earlier command, "" where MLflow never gave one. Where it has no run of that id any
-            more a new one is begun, with a warning.
+            more a new one is started, with a warning.
 
     Raises:
         UserError: MLflow will never record there. One that does not answer costs a warning.

@@ -183,7 +183,7 @@ class Sender:
         except RunGoneError:
             print(
                 f"warning: MLflow at {mlflow_uri.shown(self.uri)} has no run {self.run.run_id} any more: a new one is "
-                "begun",
+                "started",
                 file=sys.stderr,
             )
             self.run.run_id, self._sent_lines = "", {}

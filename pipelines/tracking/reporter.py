@@ -17,8 +17,8 @@ MEASURED = ("effective_rank", "epoch")  # in reports after which an object store
 
 
 class Reporter:
-    """Controller side: hears every report of all workers. A report that was heard is stored, whatever ends this process
-    next."""
+    """Controller side: receives every report of all workers. A report that was received is stored, whatever ends this
+    process next."""
 
     def __init__(self, output: str, quiet: bool = False) -> None:
         self.output, self.quiet = output, quiet

@@ -33,6 +33,7 @@ from ajepa.training.run_folder import read_history
 from ajepa.training.step import build_state, train_step
 from ajepa.training.worker import WorkerHooks
 from pipelines.jobs import pretrain
+from pipelines.pretrain import PretrainArgs
 
 pytestmark = pytest.mark.timeout(3_600)
 CPU = torch.device("cpu")
@@ -145,7 +146,7 @@ def test_ray_train_against_plain_ddp(long_dataset, tmp_path):
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         mp.spawn(_ddp_worker, (port, long_dataset.path, steps, str(tmp_path / "ddp")), 2)
-        args = pretrain.PretrainArgs(
+        args = PretrainArgs(
             data=long_dataset.path, output=str(tmp_path / f"run{i}"), num_workers=2, threads=1,
             mlflow_uri=f"sqlite:///{tmp_path / 'mlflow.db'}", config=config,
         )  # fmt: skip

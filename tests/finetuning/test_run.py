@@ -111,8 +111,8 @@ def note(job: Job, report: dict) -> None:
 def test_a_report_that_a_kill_cut_off_is_made_by_the_next_run(job, undisturbed, kill_at):
     with pytest.raises(Interrupted):
         run(job, kill_at=kill_at)
-    *heard, cut_off = undisturbed[1][:kill_at]
-    for report in heard:
+    *received, cut_off = undisturbed[1][:kill_at]
+    for report in received:
         note(job, report)
     again = run(job)[0]
     assert {k: again[k] for k in ("part", "step", "loss")} == {k: cut_off[k] for k in ("part", "step", "loss")}

@@ -31,9 +31,10 @@ def ray_session(s3_server):
 def finished_run(small_dataset, tmp_path_factory, new_mlflow):
     """The arguments of a finished run of 6 steps, in an MLflow database that others may record to. Read only."""
     from pipelines.jobs import pretrain
+    from pipelines.pretrain import PretrainArgs
 
     folder = tmp_path_factory.mktemp("finished")
-    args = pretrain.PretrainArgs(
+    args = PretrainArgs(
         data=small_dataset.path, output=str(folder / "run"), num_workers=0, threads=1, mlflow_uri=new_mlflow(folder),
         config=tiny_config(), figures=False,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from ajepa.config import PRESETS
 from ajepa.errors import UserError
 from ajepa.experiments import runner
 from ajepa.experiments.results import read_results
+from pipelines.ablate import AblateArgs
 from pipelines.jobs import ablate
 
 
@@ -20,7 +21,7 @@ def test_tables_are_filled_recorded_and_widened(ray_session, small_dataset, tmp_
     """One setting with two seeds, then two settings with one: three trainings in all."""
     monkeypatch.setitem(PRESETS, "nano", tiny_config(max_steps=3))
     output = tmp_path / "tables"
-    args = ablate.AblateArgs(
+    args = AblateArgs(
         tables=("masking_ratio",), values=("0.5",), data=small_dataset.path, output=str(output), mlflow_uri=mlflow_uri,
         seeds=2, protocol=("knn",), threads=2,
     )  # fmt: skip
@@ -77,7 +78,7 @@ def test_tables_are_filled_recorded_and_widened(ray_session, small_dataset, tmp_
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(small_dataset, tmp_path, changes, match):
-    args = ablate.AblateArgs(tables=("objective",), data=small_dataset.path, output=str(tmp_path / "out"))
+    args = AblateArgs(tables=("objective",), data=small_dataset.path, output=str(tmp_path / "out"))
     with pytest.raises(UserError, match=match):
         ablate.main(dataclasses.replace(args, **changes))
     assert not (tmp_path / "out").exists()
@@ -85,7 +86,7 @@ def test_mistakes_are_named_before_anything_is_written(small_dataset, tmp_path, 
 
 def test_trials_of_another_recipe_or_version_are_not_mixed(small_dataset, tmp_path, mlflow_uri, monkeypatch):
     monkeypatch.setattr(runner.Work, "left", lambda _: [])
-    args = ablate.AblateArgs(
+    args = AblateArgs(
         tables=("loss",), data=small_dataset.path, output=str(tmp_path / "out"), mlflow_uri=mlflow_uri, max_steps=5
     )
     assert ablate.main(args) == {}
@@ -105,7 +106,7 @@ def test_trials_of_another_recipe_or_version_are_not_mixed(small_dataset, tmp_pa
 def test_a_dry_run_computes_and_writes_nothing(small_dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "nano", tiny_config(max_steps=3))
     monkeypatch.chdir(tmp_path)
-    args = ablate.AblateArgs(tables=("all",), data=small_dataset.path, output="out", dry_run=True)
+    args = AblateArgs(tables=("all",), data=small_dataset.path, output="out", dry_run=True)
     assert ablate.main(args) == {}
     assert "66 trainings and 7 baselines, 3 seeds; 0 done already" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from helpers.runs import tiny_config
 
 from ajepa.audio.synthetic import CLASSES, make_clip, write_clips
 from ajepa.config import PRESETS
+from pipelines.demo import DemoArgs
 from pipelines.jobs import demo
 
 
@@ -60,7 +61,7 @@ def test_the_manifest_lists_every_clip_in_five_folds(tmp_path):
 def test_the_demo_runs_end_to_end(ray_session, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ray_session, "shutdown", lambda: None)  # other tests still need it
     monkeypatch.setitem(PRESETS, "nano", tiny_config())
-    demo.main(demo.DemoArgs(output=str(tmp_path / "demo"), clips_per_class=5, max_steps=4, num_workers=1))
+    demo.main(DemoArgs(output=str(tmp_path / "demo"), clips_per_class=5, max_steps=4, num_workers=1))
     out = capsys.readouterr().out
     assert "60 clips ok, 0 bad" in out and "| pretrained |" in out and "ui --backend-store-uri" in out
     assert "step 4/4" in out and "\x1b" not in out

@@ -9,13 +9,14 @@ from helpers.training_state import save_run
 import ajepa
 from ajepa.errors import UserError
 from pipelines.cli.arguments import parse
+from pipelines.export import ExportArgs
 from pipelines.jobs import export
 
 pytestmark = pytest.mark.xdist_group("graph")  # with tests/inference/test_graph.py, whose imports take ten seconds
 
 
 def run_export(*argv: object) -> None:
-    export.main(parse(export.ExportArgs, "", [str(a) for a in argv]))
+    export.main(parse(ExportArgs, "", [str(a) for a in argv]))
 
 
 @pytest.fixture(scope="module")

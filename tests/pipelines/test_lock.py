@@ -100,7 +100,7 @@ def test_the_second_of_two_processes_is_refused_with_one_line(output, start, cap
     with pytest.raises(SystemExit) as stop:
         run_command(lambda: contextlib.ExitStack().enter_context(claimed(output)))
     (line,) = capsys.readouterr().err.splitlines()
-    when = r"since 2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00, last sign of life \d+ s ago"
+    when = r"since 2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00, last heartbeat \d+ s ago"
     assert stop.value.code == 2 and re.match(
         rf"error: --output .* is in use by process {holder.pid} on .* {when}", line
     )
@@ -136,7 +136,7 @@ def test_another_machine_without_a_sign_of_life_loses_it_after_a_while(output, m
         assert [seen.lock.pid for seen in read_locks(output)] == [os.getpid()]
     said = capsys.readouterr().err
     assert "in use by process 17 on node7 (pretrain.py) since 2026-01-02T03:04:05+00:00" in said
-    assert "waiting for a sign of life" in said and "taking over" in said
+    assert "waiting for a heartbeat" in said and "taking over" in said
 
 
 def test_another_machine_that_gives_a_sign_of_life_keeps_it(output, monkeypatch):
@@ -155,7 +155,7 @@ def test_a_clock_that_is_wrong_does_not_matter(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1e10)
     monkeypatch.setattr(lock, "POLL_SECONDS", 0.1)
     threading.Timer(0.5, os.utime, [path]).start()
-    with pytest.raises(UserError, match=r"last sign of life 0 s ago"), claimed(output):
+    with pytest.raises(UserError, match=r"last heartbeat 0 s ago"), claimed(output):
         pass
 
 

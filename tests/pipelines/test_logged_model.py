@@ -16,6 +16,7 @@ from helpers.training_state import save_run
 
 from ajepa.errors import UserError
 from ajepa.inference.pretrained import EXPORT_JSON, load_encoder
+from pipelines.export import ExportArgs
 from pipelines.jobs import export
 from pipelines.tracking import mlflow_run, mlflow_sender
 from pipelines.tracking.logged_model import log_encoder
@@ -103,7 +104,7 @@ def test_the_signature_says_what_goes_in_and_out(run, logged, monkeypatch):
 def test_an_export_logs_itself_where_the_run_s_tracking_uri_is_known(run, tmp_path, mlflow_uri, capsys):
     tracker = mlflow_run.start_run(mlflow_uri, "pretrain", output=str(tmp_path / "x"), params={}, tags={})
     (run / "run.json").write_text(json.dumps({"mlflow_uri": mlflow_uri, "mlflow_run": tracker.run_id}))
-    export.main(export.ExportArgs(run=str(run), output=str(tmp_path / "out")))
+    export.main(ExportArgs(run=str(run), output=str(tmp_path / "out")))
     assert "MLflow model models:/" in capsys.readouterr().out
     notes = json.loads((tmp_path / "out" / EXPORT_JSON).read_text())["notes"]
     assert notes["mlflow_run"] == tracker.run_id
@@ -116,10 +117,10 @@ def test_an_export_logs_itself_where_the_run_s_tracking_uri_is_known(run, tmp_pa
 def test_an_export_is_logged_nowhere_where_no_tracking_uri_is_known(run, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (run / "run.json").write_text(json.dumps({"mlflow_uri": f"sqlite:///{tmp_path}/moved/mlflow.db"}))
-    export.main(export.ExportArgs(run=str(run), output=str(tmp_path / "out")))
+    export.main(ExportArgs(run=str(run), output=str(tmp_path / "out")))
     assert "MLflow" not in capsys.readouterr().out
     with pytest.raises(UserError, match="--log-model: the run does not say where MLflow is"):
-        export.main(export.ExportArgs(run=str(run), output=str(tmp_path / "out2"), log_model="on"))
+        export.main(ExportArgs(run=str(run), output=str(tmp_path / "out2"), log_model="on"))
     assert not (tmp_path / "out2").exists()
 
 
@@ -137,9 +138,7 @@ def test_an_export_while_the_server_was_away_is_logged_by_the_same_command(
     capsys,
 ):
     monkeypatch.setattr(mlflow_sender, "PATIENCE", 2.0)
-    args = export.ExportArgs(
-        run=str(run), output=str(tmp_path / "out"), mlflow_uri=f"http://127.0.0.1:{mlflow_wire.port}"
-    )
+    args = ExportArgs(run=str(run), output=str(tmp_path / "out"), mlflow_uri=f"http://127.0.0.1:{mlflow_wire.port}")
     mlflow_wire.break_now()
     export.main(args)
     assert "does not answer" in capsys.readouterr().err and exports(mlflow_wire.database) == []
@@ -154,7 +153,7 @@ def test_an_export_while_the_server_was_away_is_logged_by_the_same_command(
 
 
 def test_an_export_of_another_branch_does_not_take_its_place(run, tmp_path):
-    args = export.ExportArgs(run=str(run), output=str(tmp_path / "out"), log_model="off")
+    args = ExportArgs(run=str(run), output=str(tmp_path / "out"), log_model="off")
     export.main(args)
     with pytest.raises(UserError, match="exists: choose another"):
         export.main(dataclasses.replace(args, branch="context"))

@@ -15,6 +15,7 @@ from ajepa.errors import UserError
 from ajepa.evaluation import feature_cache, heads
 from ajepa.inference.pretrained import export_encoder, load_encoder
 from pipelines.jobs import probe
+from pipelines.probe import ProbeArgs
 
 
 @pytest.fixture
@@ -25,12 +26,12 @@ def run(finished_run, tmp_path, new_mlflow):
     return dataclasses.replace(finished_run, output=str(output), mlflow_uri=new_mlflow(tmp_path / "mlflow"))
 
 
-def arguments(run, small_dataset, tmp_path, **changes) -> probe.ProbeArgs:
+def arguments(run, small_dataset, tmp_path, **changes) -> ProbeArgs:
     values = {
         "encoder": (run.output,), "data": small_dataset.path, "protocol": "knn", "seeds": 2, "threads": 1,
         "cache": str(tmp_path / "cache"), "output": str(tmp_path / "probe"), "mlflow_uri": run.mlflow_uri,
     } | changes  # fmt: skip
-    return probe.ProbeArgs(**values)
+    return ProbeArgs(**values)
 
 
 def test_a_probe_writes_its_table_and_records_it(run, small_dataset, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The history of a training in an object store: what was heard is there, whatever ends the command."""
+"""The history of a training in an object store: what was received is there, whatever ends the command."""
 
 import signal
 
@@ -7,11 +7,10 @@ from helpers.faults import Holds, command, options
 from helpers.runs import tiny_config
 
 from ajepa import storage
-from ajepa.training.run_folder import HISTORY, read_history, read_lines
+from ajepa.training.run_folder import HISTORY, TAIL, read_history, read_lines
 from pipelines import pretrain
 from pipelines.jobs import pretrain as pretrain_job
 from pipelines.tracking import history_tail, mlflow_run
-from pipelines.tracking.history_tail import TAIL
 from pipelines.tracking.reporter import Reporter
 
 
@@ -34,7 +33,7 @@ def steps_of(output):
     return [report["step"] for report in read_lines(storage.join(output, HISTORY))]
 
 
-def test_a_report_that_was_heard_is_there_after_a_kill(output, mlflow_uri):
+def test_a_report_that_was_received_is_there_after_a_kill(output, mlflow_uri):
     reporter = Reporter(output, quiet=True)
     hear(reporter, 0, effective_rank=3.0)
     hear(reporter, 2, 4)
@@ -61,7 +60,7 @@ def test_a_run_that_is_stopped_has_its_whole_history_in_one_file_and_in_mlflow(o
     assert [m.step for m in tracker.client.get_metric_history(tracker.run_id, "loss")] == [0, 2, 4]
 
 
-def test_a_new_controller_keeps_what_the_one_before_heard(output):
+def test_a_new_controller_keeps_what_the_one_before_received(output):
     hear(Reporter(output, quiet=True), 2, 4)
     other = Reporter(output, quiet=True)
     hear(other, 6)

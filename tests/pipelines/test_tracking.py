@@ -219,7 +219,7 @@ def test_a_run_that_vanished_is_begun_anew(small_dataset, tmp_path, new_mlflow, 
         mlflow.MlflowClient(args.mlflow_uri).delete_run(about["mlflow_run"])
     pretrain.main(args if moved else dataclasses.replace(args, mlflow_uri=None))
     said = capsys.readouterr().err
-    assert said.count(f"has no run {about['mlflow_run']} any more: a new one is begun") == 1
+    assert said.count(f"has no run {about['mlflow_run']} any more: a new one is started") == 1
     (run,) = found_runs(args.mlflow_uri, "pretrain nano")
     assert json.loads((tmp_path / "run/run.json").read_text())["mlflow_run"] == run.info.run_id
     losses = mlflow.MlflowClient(args.mlflow_uri).get_metric_history(run.info.run_id, "loss")

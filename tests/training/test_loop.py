@@ -74,7 +74,7 @@ def test_a_run_whose_checkpoints_are_all_torn_does_not_start_over(tmp_path, smal
 
 def test_a_finished_run_does_no_more_steps(undisturbed, tmp_path, small_dataset):
     shutil.copytree(undisturbed[0], tmp_path / "run")
-    assert run(tmp_path / "run", small_dataset) == undisturbed[1][-1:]  # said again: perhaps it was not heard
+    assert run(tmp_path / "run", small_dataset) == undisturbed[1][-1:]  # said again: perhaps it was not recorded
 
 
 def test_the_seed_changes_the_run(undisturbed, tmp_path, small_dataset):

@@ -134,13 +134,13 @@ def test_rank_0_reads_for_all(small_dataset, tmp_path):
 def test_a_run_killed_before_its_last_report_reports_it(small_dataset, tmp_path, monkeypatch, known):
     reports: list[dict] = []
 
-    def hears(report):
+    def receives(report):
         if report["step"] == LOOP_CONFIG.train.max_steps and not reports[-1].get("killed"):
             reports.append(report | {"killed": True})
             raise KeyboardInterrupt
         reports.append(report)
 
-    worker = WorkerHooks(0, 1, torch.device("cpu"), hears)
+    worker = WorkerHooks(0, 1, torch.device("cpu"), receives)
     dataset = open_dataset(small_dataset.path)
     if not known:
         snapshot = loop.snapshot
@@ -157,12 +157,12 @@ def test_a_run_killed_before_its_last_report_reports_it(small_dataset, tmp_path,
 def killed_at(step: int, history: list[dict]) -> WorkerHooks:
     """A worker that is killed, with its driver, when it reports that step: between the checkpoint and its report."""
 
-    def hears(report):
+    def receives(report):
         if report["step"] == step:
             raise KeyboardInterrupt
         history.append(report)
 
-    return WorkerHooks(0, 1, torch.device("cpu"), hears, history=list(history))
+    return WorkerHooks(0, 1, torch.device("cpu"), receives, history=list(history))
 
 
 @pytest.mark.parametrize("every", [2, 4], ids=["measured", "not measured"])
@@ -186,7 +186,7 @@ def test_a_run_killed_before_the_report_of_a_checkpoint_reports_it(small_dataset
     assert lasting(history) == lasting(whole)  # the verdict of the end is drawn from all of them
 
 
-def test_a_report_that_was_heard_is_not_repeated(small_dataset, tmp_path):
+def test_a_report_that_was_received_is_not_repeated(small_dataset, tmp_path):
     dataset, history = open_dataset(small_dataset.path), []
     with pytest.raises(KeyboardInterrupt):
         loop.train(LOOP_CONFIG, dataset, str(tmp_path), killed_at(6, history))  # the checkpoint is of step 4
@@ -205,8 +205,8 @@ def report_three(rank: int, output: str) -> None:
     state = build_state(make_state().config, STATISTICS, 50, torch.device("cpu"), 2)
     reports: list[int] = []
     worker = WorkerHooks(rank, 2, state.device, lambda report: reports.append(report["step"]))
-    heard = [1, 2] if rank == 0 else []  # rank 0 alone knows the history
-    said = [report_again(state, report, heard, worker) for report in ({"step": 2}, {"step": 3}, {})]
+    recorded = [1, 2] if rank == 0 else []  # rank 0 alone knows the history
+    said = [report_again(state, report, recorded, worker) for report in ({"step": 2}, {"step": 3}, {})]
     Path(output, f"{rank}.txt").write_text(f"{said} {reports}")
 
 
