@@ -143,9 +143,9 @@ def test_three_lines_make_a_vector(names_of_the_three_lines):
 def test_a_fine_tuned_model_classifies_as_its_page_says(small_dataset, tmp_path):
     found = re.search(r"```python\n(model, names.*?)```", TEXT["pipelines/README.md"], re.DOTALL)
     assert found is not None
-    audio = random_encoder(
-        ModelConfig(depth=1, width=32, heads=2), small_dataset.front_end, small_dataset.statistics, 0
-    )
+    model = ModelConfig(depth=1, width=32, heads=2)
+    audio = random_encoder(model, 0, small_dataset.front_end, small_dataset.statistics)
+    audio.about |= {"objective": "jepa", "branch": "target", "step": 0, "dataset_hash": ""}
     write_model(str(tmp_path), Classifier(audio, 3, "mean"), ("cat", "dog", "rain"), {})
     line = re.search(r'load_classifier\("(.*?)"\)', found[1])
     assert line is not None
