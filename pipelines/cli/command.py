@@ -9,6 +9,9 @@ from collections.abc import Callable
 from ajepa.errors import Terminated, UserError, one_line
 from pipelines.cli.terminal import live_lines
 
+# Training has advice of its own, see `ajepa.training.session`.
+OUT_OF_MEMORY = "free some, give embed.py a smaller --batch-size, or compute on the CPU (CUDA_VISIBLE_DEVICES=-1)"
+
 
 def announce(what: str) -> None:
     """Say what begins, before the libraries that do it are imported: that takes seconds."""
@@ -30,6 +33,11 @@ def run_command(main: Callable[[], object]) -> None:
         if isinstance(error, OSError) and os.environ.get("AJEPA_TRACEBACK"):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if "OutOfMemoryError" not in {kind.__name__ for kind in type(error).__mro__}:  # torch's, which may not be there
+            raise
+        print(f"error: out of GPU memory: {OUT_OF_MEMORY} ({one_line(error)})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("interrupted: run the same command again to go on where it stopped", file=sys.stderr)

@@ -1,7 +1,5 @@
 """Embeddings from waveforms on the CPU against the matmul rate of the same run. Run with `make bench`."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from ajepa.inference.pretrained import random_encoder
 from ajepa.model.flops import encoder_pass
 from ajepa.model.vit import patchify
 from ajepa.training.flops import gemm_rate
+from pipelines.cli.arguments import usable_cpus
 
 CPU = torch.device("cpu")
 BATCH = 8
@@ -20,7 +19,7 @@ BATCH = 8
 
 @pytest.fixture(autouse=True)
 def all_threads():
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_cpus())
     yield
     torch.set_num_threads(1)
 

@@ -18,6 +18,7 @@ from ajepa.evaluation.lbfgs import Minimiser
 from ajepa.evaluation.metrics import multi_label_scores, precision_replicates, resamples
 from ajepa.evaluation.probe import probe
 from ajepa.evaluation.splits import Split, Splits
+from pipelines.cli.arguments import usable_cpus
 
 CLIPS, WIDTH, CLASSES, TEST = 20_000, 768, 527, 2_000
 
@@ -45,7 +46,7 @@ def separable(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def fit(kind: str) -> None:
     """Grid, choice on a drawn tenth, training on the whole and the test's scores; prints what it took."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_cpus())
     features, labels = (separable if kind == "separable" else clips)(CLIPS + TEST)
     before, tried = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
     direct = Minimiser.minimise

@@ -1,7 +1,6 @@
 """The training step on the CPU against the matmul rate of the same run; what masks, EMA and data take of it; Ray Train
 against plain DDP. Run with `make bench`."""
 
-import os
 import socket
 import statistics
 import time
@@ -32,12 +31,13 @@ from ajepa.training.loop import train
 from ajepa.training.run_folder import read_history
 from ajepa.training.step import build_state, train_step
 from ajepa.training.worker import WorkerHooks
+from pipelines.cli.arguments import usable_cpus
 from pipelines.jobs import pretrain
 from pipelines.pretrain import PretrainArgs
 
 pytestmark = pytest.mark.timeout(3_600)
 CPU = torch.device("cpu")
-THREADS = len(os.sched_getaffinity(0))
+THREADS = usable_cpus()
 
 
 @pytest.fixture(autouse=True)

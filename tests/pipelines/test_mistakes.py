@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.faults import PATIENCE, ROOT
 
 from pipelines import ablate, demo, embed, export, finetune, preprocess, pretrain, probe
@@ -288,3 +289,22 @@ def test_a_command_gives_its_help_from_any_folder(tmp_path):
     command = [sys.executable, str(ROOT / "pipelines/demo.py"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0 and "output" in done.stdout.lower() and "(default:" in done.stdout
+
+
+def test_a_gpu_without_memory_gets_one_line_too(capsys):
+    def main():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of GPU memory: ") and "Tried to allocate 2.00 GiB." in line
+
+
+def test_other_failures_keep_their_traceback():
+    def main():
+        raise RuntimeError("a fault of the program")
+
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        run_command(main)
