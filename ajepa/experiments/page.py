@@ -5,6 +5,7 @@ that was measured stays out of the pages unseen.
 """
 
 import argparse
+import dataclasses
 import os
 import re
 import sys
@@ -17,9 +18,10 @@ from typing import Any
 from ajepa import storage
 from ajepa.config import PRESETS, Config
 from ajepa.errors import UserError, one_line
+from ajepa.experiments.plan import configs_of
 from ajepa.experiments.report import Line, column_of, keys_of, lines_of, markdown
-from ajepa.experiments.results import Result, joined, require_results, write_results
-from ajepa.experiments.settings import TABLES, settings_of, with_steps
+from ajepa.experiments.results import Result, joined, require_one_recipe, require_results, write_results
+from ajepa.experiments.settings import TABLES, with_steps
 
 LIST = "notebooks/results/tables.toml"
 START = re.compile(r"<!-- results: (\S+) -->\n")
@@ -35,10 +37,16 @@ class PageTable:
     data: str  # content hashes of the clips trained on and probed on
     probe: str
     columns: tuple[str, ...]
+    values: tuple[str, ...] = ()  # of the table, by default its own
+    equal_compute: bool = False
+
+    @property
+    def configs(self) -> dict[str, Config]:
+        return configs_of(self.table, self.base, self.values, self.equal_compute)
 
     @property
     def keys(self) -> set[str]:
-        return set(keys_of(settings_of(self.table, self.base), self.base, self.data).values())
+        return set(keys_of(self.configs, self.base, self.data).values())
 
 
 def read_list(path: Path) -> tuple[list[Path], dict[str, PageTable]]:
@@ -68,7 +76,10 @@ def _entry(where: str, entry: Mapping[str, Any], hashes: Mapping[str, str]) -> P
     base = PRESETS[entry["preset"]]
     if "max_steps" in entry:
         base = with_steps(base, entry["max_steps"])
-    return PageTable(entry["table"], base, hashes[entry["data"]], hashes[entry["probe"]], tuple(entry["columns"]))
+    return PageTable(
+        entry["table"], base, hashes[entry["data"]], hashes[entry["probe"]], tuple(entry["columns"]),
+        tuple(entry.get("values", ())), bool(entry.get("equal_compute", False)),
+    )  # fmt: skip
 
 
 def texts_of(tables: Mapping[str, PageTable], results: Mapping[str, Result]) -> dict[str, str]:
@@ -78,13 +89,12 @@ def texts_of(tables: Mapping[str, PageTable], results: Mapping[str, Result]) -> 
         UserError: no result for a table, or none for a column.
     """
     seeds = sorted({seed for result in results.values() for seed in result.seeds})
-    computed: dict[tuple[str, Config, str, str], list[Line]] = {}  # intervals take a second; columns may share them
+    computed: dict[PageTable, list[Line]] = {}  # intervals take a second; tables of other columns share them
     texts = {}
     for name, entry in tables.items():
-        which = (entry.table, entry.base, entry.data, entry.probe)
+        which = dataclasses.replace(entry, columns=())
         if which not in computed:
-            configs = settings_of(entry.table, entry.base)
-            computed[which] = lines_of(entry.table, configs, entry.base, results, entry.data, entry.probe, seeds)
+            computed[which] = lines_of(entry.table, entry.configs, entry.base, results, entry.data, entry.probe, seeds)
         if not computed[which]:
             raise UserError(f"{name}: there is no result of this table")
         try:
@@ -132,7 +142,9 @@ def run(path: Path, check: bool, added: Sequence[str]) -> int:
     for name in tables:
         if name not in (placed for _, placed, _ in blocks):
             raise UserError(f"{path}: no page has <!-- results: {name} -->")
-    results = joined(require_results(folder) for folder in (str(path.parent), *added))
+    folders = {folder: require_results(folder) for folder in (str(path.parent), *added)}
+    require_one_recipe(folders)
+    results = joined(folders.values())
     if added:
         write_results(results, str(path.parent))
     unseen = hidden(tables.values(), results)

@@ -64,9 +64,7 @@ def make_plan(
         raise UserError("--values are those of one table: name one")
     if not seeds:
         raise UserError("--seeds must be positive")
-    tables = {name: settings_of(name, base, values) for name in found}
-    if equal_compute:
-        tables = {name: {v: _as_costly(c, base) for v, c in configs.items()} for name, configs in tables.items()}
+    tables = {name: configs_of(name, base, values, equal_compute) for name in found}
     trials: dict[tuple[str, int], Trial] = {}
     supervised = finetune or ("objective" in found and not values)
     for seed in seeds:
@@ -79,6 +77,12 @@ def make_plan(
             trials.setdefault((trial.key, seed), trial)
     mel = Trial(MEL, with_seed(base, seeds[0]), dataset_hash)
     return Plan(base, tables, (*trials.values(), mel), tuple(seeds))
+
+
+def configs_of(name: str, base: Config, values: Sequence[str] = (), equal_compute: bool = False) -> dict[str, Config]:
+    """The config of each setting of a table; see `make_plan`."""
+    configs = settings_of(name, base, values)
+    return {value: _as_costly(config, base) for value, config in configs.items()} if equal_compute else configs
 
 
 def _as_costly(config: Config, base: Config) -> Config:

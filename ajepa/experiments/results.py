@@ -5,7 +5,7 @@ a seed that several files hold is taken from the first.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -59,6 +59,25 @@ def joined(groups: Iterable[dict[str, Result]]) -> dict[str, Result]:
                 kept = [_which(score) for score in own["scores"]]
                 own["scores"] = own["scores"] + [s for s in outcome["scores"] if _which(s) not in kept]
     return total
+
+
+def require_one_recipe(folders: Mapping[str, Mapping[str, Result]]) -> None:
+    """Check that what is fine-tuned in several folders has one recipe: of two scores one would be lost.
+
+    Raises:
+        UserError: there are two.
+    """
+    seen: dict[tuple[object, ...], tuple[str, object]] = {}
+    for folder, results in folders.items():
+        for result in results.values():
+            for seed, outcome in result.seeds.items():
+                for score in outcome["scores"]:
+                    where, recipe = seen.setdefault((result.key, seed, *_which(score)), (folder, score.get("recipe")))
+                    if recipe != score.get("recipe"):
+                        raise UserError(
+                            f"{result.name}, seed {seed}, was fine-tuned on {score['data']['name']} by one recipe in "
+                            f"{where!r} and by another in {folder!r}: remove the older scores"
+                        )
 
 
 def _which(score: dict[str, Any]) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ from ajepa.errors import UserError
 from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM
 from ajepa.experiments import report
 from ajepa.experiments.report import comma_separated, difference, lines_of, markdown
-from ajepa.experiments.results import from_trials, joined, read_results, right_clips, write_results
+from ajepa.experiments.results import from_trials, joined, read_results, require_one_recipe, right_clips, write_results
 from ajepa.experiments.settings import settings_of
 from ajepa.experiments.trial import Trial
 
@@ -107,6 +107,36 @@ def test_of_multi_label_sets_seeds_alone_are_drawn():
     ]
     gap = lines(from_trials(trials))["l1"].differences["linear"]
     assert gap.mean == pytest.approx(0.1) and gap.verdict == "better"
+
+
+def test_the_interval_of_few_seeds_has_the_variance_between_them():
+    """Of three the same seed is drawn three times in 1 of 27 draws: that is where the 95% interval ends."""
+    trials = [
+        outcome(trial(v, seed), None, 0.3 + 0.1 * (v == "l1") * (seed + 1))
+        for v in ("smooth_l1", "l1")
+        for seed in range(3)
+    ]
+    gap = lines(from_trials(trials))["l1"].differences["linear"]
+    assert gap.mean == pytest.approx(0.2)
+    assert [gap.low, gap.high] == pytest.approx([0.2 - 0.1 * 1.5**0.5, 0.2 + 0.1 * 1.5**0.5])
+
+
+def test_of_one_seed_clips_alone_are_drawn(results):
+    gap = lines(results, seeds=[1])["mse"].differences["linear"]
+    assert gap.low < gap.mean < gap.high
+
+
+@pytest.mark.parametrize("recipes", [({"lr": 1}, {"lr": 2}), (None, {"lr": 1})])
+def test_two_recipes_of_one_fine_tuning_are_refused(recipes):
+    def folder(recipe):
+        found = outcome(trial("l1", 0), right_share(0.5, 0))
+        found["scores"][0]["recipe"] = recipe
+        return from_trials([found])
+
+    old, new = map(folder, recipes)
+    require_one_recipe({"old": old, "new": folder(recipes[0])})
+    with pytest.raises(UserError, match=r"by one recipe in 'old' and by another in 'new': remove the older"):
+        require_one_recipe({"old": old, "new": new})
 
 
 def test_bits_are_those_of_the_clips():
