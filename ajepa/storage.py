@@ -7,10 +7,10 @@ import mmap
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import sleep
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from ajepa.errors import UserError
+from ajepa.retries import UnreachableError, again_and_again
 
 T = TypeVar("T")
 
@@ -26,13 +27,6 @@ OBJECT_STORES = ("s3", "gs")
 READ_AHEAD = 1 << 20  # bytes asked of an object store at a time
 TEMPORARY = re.compile(r"\.[0-9a-f]+\.tmp$")  # of a file that is being written; a process that was killed leaves it
 LOCK = ".lock-"  # begins the name of a lock file, which says who writes to a folder
-WAITS = (1.0, 5.0)  # seconds before another try; each try already holds the client's own retries
-# What the store answered about the object itself; anything else is the connection's or the server's fault.
-ANSWERED = re.compile(r"ACCESS_DENIED|HTTP status (?!408|429)4\d\d")
-
-
-class UnreachableError(OSError):
-    """A store did not answer, after several tries: nothing is known about the file."""
 
 
 def is_uri(path: str) -> bool:
@@ -82,26 +76,17 @@ def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         ) from error
 
 
-def with_retries(path: str, work: Callable[[], T]) -> T:
-    """Do `work` on `path`, again after a while where a store does not answer.
+def with_retries(path: str, work: Callable[[], T], stopped: threading.Event | None = None) -> T:
+    """Do `work` on `path`, again after a while where a store does not answer: see `again_and_again`.
 
     Raises:
         UnreachableError: it never did.
         OSError: what is wrong with a local file or with the object itself.
     """
-    for wait in (*WAITS, None):
-        try:
-            return work()
-        except UnreachableError:
-            raise
-        except OSError as error:
-            answered = isinstance(error, FileNotFoundError | PermissionError) or ANSWERED.search(str(error))
-            if is_local(path) or answered:
-                raise
-            if wait is None:
-                raise UnreachableError(f"cannot reach {path!r}: {str(error).splitlines()[0]}") from error
-        sleep(wait)
-    raise AssertionError("unreachable")
+    if is_local(path):
+        return work()
+    scheme, _, rest = path.partition("://")
+    return again_and_again(f"{scheme}://{rest.partition('/')[0]}", path, work, stopped)
 
 
 def join(path: str, *parts: str) -> str:
@@ -112,7 +97,9 @@ def path_type(path: str) -> str:
     """ "file", "folder" or "missing"."""
     try:
         filesystem, inner = resolve(path)
-        info = filesystem.get_file_info(inner)
+        info = with_retries(path, lambda: filesystem.get_file_info(inner))
+    except UnreachableError as error:
+        raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(f"cannot reach {path!r}: {str(error).splitlines()[0]}") from error
     if info.type == pafs.FileType.Directory:
@@ -136,14 +123,15 @@ def list_files(path: str) -> list[tuple[str, int]]:
         return sorted(_walk_local(inner))
     selector = pafs.FileSelector(inner, recursive=True, allow_not_found=True)
     root = inner.rstrip("/") + "/"
-    infos = filesystem.get_file_info(selector)
+    infos = with_retries(path, lambda: filesystem.get_file_info(selector))
     return sorted((i.path.removeprefix(root), i.size) for i in infos if i.type == pafs.FileType.File)
 
 
 def list_folder(path: str) -> list[tuple[str, float]]:
     """(name, time of modification in seconds since the epoch) of the files in a folder, not of those below."""
     filesystem, inner = resolve(path)
-    infos = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    selector = pafs.FileSelector(inner, allow_not_found=True)
+    infos = with_retries(path, lambda: filesystem.get_file_info(selector))
     return sorted((i.base_name, i.mtime_ns / 1e9) for i in infos if i.type == pafs.FileType.File)
 
 
@@ -157,7 +145,8 @@ def contents(path: str) -> set[str]:
 def clear(path: str) -> None:
     """Delete what is in a folder, but for its locks."""
     filesystem, inner = resolve(path)
-    for info in filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
+    selector = pafs.FileSelector(inner, allow_not_found=True)
+    for info in with_retries(path, lambda: filesystem.get_file_info(selector)):
         if not info.base_name.startswith(LOCK):
             delete(join(path, info.base_name))
 
@@ -187,7 +176,7 @@ def _walk_local(root: str) -> Iterator[tuple[str, int]]:
 def open_input(path: str) -> pa.NativeFile:
     """A seekable input stream. OSError (FileNotFoundError included) where it cannot be read."""
     filesystem, inner = resolve(path)
-    return filesystem.open_input_file(inner)
+    return with_retries(path, lambda: filesystem.open_input_file(inner))
 
 
 class RemoteFile(io.RawIOBase):
@@ -242,23 +231,30 @@ def decoder_input(path: str) -> Iterator[Any]:
 
 
 def read_text(path: str) -> str:
-    with open_input(path) as stream:
-        return stream.read().decode()
+    def work() -> str:
+        with open_input(path) as stream:
+            return stream.read().decode()
+
+    return with_retries(path, work)
 
 
 def make_folder(path: str) -> None:
     filesystem, inner = resolve(path)
-    filesystem.create_dir(inner, recursive=True)
+    with_retries(path, lambda: filesystem.create_dir(inner, recursive=True))
 
 
 def delete(path: str) -> None:
     """Delete a file or a whole folder if it is there."""
     filesystem, inner = resolve(path)
-    info = filesystem.get_file_info(inner)
-    if info.type == pafs.FileType.Directory:
-        filesystem.delete_dir(inner)
-    elif info.type != pafs.FileType.NotFound:
-        filesystem.delete_file(inner)
+
+    def work() -> None:
+        info = filesystem.get_file_info(inner)
+        if info.type == pafs.FileType.Directory:
+            filesystem.delete_dir(inner)
+        elif info.type != pafs.FileType.NotFound:
+            filesystem.delete_file(inner)
+
+    with_retries(path, work)
 
 
 @contextlib.contextmanager
@@ -289,8 +285,13 @@ def atomic_output(path: str) -> Iterator[Any]:
         spool.flush()
         # A mapping, so that nothing is held in memory; closed by its last reader.
         content = mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ) if spool.tell() else b""
+        stopped = threading.Event()
         with ThreadPoolExecutor(1) as thread:  # Ctrl-C comes to the main thread: it cannot part `open` from `write`
-            thread.submit(with_retries, path, lambda: _upload(filesystem, inner, content)).result()
+            try:
+                thread.submit(with_retries, path, lambda: _upload(filesystem, inner, content), stopped).result()
+            except BaseException:
+                stopped.set()
+                raise
 
 
 def _upload(filesystem: pafs.FileSystem, inner: str, content: bytes | mmap.mmap) -> None:

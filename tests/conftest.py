@@ -20,12 +20,15 @@ from hypothesis import HealthCheck, settings
 from ajepa import storage
 from ajepa.audio.manifest import MANIFEST_SCHEMA
 from ajepa.config import FrontEndConfig
+from ajepa.retries import PATIENCE
 from ajepa.shards.dataset import ShardDataset, finish_dataset
 from ajepa.shards.schema import BAD, OK
 from ajepa.shards.writer import write_shard
 
 # Before Ray is imported: with the names of its processes, by which `of_one_ray` knows what a second Ray prints.
 os.environ["RAY_DISABLE_WORKER_LOG_PREFIX"] = "0"
+# What a store that goes away does to a job is seen at once; Ray's workers have the variable from here.
+os.environ[PATIENCE] = "0"
 torch.set_num_threads(1)
 # The same examples in every run, and as much time for them as the machine takes.
 settings.register_profile(

@@ -19,6 +19,7 @@ import psutil
 
 from ajepa import storage
 from ajepa.errors import UserError
+from ajepa.retries import impatient
 
 BEAT_SECONDS = 10.0  # between heartbeats
 DEAD_SECONDS = 60.0  # without one
@@ -142,12 +143,12 @@ class _OwnLock:
         _own_tokens.discard(self.lock.token)
         if self._beating is not None:
             self._beating.join()  # it could write the file once more
-        with contextlib.suppress(OSError, UserError):  # it is stale soon
+        with impatient(), contextlib.suppress(OSError, UserError):  # it is stale soon
             storage.delete(self.path)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError, UserError):  # a store that is away for a while
+            with impatient(), contextlib.suppress(OSError, UserError):  # a store that is away for a while
                 newer = [s for s in read_locks(self.output) if s.lock.state == HELD and s.lock.since > self.lock.since]
                 if storage.path_type(self.path) != "file" or newer:
                     self._end_process()
@@ -233,6 +234,6 @@ def _process_of(lock: Lock) -> bool | None:
 def _describe(output: str, seen: Seen, now: float) -> str:
     lock = seen.lock
     return (
-        f"--output {output!r} is in use by process {lock.pid} on {lock.host} ({lock.command}) since {lock.since}, last "
+        f"--output {output!r} is in use by process {lock.pid} on {lock.host} ({lock.command}) since {lock.since}, "
         f"last heartbeat {max(0.0, now - seen.beat):.0f} s ago"
     )

@@ -9,7 +9,7 @@ import pytest
 from helpers.faults import wait_for
 from helpers.loopback_s3 import ask_once
 
-from ajepa import storage
+from ajepa import retries, storage
 from ajepa.audio.decode import decode
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
@@ -54,14 +54,14 @@ def workers_that_ask_once(monkeypatch):
     """Workers for which a store is away once the client has made its own tries."""
 
     def write_shards(*args, **options):
-        from ajepa import storage
+        from ajepa import retries
         from pipelines.rayjobs import data_tasks
 
-        waits, storage.WAITS = storage.WAITS, ()
+        waits, retries.WAITS = retries.WAITS, ()
         try:
             return data_tasks.write_shards(*args, **options)
         finally:
-            storage.WAITS = waits
+            retries.WAITS = waits
 
     monkeypatch.setattr("pipelines.rayjobs.data_tasks.write_shards", write_shards)
 
@@ -115,7 +115,7 @@ def test_a_read_through_a_short_break_is_whole(uploaded, wire, monkeypatch):
     """The connection is cut while nothing is read yet and there again when the reader has waited once."""
     whole = decode(f"{uploaded}/tone/tone 3.wav", 16_000)
     waits = []
-    monkeypatch.setattr(storage, "sleep", lambda seconds: (waits.append(seconds), wire.mend()))
+    monkeypatch.setattr(retries, "pause", lambda seconds, _: (waits.append(seconds), wire.mend()))
     wire.break_now()
     again = decode(f"{uploaded}/tone/tone 3.wav", 16_000)
     assert waits and (again.waveform == whole.waveform).all()
@@ -126,7 +126,7 @@ def test_a_read_through_a_short_break_is_whole(uploaded, wire, monkeypatch):
 def test_a_connection_lost_in_the_middle_of_a_file_is_no_short_clip(uploaded, wire, monkeypatch):
     """libsndfile takes a failed read for the end of the file; the clip must not become a shorter good one."""
     ask_once(monkeypatch, wire)
-    monkeypatch.setattr(storage, "WAITS", ())
+    monkeypatch.setattr(retries, "WAITS", ())
     monkeypatch.setattr(storage, "READ_AHEAD", 4096)
     read = storage.RemoteFile.readinto
     calls = []
@@ -171,7 +171,7 @@ def test_a_job_whose_store_goes_away_stops_clearly_and_goes_on(
 @pytest.mark.parametrize("file", ["manifest.parquet", "plan.json"])
 def test_a_store_that_goes_away_while_the_plan_is_written_is_one_line(file, uploaded, s3, wire, command, monkeypatch):
     ask_once(monkeypatch, wire)
-    monkeypatch.setattr(storage, "WAITS", ())
+    monkeypatch.setattr(retries, "WAITS", ())
     name = f"unplanned-{file}"
     options = (
         "--source", "folder", "--input", f"{uploaded}/tone", "--output", f"s3://sounds/{name}", "--clip-frames", "256",

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ajepa import storage
+from ajepa import retries, storage
 from ajepa.errors import UserError
 from ajepa.shards import files
 from ajepa.shards.dataset import finish_dataset, open_dataset
@@ -83,7 +83,7 @@ def test_a_store_that_is_away_is_no_damage(copied, monkeypatch, damaged):
     def away(path):
         raise OSError("When reading: curl error 7")
 
-    monkeypatch.setattr(storage, "WAITS", (0.0,))
+    monkeypatch.setattr(retries, "WAITS", (0.0,))
     monkeypatch.setattr(storage, "is_local", lambda path: False)
     monkeypatch.setattr(storage, "open_input", away)
     with pytest.raises(storage.UnreachableError, match="cannot reach"):

@@ -6,7 +6,7 @@ import pytest
 from helpers.loopback_s3 import ask_once
 from helpers.reader_data import reader, same, write_shards
 
-from ajepa import storage
+from ajepa import retries, storage
 from ajepa.errors import UserError
 from ajepa.shards.dataset import open_dataset
 
@@ -36,7 +36,7 @@ def test_a_short_break_is_waited_out(remote, local, wire, monkeypatch):
     """The connection is cut in the middle of the stream and there again when the reader has waited once."""
     ask_once(monkeypatch, wire)
     waits = []
-    monkeypatch.setattr(storage, "sleep", lambda seconds: (waits.append(seconds), wire.mend()))
+    monkeypatch.setattr(retries, "pause", lambda seconds, _: (waits.append(seconds), wire.mend()))
     stream = reader(remote, cache_bytes=0).batches(0, 20, prefetch=1)
     for step, wanted in enumerate(reader(local).batches(0, 20)):
         if step == 4:
@@ -47,7 +47,7 @@ def test_a_short_break_is_waited_out(remote, local, wire, monkeypatch):
 
 def test_a_store_that_stays_away_is_no_damaged_shard(remote, wire, monkeypatch):
     ask_once(monkeypatch, wire)
-    monkeypatch.setattr(storage, "WAITS", ())
+    monkeypatch.setattr(retries, "WAITS", ())
     source = reader(remote, cache_bytes=0)
     source.batch(0)
     wire.break_now()
@@ -57,7 +57,7 @@ def test_a_store_that_stays_away_is_no_damaged_shard(remote, wire, monkeypatch):
 
 @pytest.mark.parametrize("content", [None, b"garbage" * 100])
 def test_a_damaged_object_is_named_at_once(remote, monkeypatch, content):
-    monkeypatch.setattr(storage, "sleep", lambda seconds: pytest.fail("nothing here is worth another try"))
+    monkeypatch.setattr(retries, "pause", lambda *_: pytest.fail("nothing here is worth another try"))
     path = f"{remote.path}/{remote.shards[3].name}"
     if content is None:
         storage.delete(path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ajepa import storage
+from ajepa import retries, storage
 from ajepa.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_a_store_has_one_client_and_keys_have_no_escapes(monkeypatch):
 
 def fail(times, error, path, monkeypatch):
     """How often work that fails `times` was done, and its result."""
-    monkeypatch.setattr(storage, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(retries, "WAITS", (0.0, 0.0))
     done = []
 
     def work():

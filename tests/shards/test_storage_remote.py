@@ -8,7 +8,7 @@ import pytest
 from botocore.exceptions import ClientError
 from helpers.loopback_s3 import ask_once
 
-from ajepa import storage
+from ajepa import retries, storage
 from ajepa.audio.manifest import MANIFEST_SCHEMA
 from ajepa.config import FrontEndConfig
 from ajepa.shards import writer
@@ -58,7 +58,7 @@ def test_an_exception_leaves_the_old_object(s3):
 
 def test_an_upload_through_a_short_break_is_whole(s3, wire, monkeypatch):
     ask_once(monkeypatch, wire)
-    monkeypatch.setattr(storage, "sleep", lambda _: wire.mend())
+    monkeypatch.setattr(retries, "pause", lambda *_: wire.mend())
     wire.cut_at = b"parted"
     content = np.random.default_rng(0).bytes(2 * PART)
     with storage.atomic_output("s3://sounds/parted") as stream:
@@ -69,7 +69,7 @@ def test_an_upload_through_a_short_break_is_whole(s3, wire, monkeypatch):
 @pytest.mark.parametrize("part", [b"partNumber=1", b"partNumber=2"])
 def test_a_store_that_goes_away_during_an_upload_shows_no_object(s3, wire, monkeypatch, part):
     ask_once(monkeypatch, wire)
-    monkeypatch.setattr(storage, "WAITS", ())
+    monkeypatch.setattr(retries, "WAITS", ())
     wire.cut_at = part
     with (
         pytest.raises(storage.UnreachableError, match="s3://sounds/lost"),
