@@ -40,8 +40,8 @@ class ProbeArgs:
     train_splits: tuple[str, ...] = ()
     """Splits to train on; by default `train`, of AudioSet `balanced_train`."""
     output: str | None = None
-    """Local folder for tables and pictures; by default probes/PROTOCOL-DATASET in the (first) run folder, what is not
-    default behind it."""
+    """Folder for tables and pictures, a local path or a URI; by default probes/PROTOCOL-DATASET in the (first) run
+    folder, what is not default behind it."""
     cache: str | None = None
     """Local folder of computed features; by default $AJEPA_CACHE or ~/.cache/ajepa/features."""
     figures: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.shards.labels import read_labels
 from pipelines.cli.arguments import choose_threads
 from pipelines.cli.lock import claimed
-from pipelines.reports.probe_report import OUTPUTS, write_outputs
+from pipelines.cli.output import warn_relative_output
+from pipelines.reports.probe_report import publish, write_outputs
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining, recorded_uri
 
@@ -51,12 +53,12 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
         seed: make_splits(dataset, labels, seed, args.train_splits, args.unlabelled) for seed in range(args.seeds)
     }
     origins = [pretraining(path) for path in paths]
-    uri = mlflow_run.tracking_uri(args.mlflow_uri or recorded_uri(origins[0]), str(folder))
-    with claimed(str(folder)):
+    uri = mlflow_run.tracking_uri(args.mlflow_uri or recorded_uri(origins[0]), folder)
+    with claimed(folder):
         tracker = mlflow_run.start_run(
             uri,
             f"probe {args.protocol}",
-            output=str(folder),
+            output=folder,
             params=parameters(args, encoders, dataset, splits[0]),
             tags={
                 "ajepa.job": "probe",
@@ -75,11 +77,13 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
             best = choose_row(rows)
             picture = partial(_vectors, sources[0], best.pooling)
             described = about(args, encoders, paths, dataset, splits[0])
-            write_outputs(folder, rows, best, picture, labels, described, args.figures)
             tracker.log_metrics(max(e.about["step"] for e in encoders), metrics(rows))
-            for name in OUTPUTS:
-                if (folder / name).exists():
-                    tracker.log_file(folder / name)
+            with tempfile.TemporaryDirectory() as scratch:
+                made = Path(scratch)
+                write_outputs(made, rows, best, picture, labels, described, args.figures)
+                publish(made, folder)
+                for path in sorted(made.iterdir()):
+                    tracker.log_file(path)
         print(f"\n{args.protocol} probe on {dataset.num_clips} clips ({splits[0].what})\n\n{comparison_table(rows)}")
         print(
             f"\n{best.metric} {best.mean:.3f} with {best.pooling} pooling, chosen on validation clips; all in {folder}"
@@ -135,12 +139,12 @@ def check_encoders(
         raise UserError(f"--layers {wrong[0]}: this encoder has the layers 1 to {first.depth}")
 
 
-def output_folder(args: ProbeArgs, encoder: str, dataset: ShardDataset) -> Path:
-    if args.output is None and storage.is_uri(encoder):
-        raise UserError("--output is needed when the encoder lies at a URI")
-    if args.output is not None and storage.is_uri(args.output):
-        raise UserError("--output of a probe is a local folder")
-    return Path(args.output or storage.join(encoder, "probes", folder_name(args, dataset)))
+def output_folder(args: ProbeArgs, encoder: str, dataset: ShardDataset) -> str:
+    """The output as any process reads it."""
+    if args.output is None:
+        return storage.join(encoder, "probes", folder_name(args, dataset))
+    warn_relative_output(args.output)
+    return storage.absolute(args.output)
 
 
 def folder_name(args: ProbeArgs, dataset: ShardDataset) -> str:

@@ -30,7 +30,8 @@ def write_outputs(
     about: dict[str, Any],
     figures: bool = True,
 ) -> None:
-    """Write OUTPUTS, the pictures only with `figures`; several labels a clip have no confusion matrix.
+    """Write OUTPUTS into an empty local folder, the pictures only with `figures`; several labels a clip have no
+    confusion matrix.
 
     Args:
         best: the row whose first run is shown class by class and drawn.
@@ -39,9 +40,6 @@ def write_outputs(
     """
     result = best.first
     assert result is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in OUTPUTS:  # nothing of an earlier probe stays beside this one's
-        (folder / name).unlink(missing_ok=True)
     storage.write_text(str(folder / "table.md"), comparison_table(rows) + "\n")
     flat = [row.as_dict() for row in rows]
     table = pd.DataFrame(
@@ -75,6 +73,18 @@ def write_outputs(
             vectors()[order], labels.table[order], labels.names,
             f"test clips by t-SNE, {best.pooling} pooling", folder / "map.png",
         )  # fmt: skip
+
+
+def publish(made: Path, output: str) -> None:
+    """Copy OUTPUTS to the output of the command; nothing of an earlier probe stays beside them."""
+    storage.make_folder(output)
+    for name in OUTPUTS:
+        where = storage.join(output, name)
+        if (made / name).exists():
+            with storage.atomic_output(where) as stream:
+                stream.write((made / name).read_bytes())
+        else:
+            storage.delete(where)
 
 
 def per_class(result: ProbeResult, names: Sequence[str]) -> pd.DataFrame:

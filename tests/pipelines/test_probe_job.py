@@ -10,12 +10,14 @@ import mlflow
 import pandas as pd
 import pytest
 
+from ajepa import storage
 from ajepa.choices import POOLINGS
 from ajepa.errors import UserError
 from ajepa.evaluation import feature_cache, heads
 from ajepa.inference.pretrained import export_encoder, load_encoder
 from pipelines.jobs import probe
 from pipelines.probe import ProbeArgs
+from pipelines.reports.probe_report import OUTPUTS
 
 
 @pytest.fixture
@@ -65,7 +67,25 @@ def test_a_probe_writes_its_table_and_records_it(run, small_dataset, tmp_path, c
 def test_another_probe_has_another_default_folder(run, small_dataset, tmp_path, changes, behind):
     args = arguments(run, small_dataset, tmp_path, output=None, **changes)
     folder = probe.output_folder(args, run.output, small_dataset)
-    assert folder == Path(run.output, "probes", f"knn-{small_dataset.content_hash[:8]}{behind}")
+    assert folder == f"{run.output}/probes/knn-{small_dataset.content_hash[:8]}{behind}"
+
+
+def test_a_probe_of_a_bucket_writes_to_it(run, small_dataset, s3, tmp_path):
+    """Encoder and output at URIs; nothing of an earlier probe stays beside a later one's."""
+    export_encoder(run.output, str(tmp_path / "exported"))
+    for path in (tmp_path / "exported").iterdir():
+        s3.Object(f"probed/{path.name}").put(Body=path.read_bytes())
+    name = f"knn-{small_dataset.content_hash[:8]}"
+    args = arguments(run, small_dataset, tmp_path, encoder=("s3://sounds/probed",), output=None)
+    rows = probe.main(args)
+    assert storage.contents(f"s3://sounds/probed/probes/{name}") == set(OUTPUTS)
+    local = probe.main(dataclasses.replace(args, encoder=(str(tmp_path / "exported"),)))
+    assert [row.mean for row in rows] == [row.mean for row in local]
+    here = Path(tmp_path, "exported/probes", name)
+    for file in ("table.md", "table.csv", "per_class.md", "per_class.csv"):
+        assert storage.read_text(f"s3://sounds/probed/probes/{name}/{file}") == (here / file).read_text()
+    probe.main(dataclasses.replace(args, figures=False))
+    assert storage.contents(f"s3://sounds/probed/probes/{name}") == {n for n in OUTPUTS if not n.endswith(".png")}
 
 
 def test_checkpoints_and_exports_are_probed_side_by_side(run, small_dataset, tmp_path):
@@ -149,7 +169,6 @@ def test_layers_are_weighted_and_patches_attended_to(run, split_dataset, tmp_pat
         ({"combine": "weighted", "protocol": "linear"}, "needs --layers"),
         ({"pooling": ("attentive",)}, "knn trains nothing"),
         ({"train_splits": ("train",)}, "--train-splits needs a test split"),
-        ({"output": "s3://bucket/probe"}, "is a local folder"),
     ],
 )
 def test_mistakes_are_named(run, small_dataset, tmp_path, changes, match):
