@@ -2,13 +2,16 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 from typing import Any
 
+from ajepa.errors import UserError, one_line
 from pipelines.rayjobs.ray_internals import silence_token
 
 START_ATTEMPTS = 3
+CONNECT_SECONDS = 10.0  # until a head that does not answer counts as away
 TOO_LATE = "timed out during startup"  # in what Ray raises where its processes do not start within fixed times
 
 
@@ -29,8 +32,11 @@ def start_ray(num_cpus: int | None = None, dashboard: bool = True) -> None:
 
 def _start_ray(ray: Any, num_cpus: int | None, dashboard: bool) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; spares a warning
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level="WARNING")
+    if address := require_head():
+        try:
+            ray.init(logging_level="WARNING")
+        except Exception as error:  # no narrower one: another version, a wrong token, no node on this machine
+            raise UserError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {one_line(error)}") from error
         return
     # Ray's workers are niced by 15: beside anything else that wants the CPUs they would get a thirtieth of them.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -47,6 +53,34 @@ def _start_ray(ray: Any, num_cpus: int | None, dashboard: bool) -> None:
             if TOO_LATE not in str(error) or attempt + 1 == START_ATTEMPTS:
                 raise
             print("Ray did not start in its 30 s, other processes want this machine: trying again", file=sys.stderr)
+
+
+def require_head() -> str:
+    """RAY_ADDRESS, "" where a command is to start Ray itself. An address at which `ray.init` finds no cluster is
+    refused: it would try for minutes.
+
+    Raises:
+        UserError: no address of a cluster, or nobody answers there.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    job = "submit the command: ray job submit --address http://HEAD:8265 --working-dir . -- python pipelines/..."
+    if address in ("", "auto", "local"):
+        return address
+    if address.startswith(("http://", "https://")):
+        raise UserError(f"RAY_ADDRESS={address} takes jobs, not drivers: {job}")
+    if address.startswith("ray://"):
+        raise UserError(f"RAY_ADDRESS={address}: Ray Client is not supported: {job}")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"RAY_ADDRESS={address} is no address of a cluster: give HEAD:6379, or unset it")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start one with `ray start --head`, correct "
+            "the address, or unset it to start Ray here"
+        ) from error
+    return address
 
 
 def cluster_cpus() -> int:
