@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import jsonschema
+import pathspec
 import psutil
 import pytest
 import yaml
@@ -271,3 +272,16 @@ def test_readme_commands_are_accepted(name, words):
         args = parse_args(words)
         assert args.config.train.batch_size >= args.num_workers
     assert args.output
+
+
+def test_a_job_takes_the_code_along_and_no_data():
+    """As Ray matches them: paths of files."""
+    left_out = pathspec.PathSpec.from_lines("gitwildmatch", (ROOT / ".rayignore").read_text().splitlines())
+    data = [
+        "mlflow.db", "old/tracking.db-wal", "data/sounds/dataset.json", "sounds/a.flac", "sounds/b.wav", "clips.tar",
+        "runs/nano/run.json", "out/status=ok/shard-0.parquet", "elsewhere/model.safetensors", "packs/a.h5",
+        ".venv-eval/bin/python", "ajepa/__pycache__/config.pyc", "runs2/mlflow-unsent/1a/run.json",
+    ]  # fmt: skip
+    assert [path for path in data if not left_out.match_file(path)] == []
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert [path for path in tracked if left_out.match_file(path)] == []
