@@ -79,7 +79,7 @@ class FrontEndConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Encoder and predictor (spec 3 to 5); the defaults are ViT-Base/16 with the 6 x 384 predictor."""
+    """Encoder and predictor."""
 
     n_mels: int = 128
     """Mel bins of the input, a multiple of 16."""
@@ -128,7 +128,7 @@ class MaskConfig:
     """Masks in the time-frequency plane (spec 6); what each strategy does is in model/masking.py."""
 
     strategy: MaskStrategy = "multiblock"
-    """Shape of the masks: the blocks of spec 6, its rivals in spec 10, or the curriculum from random blocks."""
+    """Shape of the masks: the blocks of spec 6, others of spec 10, or the curriculum from random blocks."""
     mask_ratio: float = 0.7
     """Share of patches that are targets, met exactly (spec 10 finds 0.7 best)."""
     block_scale: tuple[float, float] = (0.15, 0.2)
@@ -164,7 +164,7 @@ class TrainConfig:
     """Optimisation (spec 8)."""
 
     objective: ObjectiveName = "jepa"
-    """What the encoder is trained for: A-JEPA or one of its rivals (ajepa/objectives/)."""
+    """What the encoder is trained for: A-JEPA or another method (ajepa/objectives/)."""
     batch_size: int = 256
     """Clips a step over all workers (the effective batch)."""
     epochs: int = 300

@@ -70,7 +70,8 @@ def parse_args(argv: Sequence[str]) -> FinetuneArgs:
 
 def main(args: FinetuneArgs) -> None:
     """Run the fine-tuning the arguments describe."""
-    announce(f"finetune: {args.preset}, {args.encoder or f'{args.from_scratch} from scratch'} on {args.data}")
+    what = args.encoder or (f"{args.from_scratch} from scratch" if args.from_scratch else "no encoder")
+    announce(f"finetune: {args.preset}, {what} on {args.data}")
     from pipelines.jobs import finetune
 
     finetune.main(args)

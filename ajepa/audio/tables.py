@@ -19,18 +19,20 @@ from ajepa.errors import UserError
 
 TEXTS = ("clip_id", "uri", "labels", "split")  # never numbers or nulls, whatever they look like
 TIMES = ("start_s", "duration_s")
-# What the words of a column's name mean in the contract, once its unit and its general words are taken away.
+# What the words of a column's name mean in the contract, once its unit and its general words are taken away. An offset
+# may be an end as well: see `_meaning`.
 MEANINGS = {
     **dict.fromkeys(("label", "class", "classes", "category", "categories", "tag", "tags", "target", "targets",
                      "species", "ebird", "scientific", "common"), ("labels",)),
-    **dict.fromkeys(("start", "starts", "begin", "onset", "offset"), ("start_s",)),  # for "offset" see `_meaning`
-    **dict.fromkeys(("end", "ends", "stop"), TIMES),
-    **dict.fromkeys(("duration", "length", "seconds", "delta"), ("duration_s",)),
-    **dict.fromkeys(("subset", "partition", "set", "splits"), ("split",)),
-    **dict.fromkeys(("folds",), ("fold",)),
+    **dict.fromkeys(("start", "starts", "begin", "onset", "offset", "t0", "tmin", "xmin"), ("start_s",)),
+    **dict.fromkeys(("end", "ends", "stop", "t1", "tmax", "xmax"), TIMES),
+    **dict.fromkeys(("duration", "dur", "length", "len", "seconds", "delta"), ("duration_s",)),
+    **dict.fromkeys(("subset", "partition", "set", "splits", "train", "test"), ("split",)),
+    **dict.fromkeys(("folds", "kfold"), ("fold",)),
 }  # fmt: skip
 GENERAL = frozenset(("time", "times", "name", "names", "id", "ids", "code", "codes", "primary", "clip",
-                     "event", "t"))  # fmt: skip
+                     "event", "sound", "segment", "chunk", "data", "dataset", "cv", "k", "t", "is"))  # fmt: skip
+JOINED = re.compile(r"(start|begin|end|stop|onset|offset)(time|times|sec|secs|seconds|ms)$")  # two words in one
 SECONDS = frozenset(("s", "sec", "secs", "second", "seconds"))
 OTHER_UNITS = frozenset((
     "ms", "msec", "millis", "millisecond", "milliseconds", "us", "min", "minutes", "frame", "frames", "sample",
@@ -53,8 +55,9 @@ def read_table(path: str) -> Manifest:
     path = storage.absolute(path)
     table, renamed = _known_columns(_read(path), path)
     for name in ("uri", "clip_id"):
-        if name in table.column_names and table[name].null_count:
-            raise UserError(f"the manifest {path!r} has {table[name].null_count} rows without a {name}")
+        missing = _count_missing(table[name]) if name in table.column_names else 0
+        if missing:
+            raise UserError(f"the manifest {path!r} has {missing} row{'s' * (missing > 1)} without a {name}")
     unknown = set(table.column_names) - set(MANIFEST_SCHEMA.names)
     try:
         clips, names = _manifest_table(table, path)
@@ -77,7 +80,9 @@ def _read(path: str) -> pa.Table:
         head = _first_line(data, path)
         text = {name: pa.string() for name in head if _plain(name) in TEXTS}
         options = pa.csv.ConvertOptions(column_types=text, strings_can_be_null=False)
-        return pa.csv.read_csv(pa.BufferReader(data), convert_options=options)
+        # One thread: two million rows take 0.2 s, and a process that ends at once was aborted by Arrow's own threads.
+        one = pa.csv.ReadOptions(use_threads=False)
+        return pa.csv.read_csv(pa.BufferReader(data), one, convert_options=options)
     except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the manifest {path!r}: {str(error).splitlines()[0]}") from error
 
@@ -111,7 +116,9 @@ def _plain(name: str) -> str:
 
 def _words(name: str) -> list[str]:
     """The words of a name, "classID" and "Class-ID" alike."""
-    return re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.removeprefix("\ufeff")).casefold())
+    words = re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.removeprefix("\ufeff")).casefold())
+    pairs = ((word, JOINED.match(word)) for word in words)
+    return [part for word, pair in pairs for part in (pair.groups() if pair else (word,))]
 
 
 def _meaning(name: str, others: Sequence[str]) -> tuple[tuple[str, ...], str]:
@@ -126,11 +133,11 @@ def _meaning(name: str, others: Sequence[str]) -> tuple[tuple[str, ...], str]:
         last = words.pop()
         unit = last if last in OTHER_UNITS else ""
     telling = [word for word in words if word not in GENERAL]
-    if len(telling) != 1:
+    meanings = {(word,) if word in MANIFEST_SCHEMA.names else MEANINGS.get(word, ()) for word in telling}
+    if len(meanings) != 1:
         return (), ""
-    (word,) = telling
-    meant = (word,) if word in MANIFEST_SCHEMA.names else MEANINGS.get(word, ())
-    if word == "offset" and any(_meaning(other, ())[0] == ("start_s",) for other in others if other != name):
+    (meant,) = meanings
+    if telling == ["offset"] and any(_meaning(other, ())[0] == ("start_s",) for other in others if other != name):
         meant = TIMES
     return meant, unit if set(meant) & set(TIMES) else ""
 
@@ -159,6 +166,12 @@ def _known_columns(table: pa.Table, path: str) -> tuple[pa.Table, dict[str, str]
                 + ", or remove it if it means something else"
             )
     return table.rename_columns(new), {old: now for old, now in zip(names, new, strict=True) if old != now}
+
+
+def _count_missing(column: pa.ChunkedArray) -> int:
+    """Nulls, and empty or blank texts: a CSV has no nulls."""
+    texts = pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), ""))
+    return int(pc.sum(pc.equal(texts, "")).as_py() or 0)
 
 
 def _manifest_table(table: pa.Table, path: str) -> tuple[pa.Table, list[str]]:
@@ -190,7 +203,8 @@ def _ids(uris: pa.ChunkedArray, columns: dict[str, Any]) -> pa.Array:
 
 
 def _label_ids(column: pa.ChunkedArray) -> tuple[pa.Array, list[str]]:
-    """Lists of label ids, and the names in the order of their ids, from lists of names or texts as "dog;bark"."""
+    """Lists of label ids, and the names in the order of their ids, from lists of names or texts as "dog;bark". What a
+    clip has twice counts once: "dog;dog" is one label."""
     lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(lists, pa.ChunkedArray):
         lists = pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], lists.type)
@@ -201,6 +215,8 @@ def _label_ids(column: pa.ChunkedArray) -> tuple[pa.Array, list[str]]:
     filled = pc.not_equal(found, "")
     found, rows = found.filter(filled), rows[filled.to_numpy(zero_copy_only=False)]
     names = sorted_names(found.unique().to_pylist())
+    ids = pc.index_in(found, value_set=pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
+    first = np.sort(np.unique(rows * len(names) + ids, return_index=True)[1])
+    rows, ids = rows[first], pa.array(ids[first], pa.int32())
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(lists)))])
-    ids = pc.index_in(found, value_set=pa.array(names, pa.string()))
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), ids), names

@@ -1,7 +1,7 @@
 """Which settings each table compares, and how a setting changes the config that they start from.
 
 Published numbers are those of the write-up that the specification follows: ViT-Base pretrained on AudioSet-2M, linear
-probes, single runs; those of rivals are from their papers' own recipes.
+probes, single runs; those of other methods are from their papers' own recipes.
 """
 
 import dataclasses

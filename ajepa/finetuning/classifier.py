@@ -153,10 +153,12 @@ def load_classifier(folder: str, device: str | torch.device = "cpu") -> tuple[Cl
     Raises:
         UserError: no fine-tuned model there, or a damaged one.
     """
-    audio: AudioEncoder = load_encoder(folder)
     where = storage.join(storage.absolute(folder), HEAD_JSON)
     if storage.path_type(where) != "file":
-        raise UserError(f"{folder!r} holds an encoder without a head: it was not fine-tuned")
+        below = sorted(n.rpartition("/")[0] for n in storage.contents(folder) if n.rpartition("/")[2] == HEAD_JSON)
+        found = f"below it are {', '.join(below[:3])}" if below else "finetune.py writes one for each seed and fold"
+        raise UserError(f"{folder!r} is no fine-tuned model: {found}")
+    audio: AudioEncoder = load_encoder(folder)
     about = read_document(where, "fine-tune it again")
     try:
         with storage.open_input(storage.join(storage.absolute(folder), HEAD)) as stream:

@@ -54,7 +54,7 @@ def summary_table(rows: Sequence[Row], metric: str) -> str:
     lines: list[list[object]] = []
     for row in rows:
         seeds = row.by_seed
-        spread = f" ± {np.std(list(row.by_fold.values())):.3f}" if folds else ""
+        spread = f" ± {np.std(list(row.by_fold.values())):.3f}" if len(folds) > 1 else ""
         lines.append([
             f"{row.model} ({len(seeds)} seeds)" if len(seeds) > 1 else row.model,
             f"{row.mean:.3f}{spread}",

@@ -47,9 +47,12 @@ def load_encoder(
             about 0.01. Embeddings are float32.
 
     Raises:
-        UserError: nothing there, no intact checkpoint, one of another version, or no encoder of this branch.
+        UserError: nothing there, no intact checkpoint, one of another version, no encoder of this branch, or no GPU
+            where one is asked for.
     """
     path = storage.absolute(str(path))
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {str(device)!r}: torch finds no GPU here")
     exported = storage.path_type(storage.join(path, EXPORT_JSON)) == "file"
     folder = path if exported else latest_checkpoint(path)
     parts = _read_export(path, branch) if exported else _read_run(folder, branch)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ajepa.choices import Pooling
 from ajepa.config import PATCH
+from ajepa.errors import require
 
 
 class WeightedLayers(nn.Module):
@@ -53,7 +54,12 @@ METHODS: dict[Pooling, PoolingMethod] = {
 
 
 def pool(tokens: Tensor, valid: Tensor, pooling: Pooling) -> Tensor:
-    """Pool patch embeddings [B, (L,) R, C, D] over the valid columns [B, C]: [B, (L,) D']."""
+    """Pool patch embeddings [B, (L,) R, C, D] over the valid columns [B, C]: [B, (L,) D'].
+
+    Raises:
+        UserError: an unknown pooling.
+    """
+    require(pooling in METHODS, f"pooling is one of {', '.join(METHODS)}, not {pooling!r}")
     weight = valid.reshape(len(valid), *[1] * (tokens.ndim - 3), -1, 1).to(tokens.dtype)
     return METHODS[pooling].function(tokens, weight)
 

@@ -1,1 +1,1 @@
-"""What an encoder is trained for: A-JEPA and its rivals, one file each, on the same encoder, masks and steps."""
+"""What an encoder is trained for: A-JEPA and other methods, one file each, on the same encoder, masks and steps."""

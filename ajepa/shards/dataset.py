@@ -129,8 +129,8 @@ def require_finished(path: str, marker: str, folder: str, command: str) -> str:
     where = storage.join(storage.absolute(path), marker)
     if storage.path_type(where) == "missing":
         raise UserError(
-            f"{path!r} has no {marker}: it is an unfinished {command} job or no {folder}. "
-            f"Run the same {command} command again to finish it"
+            f"{path!r} has no {marker}: it is no {folder}, or one that is not finished. {command} makes one "
+            f"from audio; run the same {command} command again to finish it"
         )
     return where
 

@@ -19,9 +19,9 @@ def damaged_shard(dataset: str, name: str, what: str) -> UserError:
     """What is said of a shard of a finished dataset. The same preprocess command would find the dataset finished and
     leave it alone."""
     return UserError(
-        f"{storage.join(dataset, name)}: {what}. Restore the shard (`python pipelines/preprocess.py --verify "
-        f"{dataset}` finds every damage of this kind) or make the dataset again (preprocess with --overwrite), then "
-        "run the same command again"
+        f"{storage.join(dataset, name)}: {what.rstrip('.')}. Restore the shard (`python pipelines/preprocess.py "
+        f"--verify {dataset}` finds every damage of this kind) or make the dataset again (preprocess with --overwrite), "
+        "then run the same command again"
     )
 
 

@@ -39,14 +39,18 @@ PATCH_RANK_FALL = 0.45  # of its start: a patches' rank above it still speaks ag
 COSINE, COSINE_WATCH = 0.99, 0.8  # between clips, at less than half the start's distance from 1: all look the same
 STD = 0.1  # of targets, which are layer-normed: below it they hardly vary; and of predictions over that of targets
 PROBE_GAP = 0.05  # below the random initialisation, in accuracy
+PROBE_GAIN = 0.03  # above it: what the online probe is good to
 PAGE = "see ajepa/training/README.md"
+
+
+State = Literal["learning", "no sign of collapse", "watch", "collapsing"]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the history so far says, in one line."""
 
-    state: Literal["learning", "watch", "collapsing"]
+    state: State
     reason: str
 
     def __str__(self) -> str:
@@ -87,7 +91,8 @@ def judge(history: Sequence[Mapping[str, Any]], width: int, crops: int = MAX_CRO
     below = score is not None and random is not None and score < random - PROBE_GAP
     fallen = bool(recent) and all(_has_fallen(h, first) for h in recent)
     cosine, std = _shown(last, "clip_cosine"), f"standard deviation {target or 0:.3f}"
-    rules: list[tuple[Literal["learning", "watch", "collapsing"], bool, str]] = [
+    gained = now > start if score is None or random is None else score > random + PROBE_GAIN
+    rules: list[tuple[State, bool, str]] = [
         (
             "collapsing", fallen and all(small(h) for h in recent),
             f"{rank}, below {RANK_SHARE:.0%} of {limit} and fallen from {start:.1f}",
@@ -115,7 +120,8 @@ def judge(history: Sequence[Mapping[str, Any]], width: int, crops: int = MAX_CRO
             "watch", prediction is not None and target is not None and prediction < STD * target,
             f"predictions hardly vary (standard deviation {prediction or 0:.3f}); {rank}{probe}",
         ),
-        ("learning", True, f"{rank} of {width} ({start:.1f} at the start){probe}"),
+        ("learning", gained, f"{rank} of {width} ({start:.1f} at the start){probe}"),
+        ("no sign of collapse", True, f"{rank} of {width} ({start:.1f} at the start){probe}"),
     ]  # fmt: skip
     return next(Verdict(state, reason) for state, holds, reason in rules if holds)
 

@@ -111,7 +111,8 @@ def main(args: FinetuneArgs) -> list[Row]:
             probe=args.probe, runs=exported_runs(origin) | {"finetune_run": tracker.run_id},
         )  # fmt: skip
         began = time.perf_counter()
-        print(f"{len(fits)} models: {fits[0].what}", flush=True)
+        alone = f", fold {args.fold} alone" if args.fold is not None else ""
+        print(f"{len(fits)} model{'s' * (len(fits) > 1)}: {fits[0].what}{alone}", flush=True)
         with tracker.recording():
             storage.make_folder(output)
             storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(found, indent=1))
@@ -132,7 +133,7 @@ def main(args: FinetuneArgs) -> list[Row]:
             storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(done, indent=1))
         minutes = (time.perf_counter() - began) / 60
         print(f"\n{table}\n\n{len(fits)} models in {minutes:.1f} min; {metric_name(labels)} {rows[0].mean:.3f}")
-        print(f'load one with ajepa.load_encoder("{storage.join(output, fits[0].name, MODEL_FOLDER)}")')
+        print(f'load one with ajepa.load_classifier("{storage.join(output, fits[0].name, MODEL_FOLDER)}")')
         return rows
 
 

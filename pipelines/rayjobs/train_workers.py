@@ -101,6 +101,8 @@ def choose_resource(workers: Workers) -> str:
     resource, have = ("GPU", gpus) if use_gpu else ("CPU", cluster_cpus())
     least = workers.number if isinstance(workers.number, int) else workers.number[0]
     if least > have:
+        if use_gpu and not have:
+            raise UserError("--device cuda: Ray finds no GPU")
         raise UserError(f"--num-workers {least} needs as many {resource}s; the cluster has {have}")
     return resource
 

@@ -35,17 +35,17 @@ def draw_confusion(table: np.ndarray, names: Sequence[str], title: str, path: Pa
     side = 2.6 + max(0.42 * count if count <= 20 else 0.2 * count, 2.5)
     figure, axis = plt.subplots(figsize=(side + 0.6, side), layout="constrained")
     # Where no numbers fit, small shares must show by colour alone.
-    image = axis.imshow(share, cmap="Blues", norm=PowerNorm(1.0 if count <= 20 else 0.5, vmin=0, vmax=1))
+    image = axis.imshow(100 * share, cmap="Blues", norm=PowerNorm(1.0 if count <= 20 else 0.5, vmin=0, vmax=100))
     size = 10 if count <= 20 else 7
     labels = [plain(names[int(i)], 22) for i in shown]
     axis.set_xticks(range(count), labels, rotation=90, fontsize=size, parse_math=False)
     axis.set_yticks(range(count), labels, fontsize=size, parse_math=False)
-    axis.set_xlabel("taken for")
-    axis.set_ylabel("is")
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
     if count <= 20:
         for row, column in np.argwhere(share > 0):
             value = share[row, column]
-            axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8,
+            axis.text(column, row, str(table[shown[row], shown[column]]), ha="center", va="center", fontsize=8,
                       color="white" if value > 0.5 else "black")  # fmt: skip
     else:
         axis.set_xticks(np.arange(count) - 0.5, minor=True)
@@ -53,7 +53,7 @@ def draw_confusion(table: np.ndarray, names: Sequence[str], title: str, path: Pa
         axis.grid(which="minor", color="0.92", linewidth=0.4)
         axis.tick_params(which="minor", length=0)
     bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02)
-    bar.set_label("share of the class's clips" + (" (numbers: %)" if count <= 20 else ""))
+    bar.set_label("% of the true class's clips" + (" (numbers: clips)" if count <= 20 else ""))
     axis.set_title(title, fontsize=11, parse_math=False)
     save(figure, path)
 

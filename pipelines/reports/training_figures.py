@@ -22,11 +22,11 @@ from pipelines.reports.plots import BLUE, GREEN, GREY, ORANGE, save
 
 CANDIDATES = 256  # crops, the first of a run, that the pictures choose from
 SILENT = 0.5  # log units: a crop that varies less shows nothing
-VERDICT_COLOURS = {"learning": "#2e7d4f", "watch": "#b36b00", "collapsing": "#b3261e"}
+VERDICT_COLOURS = {"learning": "#2e7d4f", "no sign of collapse": "#444444", "watch": "#b36b00", "collapsing": "#b3261e"}
 
 
 def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6) -> None:
-    """Crops as the model gets them, each with one mask: what is veiled is what it has to predict."""
+    """Crops as the model gets them, each with one mask: the pale patches are those it has to predict."""
     batch, names = choose_crops(dataset, config, count)
     _, targets = _masks(config, batch)
     columns = 3
@@ -37,12 +37,12 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis, log_mel, name, target in zip(axes.flat, batch.log_mel, names, targets, strict=False):
-        _draw_log_mel(axis, log_mel, dataset, config, veiled=target)
+        _draw_log_mel(axis, log_mel, dataset, config, masked=target)
         axis.set_title(name, fontsize=10, parse_math=False)
         axis.set_xlabel("seconds")
         axis.set_ylabel("mel bin")
     share = len(targets[0]) / config.model.num_patches
-    figure.suptitle(f"log-mel crops; the {share:.0%} of patches under the veil are predicted from the rest")
+    figure.suptitle(f"log-mel crops; the {share:.0%} of patches are masked (pale) and predicted from the rest")
     save(figure, path)
 
 
@@ -74,14 +74,14 @@ def draw_predictions(model: Objective, dataset: ShardDataset, path: Path, count:
     for column, (crop, name, target, error) in enumerate(zip(batch.log_mel, names, targets, maps, strict=True)):
         top, middle, bottom = axes[:, column]
         _draw_log_mel(top, crop, dataset, config)
-        _draw_log_mel(middle, crop, dataset, config, veiled=target)
+        _draw_log_mel(middle, crop, dataset, config, masked=target)
         image = bottom.imshow(
             error, origin="lower", aspect="auto", extent=_extent(dataset, config), cmap=colours, vmin=0, vmax=highest
         )
         top.set_title(name, fontsize=10, parse_math=False)
         bottom.set_title(f"mean {np.nanmean(error):.3f}", fontsize=9)
         bottom.set_xlabel("seconds")
-    for axis, name in zip(axes[:, 0], ("log-mel", "targets veiled", "error (grey: context)"), strict=True):
+    for axis, name in zip(axes[:, 0], ("log-mel", "targets masked (pale)", "error (grey: context)"), strict=True):
         axis.set_ylabel(f"{name}\nmel bin")
     train = config.train
     label = f"{train.loss} of targets".replace("_", " ") if train.objective == "jepa" else f"loss of {train.objective}"
@@ -117,18 +117,18 @@ def _extent(dataset: ShardDataset, config: Config) -> tuple[float, float, float,
 
 
 def _draw_log_mel(
-    axis: Axes, log_mel: np.ndarray, dataset: ShardDataset, config: Config, veiled: np.ndarray | None = None
+    axis: Axes, log_mel: np.ndarray, dataset: ShardDataset, config: Config, masked: np.ndarray | None = None
 ) -> None:
-    """A crop [n_mels, crop_frames] on its own colour scale, and a veil over the patches with the given indices."""
+    """A crop [n_mels, crop_frames] on its own colour scale, and the patches with the given indices made pale."""
     log_mel, extent = log_mel.astype(np.float32), _extent(dataset, config)
     low, high = np.percentile(log_mel, [2, 99.5])
     axis.imshow(log_mel, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=low, vmax=high)
-    if veiled is not None:
+    if masked is not None:
         shade = np.full((config.model.num_patches, 4), 0.85)
         shade[:, 3] = 0
-        shade[veiled, 3] = 0.72
-        veil = shade.reshape(*config.model.grid, 4)
-        axis.imshow(veil, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
+        shade[masked, 3] = 0.72
+        pale = shade.reshape(*config.model.grid, 4)
+        axis.imshow(pale, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
 
 
 def draw_training(history: Sequence[dict[str, Any]], width: int, path: Path, crops: int = MAX_CROPS) -> None:

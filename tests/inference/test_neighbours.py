@@ -82,7 +82,7 @@ def test_a_query_of_another_dimension_is_refused(folder):
 
 def test_a_folder_without_its_last_file_is_unfinished(folder):
     storage.delete(storage.join(folder.path, EMBEDDINGS_JSON))
-    with pytest.raises(UserError, match=r"unfinished embed job.*Run the same embed command again"):
+    with pytest.raises(UserError, match=r"or one that is not finished.*run the same embed command again"):
         open_embeddings(folder.path)
 
 

@@ -56,7 +56,7 @@ EMBED = ["--encoder", "{run}", "--output", "{new}", "--input"]
 PRETRAIN = ["--output", "{new}", "--num-workers", "0", "--data"]
 FINETUNE = ["--output", "{new}", "--num-workers", "0", "--data"]
 MISTAKES = {
-    "verify an unfinished folder": (preprocess, ["--verify", "{unfinished}"], "unfinished preprocess job"),
+    "verify an unfinished folder": (preprocess, ["--verify", "{unfinished}"], "or one that is not finished"),
     "merge of one": (preprocess, ["--merge", "{shards}", "--output", "{new}"], "at least two datasets"),
     "merge of one twice": (preprocess, ["--merge", "{shards}", "{shards}", "--output", "{new}"], "given twice"),
     "segments longer than a clip": (
@@ -91,7 +91,7 @@ MISTAKES = {
     "clip frames off the grid": (
         preprocess, [*PREPROCESS, "{sounds}", "--clip-frames", "1000"], "not a multiple of 16",
     ),
-    "shards unfinished": (pretrain, [*PRETRAIN, "{unfinished}"], "unfinished preprocess job"),
+    "shards unfinished": (pretrain, [*PRETRAIN, "{unfinished}"], "or one that is not finished"),
     "shards missing": (pretrain, [*PRETRAIN, "{gone}"], "does not exist"),
     "unknown preset": (pretrain, [*PRETRAIN, "{shards}", "--preset", "huge"], "unknown preset 'huge': choose"),
     "grid does not divide": (pretrain, [*PRETRAIN, "{shards}", "--crop-frames", "100"], "not a multiple of"),
@@ -180,7 +180,7 @@ MISTAKES = {
     "sounds to embed missing": (embed, [*EMBED, "{gone}"], "does not exist"),
     "no sounds to embed": (embed, [*EMBED, "{texts}"], "none with an audio extension"),
     "shards to embed unfinished": (
-        embed, ["--source", "shards", *EMBED, "{unfinished}"], "unfinished preprocess job",
+        embed, ["--source", "shards", *EMBED, "{unfinished}"], "or one that is not finished",
     ),
     "layer that is not there": (embed, [*EMBED, "{sounds}", "--layers", "9"], "has the layers 1 to 4"),
     "pooling of patches": (

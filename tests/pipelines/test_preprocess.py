@@ -145,7 +145,7 @@ def test_a_killed_job_goes_on_and_ends_the_same(ray_session, args, no_report, so
         gate.open()
         job.kill()
     gate.wait_until_left()
-    with pytest.raises(UserError, match="unfinished preprocess job"):
+    with pytest.raises(UserError, match="no shard folder, or one that is not finished"):
         open_dataset(many.output)
     done = {p: p.stat().st_mtime_ns for p in Path(many.output).glob("status=ok/*.parquet")}
     assert 0 < len(done) < 15

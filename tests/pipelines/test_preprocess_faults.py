@@ -55,7 +55,7 @@ def test_a_full_disk_stops_the_job_clearly_and_the_same_command_goes_on(args, wh
         main(small)
     done = {p: p.stat().st_mtime_ns for p in folder.glob("shards/status=ok/*.parquet")}
     assert 1 <= len(done) < 7
-    with pytest.raises(UserError, match="unfinished preprocess job"):
+    with pytest.raises(UserError, match="no shard folder, or one that is not finished"):
         open_dataset(small.output)
     enlarge()
     resumed = main(small)

@@ -160,7 +160,7 @@ def test_a_job_whose_store_goes_away_stops_clearly_and_goes_on(
     assert len([o for o in s3.objects.filter(Prefix="broken/status=ok/") if o.key.endswith(".parquet")]) == 10
     wait_for(lambda: ray_session.available_resources().get("CPU") == 2, "the end of the tasks that were under way")
     wire.mend()
-    with pytest.raises(UserError, match="unfinished preprocess job"):
+    with pytest.raises(UserError, match="no shard folder, or one that is not finished"):
         open_dataset("s3://sounds/broken")
     code, out = command(*options)
     assert code == 0, out
