@@ -20,8 +20,8 @@ def damaged_shard(dataset: str, name: str, what: str) -> UserError:
     leave it alone."""
     return UserError(
         f"{storage.join(dataset, name)}: {what.rstrip('.')}. Restore the shard (`python pipelines/preprocess.py "
-        f"--verify {dataset}` finds every damage of this kind) or make the dataset again (preprocess with --overwrite), "
-        "then run the same command again"
+        f"--verify {dataset}` finds every damage of this kind) or make the dataset again (preprocess with "
+        "--overwrite), then run the same command again"
     )
 
 
