@@ -42,7 +42,7 @@ def draw_masks(dataset: ShardDataset, config: Config, path: Path, count: int = 6
         axis.set_xlabel("seconds")
         axis.set_ylabel("mel bin")
     share = len(targets[0]) / config.model.num_patches
-    figure.suptitle(f"log-mel crops; the {share:.0%} of patches are masked (pale) and predicted from the rest")
+    figure.suptitle(f"log-mel crops; {share:.0%} of patches are masked (pale) and predicted from the rest")
     save(figure, path)
 
 
@@ -84,7 +84,11 @@ def draw_predictions(model: Objective, dataset: ShardDataset, path: Path, count:
     for axis, name in zip(axes[:, 0], ("log-mel", "targets masked (pale)", "error (grey: context)"), strict=True):
         axis.set_ylabel(f"{name}\nmel bin")
     train = config.train
-    label = f"{train.loss} of targets".replace("_", " ") if train.objective == "jepa" else f"loss of {train.objective}"
+    label = (
+        f"{train.loss} of a predicted patch".replace("_", " ")
+        if train.objective == "jepa"
+        else f"loss of {train.objective}"
+    )
     figure.colorbar(image, ax=axes[2, :], label=label, extend="max", pad=0.01)
     save(figure, path)
 
