@@ -1,12 +1,14 @@
 """What a file is by its first bytes, whatever its name, and whether its header can be trusted to say how long it is."""
 
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ajepa.audio import chunks, mpeg
+from ajepa.audio import chunks, flac, mpeg
 from ajepa.audio.streams import read_at, read_up_to, size_of
+from ajepa.storage import READ_AHEAD
 
 HEAD = 4096  # bytes that tell containers apart
 
@@ -41,7 +43,7 @@ def inspect(stream: Any) -> Container:
     head = read_at(stream, start, HEAD)
     name = _name(head)
     if name == FLAC:
-        found = _flac(head)
+        found = _flac(stream, start, size, head)
     elif name in FORM_TYPES:
         wrong = chunks.inspect(stream, start, size)
         found = Container(name, wrong.doubt, patches=wrong.patches, refused=wrong.refused)
@@ -92,9 +94,13 @@ def _mp4(stream: Any, at: int, size: int) -> Container:
     return Container(MP4)
 
 
-def _flac(head: bytes) -> Container:
-    """STREAMINFO comes first; 36 bits of it are the number of samples, 0 where that was not known (RFC 9639, 8.2)."""
+def _flac(stream: Any, start: int, size: int, head: bytes) -> Container:
+    """STREAMINFO comes first; 36 bits of it are the number of samples, 0 where that was not known (RFC 9639, 8.2). A
+    large file of a store is not searched: each place would be a request."""
     total = int.from_bytes(head[21:26], "big") & 0xF_FFFF_FFFF
+    near = isinstance(stream, io.FileIO) or size <= READ_AHEAD
+    if total and near and flac.has_more(stream, start, size, head):
+        return Container(FLAC, refused="another recording follows the first: make each a file of its own")
     return Container(FLAC, "" if total else "it does not say how long it is")
 
 

@@ -3,6 +3,7 @@ refused with what is missing."""
 
 import io
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,3 +217,64 @@ def test_more_than_4_gib_after_a_size_of_0_is_left_to_pyav(tmp_path):
         found = inspect(file)
     assert found.doubt == "it is longer than its header can say"
     assert found.patches == ((4, b"\xff" * 4), (40, b"\xff" * 4))
+
+
+def flac(seconds, level=0.1, seed=0, channels=1, rate=RATE, subtype="PCM_16"):
+    noise = level * np.random.default_rng(seed).standard_normal((int(seconds * rate), channels))
+    file = io.BytesIO()
+    soundfile.write(file, noise, rate, format="FLAC", subtype=subtype)
+    return file.getvalue()
+
+
+FLACS = {
+    "noise": flac(30), "another": flac(30, seed=1), "short": flac(4), "faint": flac(30, 1e-3), "silence": flac(3, 0.0),
+    "one frame": flac(0.1), "stereo of 24 bit": flac(15, channels=2, rate=44_100, subtype="PCM_24"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tail", [b"", b"TAG" + bytes(125), bytes(5000)], ids=["alone", "tag", "zeros"])
+@pytest.mark.parametrize("name", FLACS)
+def test_a_flac_file_is_one_recording(write, name, tail):
+    for head in (b"", id3(300)):
+        path = write(head + FLACS[name] + tail)
+        assert duration(path) == pytest.approx(decode(path, RATE).seconds)
+
+
+# One of a single frame, a fifth of a second, is not seen: bytes in a file of millions look like that by coincidence.
+@pytest.mark.parametrize("second", [name for name in FLACS if name != "one frame"])
+@pytest.mark.parametrize("first", FLACS)
+def test_joined_flac_files_are_refused(write, first, second):
+    """libsndfile and FFmpeg read the first recording, with nothing said."""
+    for head in (b"", id3(300)):
+        path = write(head + FLACS[first] + FLACS[second])
+        for look in (duration, lambda path: decode(path, RATE)):
+            with pytest.raises(AudioError, match="another recording follows the first"):
+                look(path)
+
+
+def test_a_frame_by_coincidence_is_no_recording(write):
+    """A header with a right CRC in the middle of a frame's bytes."""
+    data, header = bytearray(FLACS["noise"]), FLACS["noise"].find(b"\xff\xf8", 42)
+    for at in (30_000, len(data) // 2 + 20_000, len(data) - 20_000):
+        data[at : at + 8] = FLACS["noise"][header : header + 8]  # number 0, anywhere
+    path = write(bytes(data))
+    with Path(path).open("rb", buffering=0) as stream:
+        assert inspect(stream).refused == ""
+
+
+def test_a_cut_flac_file_is_not_taken_for_two(write):
+    data = FLACS["noise"]
+    path = write(data[: len(data) // 2])
+    assert duration(path) == 30  # its header says so
+    with pytest.raises(AudioError, match=r"lost sync|psf_fseek"):
+        decode(path, RATE)
+
+
+def test_no_bytes_stop_the_search_for_frames(tmp_path):
+    """Bytes that look like headers, in a file that says it is FLAC."""
+    rng = np.random.default_rng(0)
+    for content in (b"\xff\xf8\x19\x18", b"\xff\xf8\xc9\x08\xfe", b"\xff", rng.bytes(5)):
+        path = tmp_path / "a.flac"
+        path.write_bytes(FLACS["short"][:42] + content * 200_000)
+        with path.open("rb", buffering=0) as stream:
+            inspect(stream)
