@@ -230,6 +230,19 @@ def decoder_input(path: str) -> Iterator[Any]:
         raise remote.error
 
 
+def read_small(path: str, most: int, stopped: threading.Event | None = None) -> bytes | None:
+    """A file's bytes in one read; None where there are more than `most`. OSError where it cannot be read. Once
+    `stopped` is set a store that is away is not waited for."""
+
+    filesystem, inner = resolve(path)
+
+    def work() -> bytes | None:
+        with filesystem.open_input_file(inner) as stream:
+            return None if stream.size() > most else stream.read()
+
+    return with_retries(path, work, stopped)
+
+
 def read_text(path: str) -> str:
     def work() -> str:
         with open_input(path) as stream:

@@ -98,7 +98,7 @@ def _flac(stream: Any, start: int, size: int, head: bytes) -> Container:
     """STREAMINFO comes first; 36 bits of it are the number of samples, 0 where that was not known (RFC 9639, 8.2). A
     large file of a store is not searched: each place would be a request."""
     total = int.from_bytes(head[21:26], "big") & 0xF_FFFF_FFFF
-    near = isinstance(stream, io.FileIO) or size <= READ_AHEAD
+    near = isinstance(stream, io.FileIO | io.BytesIO) or size <= READ_AHEAD
     if total and near and flac.has_more(stream, start, size, head):
         return Container(FLAC, refused="another recording follows the first: make each a file of its own")
     return Container(FLAC, "" if total else "it does not say how long it is")

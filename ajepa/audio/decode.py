@@ -15,6 +15,7 @@ from ajepa import storage
 from ajepa.audio import av_decode
 from ajepa.audio.containers import ONLY_AV, Container, inspect
 from ajepa.audio.errors import AudioError, check_header, mix
+from ajepa.audio.read_ahead import Opener
 from ajepa.audio.streams import Patched, size_of
 from ajepa.errors import one_line
 
@@ -40,7 +41,13 @@ class Decoded(NamedTuple):
     source_rate: int  # of the file, in Hz
 
 
-def decode(uri: str, sample_rate: int, start_s: float = 0.0, duration_s: float | None = None) -> Decoded:
+def decode(
+    uri: str,
+    sample_rate: int,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    opener: Opener = storage.decoder_input,
+) -> Decoded:
     """Read one clip of an audio file.
 
     Args:
@@ -48,6 +55,7 @@ def decode(uri: str, sample_rate: int, start_s: float = 0.0, duration_s: float |
         sample_rate: rate of the result, in Hz.
         start_s: where the clip begins in the file, in seconds; the file is decoded by seeking there.
         duration_s: at most this many seconds; None reads to the end.
+        opener: of the file; see `read_ahead`.
 
     Returns:
         The waveform, its channels averaged before resampling.
@@ -65,7 +73,7 @@ def decode(uri: str, sample_rate: int, start_s: float = 0.0, duration_s: float |
             lambda found, source: av_decode.decode(source, found, start_s, duration_s),
         )
 
-    waveform, rate = _with_stream(uri, read)
+    waveform, rate = _with_stream(uri, read, opener)
     if not len(waveform):
         raise AudioError(f"decode: no samples at {start_s:g} s" if start_s else "decode: no samples")
     bad = int(np.count_nonzero(~(np.abs(waveform) <= MAX_AMPLITUDE)))
@@ -74,7 +82,9 @@ def decode(uri: str, sample_rate: int, start_s: float = 0.0, duration_s: float |
     return Decoded(resample(waveform, rate, sample_rate), len(waveform) / rate, rate)
 
 
-def decode_clip(clip: dict[str, Any], sample_rate: int, most: int) -> tuple[Decoded, bool]:
+def decode_clip(
+    clip: dict[str, Any], sample_rate: int, most: int, opener: Opener = storage.decoder_input
+) -> tuple[Decoded, bool]:
     """`decode` of a manifest row, at most so many samples of the result, and whether its audio was cut to them.
 
     Raises:
@@ -87,7 +97,7 @@ def decode_clip(clip: dict[str, Any], sample_rate: int, most: int) -> tuple[Deco
         raise AudioError(f"decode: a duration of {length:g} s")
     # One sample beyond the limit is enough to know that the audio goes on.
     wanted = min((most + 2) / sample_rate, np.inf if length is None else length)
-    decoded = decode(clip["uri"], sample_rate, start, wanted)
+    decoded = decode(clip["uri"], sample_rate, start, wanted, opener)
     cut = len(decoded.waveform) > most
     waveform = np.ascontiguousarray(decoded.waveform[:most])
     return decoded._replace(waveform=waveform, seconds=min(decoded.seconds, most / sample_rate)), cut
@@ -160,11 +170,11 @@ def _by_the_right_one(
             raise error from None
 
 
-def _with_stream(uri: str, work: Callable[[Any], T]) -> T:
+def _with_stream(uri: str, work: Callable[[Any], T], opener: Opener = storage.decoder_input) -> T:
     """Open the file and work on its stream, with errors as `decode` promises them."""
 
     def read() -> T:
-        with storage.decoder_input(uri) as stream:
+        with opener(uri) as stream:
             if not stream.read(1):
                 raise AudioError("decode: empty file (0 bytes)")
             stream.seek(0)

@@ -19,6 +19,7 @@ from ajepa import storage
 from ajepa.audio.decode import decode_clip
 from ajepa.audio.errors import AudioError
 from ajepa.audio.manifest import MANIFEST_SCHEMA
+from ajepa.audio.read_ahead import Opener, read_ahead
 from ajepa.choices import Level, Pooling
 from ajepa.config import PATCH
 from ajepa.errors import UserError
@@ -83,14 +84,16 @@ class Embedder:
         self.schema = embedding_schema(settings.level, self.dimension)
         self.hop_ms = encoder.column_ms
 
-    def log_mel(self, clip: dict[str, Any]) -> tuple[Tensor, dict[str, Any], bool]:
+    def log_mel(
+        self, clip: dict[str, Any], opener: Opener = storage.decoder_input
+    ) -> tuple[Tensor, dict[str, Any], bool]:
         """A manifest row's log-mel [n_mels, frames], the row with the duration that was read, and whether it was cut.
 
         Raises:
             AudioError: the clip is bad.
         """
         rate = self.encoder.sample_rate
-        decoded, cut = decode_clip(clip, rate, round(self.settings.max_seconds * rate))
+        decoded, cut = decode_clip(clip, rate, round(self.settings.max_seconds * rate), opener)
         try:
             log_mel, _ = self.encoder.log_mels(decoded.waveform, rate)
         except ValueError as error:
@@ -136,10 +139,10 @@ class Embedder:
 
         Memory holds log-mels and embeddings of one row group, and as many log-mels decoded ahead.
         """
-        with self._part(index, output) as block:
+        with read_ahead(clips["uri"].to_pylist()) as opener, self._part(index, output) as block:
             group: list[tuple[Tensor, dict[str, Any]]] = []
             frames = 0
-            for clip, made in self._decoded(clips.to_pylist()):
+            for clip, made in self._decoded(clips.to_pylist(), opener):
                 if isinstance(made, AudioError):
                     block.reject(clip, made)
                     continue
@@ -171,7 +174,7 @@ class Embedder:
         return block_output(part_path(output, OK, index), part_path(output, BAD, index), index, self.schema)
 
     def _decoded(
-        self, clips: list[dict[str, Any]]
+        self, clips: list[dict[str, Any]], opener: Opener
     ) -> Iterator[tuple[dict[str, Any], tuple[Tensor, dict[str, Any], bool] | AudioError]]:
         """Each clip with its log-mel or what is wrong with it, in order, made ahead by threads within AHEAD_FRAMES."""
         room, held, stopped = threading.Condition(), 0, False
@@ -181,7 +184,7 @@ class Embedder:
             with room:  # clips are started in order, so the one that is waited for never waits here
                 room.wait_for(lambda: held < AHEAD_FRAMES or stopped)
             try:
-                made = self.log_mel(clip)
+                made = self.log_mel(clip, opener)
             except AudioError as error:
                 return error
             with room:

@@ -15,6 +15,7 @@ from ajepa import storage
 from ajepa.audio.decode import decode_clip
 from ajepa.audio.errors import AudioError
 from ajepa.audio.logmel import LogMel
+from ajepa.audio.read_ahead import Opener, read_ahead
 from ajepa.config import FrontEndConfig
 from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, ROW_GROUP, encode_row, ok_schema
 
@@ -37,14 +38,16 @@ def shard_path(output: str, status: str, index: int) -> str:
     return storage.join(output, status, f"shard-{index:05d}.parquet")
 
 
-def make_row(clip: dict[str, Any], log_mel: LogMel) -> tuple[dict[str, Any], bool]:
+def make_row(
+    clip: dict[str, Any], log_mel: LogMel, opener: Opener = storage.decoder_input
+) -> tuple[dict[str, Any], bool]:
     """One manifest row to one ok row, and whether its audio was cut to the clip length.
 
     Raises:
         AudioError: the clip is bad; the message is its reason.
     """
     config = log_mel.config
-    decoded, cut = decode_clip(clip, config.sample_rate, config.clip_samples)
+    decoded, cut = decode_clip(clip, config.sample_rate, config.clip_samples, opener)
     values = log_mel(torch.from_numpy(decoded.waveform)).numpy()
     made = {"duration_s": decoded.seconds, "source_rate": decoded.source_rate}
     return clip | made | encode_row(values, config), cut
@@ -57,11 +60,15 @@ def write_shard(clips: pa.Table, index: int, output: str, config: FrontEndConfig
     """
     front_end, schema = LogMel(config), ok_schema(config)
     paths = shard_path(output, OK, index), shard_path(output, BAD, index)
-    with torch.inference_mode(), block_output(*paths, index, schema) as block:
+    with (
+        torch.inference_mode(),
+        read_ahead(clips["uri"].to_pylist()) as opener,
+        block_output(*paths, index, schema) as block,
+    ):
         rows: list[dict[str, Any]] = []
         for clip in clips.to_pylist():
             try:
-                row, cut = make_row(clip, front_end)
+                row, cut = make_row(clip, front_end, opener)
                 rows.append(row)
                 block.result.cut += cut
             except AudioError as error:

@@ -287,7 +287,7 @@ def test_empty_cells_of_a_manifest_get_the_defaults(tmp_path):
 
 def test_a_manifest_row_without_a_uri_is_refused(tmp_path):
     pq.write_table(pa.table({"uri": ["a.wav", None]}), tmp_path / "m.parquet")
-    with pytest.raises(UserError, match="1 rows without a uri"):
+    with pytest.raises(UserError, match="1 row without a uri"):
         load_manifest("manifest", str(tmp_path / "m.parquet"))
 
 

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import boto3
 import pytest
@@ -25,11 +26,13 @@ threading.Event().wait()
 class Wire:
     """A TCP relay in front of the server that can be cut: live connections break and new ones are closed.
 
-    With `cut_at`, bytes of a request such as a key, it is cut when they first pass, before the server sees them."""
+    With `cut_at`, bytes of a request such as a key, it is cut when they first pass, before the server sees them. What
+    is asked arrives `delay` seconds late."""
 
     def __init__(self, target: int) -> None:
         self.target, self.cut = target, False
         self.cut_at: bytes | None = None
+        self.delay = 0.0
         self._lock = threading.Lock()  # a connection is either broken or, once cut, never made
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._ends: set[socket.socket] = set()
@@ -56,6 +59,8 @@ class Wire:
             while data := a.recv(1 << 16):
                 if asks and self.cut_at is not None and self.cut_at in data:
                     self.break_now()
+                if asks and self.delay:
+                    time.sleep(self.delay)
                 b.sendall(data)
         except OSError:
             pass
@@ -74,7 +79,7 @@ class Wire:
     def mend(self) -> None:
         """Let connections through from now on."""
         with self._lock:
-            self.cut, self.cut_at = False, None
+            self.cut, self.cut_at, self.delay = False, None, 0.0
 
     def close(self) -> None:
         hang_up(self._listener)

@@ -14,7 +14,8 @@ from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.shards.dataset import open_dataset
 from ajepa.shards.verify import verify_dataset
-from pipelines.jobs.preprocess import main, run, save_report
+from pipelines import preprocess
+from pipelines.jobs.preprocess import main, save_report
 from pipelines.preprocess import PreprocessArgs, parse_args
 
 pytestmark = pytest.mark.ray
@@ -115,7 +116,7 @@ def test_datasets_are_merged(args, whole, sounds, tmp_path, capsys, monkeypatch)
         parts.append(main(part).path)
     monkeypatch.setattr("pipelines.jobs.preprocess.save_report", save_report)
     merged = str(tmp_path / "merged")
-    run(parse_args(["--merge", *parts, "--output", merged]))
+    preprocess.main(parse_args(["--merge", *parts, "--output", merged]))
     assert "20 clips ok, 0 bad" in capsys.readouterr().out
     assert sum(verify_dataset(merged)) == 20 and Path(merged, "report/report.md").exists()
     # other ids ("noise/..."), the same sound

@@ -190,7 +190,7 @@ def test_not_one_readable_clip_is_a_users_mistake(build, clips):
 
 def test_an_unfinished_folder_says_how_to_go_on(dataset, tmp_path):
     (tmp_path / "shards/dataset.json").unlink()
-    with pytest.raises(UserError, match="Run the same preprocess command again"):
+    with pytest.raises(UserError, match="run the same preprocess command again"):
         open_dataset(str(tmp_path / "shards"))
 
 
