@@ -1,4 +1,4 @@
-"""Files of chunks, WAV, RF64 (EBU Tech 3306) and AIFF: where their sound really ends."""
+"""Files of chunks, WAV, RF64 (EBU Tech 3306), AIFF and CAF: where their sound really ends."""
 
 import struct
 from dataclasses import dataclass
@@ -58,8 +58,13 @@ def _sound(stream: Any, start: int, at: int, sizes: int, length: int, size: int,
         if another[:4] in (b"RIFF", b"RF64", b"FORM") and another[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
             return Header(refused=f"another recording follows {length:,} bytes of sound: make each a file of its own")
     padding = length and end + len(follows) == size and not follows.strip(b"\0")
-    if padding or follows.startswith(TAGS) or any(_only_chunks(stream, at, size, order) for at in (end, end + 1)):
+    if padding or follows.startswith(TAGS):
         return Header()
+    for place in (end, end + 1):
+        names = _chunk_names(stream, place, size, order)
+        if names is not None:
+            again = f"another chunk of sound follows {length:,} bytes: make each a file of its own"
+            return Header(refused=again) if names & {b"data", b"SSND"} else Header()
     if sizes:
         return Header(((sizes - start, struct.pack("<QQ", size - start - 8, size - begin)),))
     stated = (4, size - start - 8), (at + 4 - start, size - begin)
@@ -68,15 +73,53 @@ def _sound(stream: Any, start: int, at: int, sizes: int, length: int, size: int,
     return Header(patches, "it is longer than its header can say" if size - begin > UNKNOWN else "")
 
 
-def _only_chunks(stream: Any, at: int, size: int, order: str) -> bool:
-    """Whether the rest of the file is one chunk after another, of which the last may be cut off."""
+def _chunk_names(stream: Any, at: int, size: int, order: str) -> set[bytes] | None:
+    """Names of the chunks that the rest of the file is made of, of which the last may be cut off; None where it is
+    something else."""
+    names: set[bytes] = set()
     for _ in range(MOST_CHUNKS):
         if at + 8 > size:
-            return True
+            return names
         name, length = struct.unpack(f"{order}4sI", read_at(stream, at, 8))
+        names.add(name)
         if not all(32 <= byte < 127 for byte in name):
-            return False
+            return None
         at += 8 + length + length % 2
         if at > size + 1 and name not in AFTER:
+            return None
+    return None
+
+
+def inspect_caf(stream: Any, start: int, size: int) -> Header:
+    """The same of Apple's CAF, whose chunks have sizes of 64 bits; -1 of the sound: to the end of the file."""
+    at = start + 8
+    for _ in range(MOST_CHUNKS):
+        if at + 12 > size:
+            break
+        name, length = struct.unpack(">4sq", read_at(stream, at, 12))
+        if name != b"data" and length >= 0:
+            at += 12 + length
+            continue
+        end = at + 12 + length
+        if name != b"data" or length < 0 or end + 12 > size:
+            break
+        follows = read_at(stream, end, PADDING)
+        if follows.startswith(b"caff"):
+            return Header(refused=f"another recording follows {length:,} bytes of sound: make each a file of its own")
+        padding = length and end + len(follows) == size and not follows.strip(b"\0")
+        if padding or _are_caf_chunks(stream, end, size):
+            break
+        return Header(((at + 4 - start, struct.pack(">q", -1)),))
+    return Header()
+
+
+def _are_caf_chunks(stream: Any, at: int, size: int) -> bool:
+    """Whether the rest of the file is one chunk after another."""
+    for _ in range(MOST_CHUNKS):
+        if at + 12 > size:
+            return at <= size
+        name, length = struct.unpack(">4sq", read_at(stream, at, 12))
+        if length < 0 or not all(32 <= byte < 127 for byte in name):
             return False
+        at += 12 + length
     return False

@@ -14,13 +14,15 @@ HEAD = 4096  # bytes that tell containers apart
 
 MP4, MATROSKA, ASF, ADTS = "MP4 (M4A)", "Matroska (WebM)", "ASF (WMA)", "AAC (ADTS)"
 OGG, OGG_FLAC, FLAC, MP3, WAV, RF64, AIFF, AU = "Ogg", "FLAC in Ogg", "FLAC", "MP3", "WAV", "RF64", "AIFF", "AU"
+CAF = "CAF"
 ONLY_AV = frozenset({MP4, MATROSKA, ASF, ADTS, OGG_FLAC})  # libsndfile reads none of them
 FORMATS = {  # FFmpeg's names; it is never left to guess what may open other files, as playlists do
     MP4: "mov", MATROSKA: "matroska", ASF: "asf", ADTS: "aac", OGG: "ogg", OGG_FLAC: "ogg", FLAC: "flac", MP3: "mp3",
-    WAV: "wav", RF64: "wav", AIFF: "aiff", AU: "au",
+    WAV: "wav", RF64: "wav", AIFF: "aiff", AU: "au", CAF: "caf",
 }  # fmt: skip
 
 
+ANOTHER = "another recording follows the first: make each a file of its own"
 FORM_TYPES = {WAV: (b"WAVE",), RF64: (b"WAVE",), AIFF: (b"AIFF", b"AIFC")}  # bytes 8 to 11 of files of chunks
 
 
@@ -47,6 +49,11 @@ def inspect(stream: Any) -> Container:
     elif name in FORM_TYPES:
         wrong = chunks.inspect(stream, start, size)
         found = Container(name, wrong.doubt, patches=wrong.patches, refused=wrong.refused)
+    elif name == CAF:
+        wrong = chunks.inspect_caf(stream, start, size)
+        found = Container(name, patches=wrong.patches, refused=wrong.refused)
+    elif name == ASF:
+        found = _asf(stream, start, size)
     elif name == AU:
         found = _au(head, size - start)
     elif name == OGG:
@@ -69,7 +76,7 @@ def _name(head: bytes) -> str:
         return OGG_FLAC if b"\x7fFLAC" in head[27:300] else OGG
     starts = {
         b"\x1aE\xdf\xa3": MATROSKA, b"0&\xb2u": ASF, b"fLaC": FLAC, b".snd": AU, b"RIFF": WAV, b"RF64": RF64,
-        b"FORM": AIFF,
+        b"FORM": AIFF, b"caff": CAF,
     }  # fmt: skip
     for start, name in starts.items():
         if head.startswith(start) and head[8:12] in FORM_TYPES.get(name, (head[8:12],)):
@@ -81,9 +88,12 @@ def _name(head: bytes) -> str:
 
 def _mp4(stream: Any, at: int, size: int) -> Container:
     """The boxes of the file in order: fragments come without a length (ISO 14496-12)."""
+    start = at
     while at + 16 <= size:
         header = read_at(stream, at, 16)
         length, kind = struct.unpack_from(">I4s", header)
+        if kind == b"ftyp" and at > start:
+            return Container(MP4, refused=ANOTHER)
         if kind == b"moof":
             return Container(MP4, "it comes in fragments")
         if length == 1:
@@ -94,13 +104,28 @@ def _mp4(stream: Any, at: int, size: int) -> Container:
     return Container(MP4)
 
 
+def _asf(stream: Any, start: int, size: int) -> Container:
+    """The objects of the file in order; a second header begins another recording."""
+    header, at = read_at(stream, start, 16), start
+    for _ in range(chunks.MOST_CHUNKS):
+        if at + 24 > size:
+            break
+        kind, length = struct.unpack("<16sQ", read_at(stream, at, 24))
+        if kind == header and at > start:
+            return Container(ASF, refused=ANOTHER)
+        if length < 24:
+            break
+        at += length
+    return Container(ASF)
+
+
 def _flac(stream: Any, start: int, size: int, head: bytes) -> Container:
     """STREAMINFO comes first; 36 bits of it are the number of samples, 0 where that was not known (RFC 9639, 8.2). A
     large file of a store is not searched: each place would be a request."""
     total = int.from_bytes(head[21:26], "big") & 0xF_FFFF_FFFF
     near = isinstance(stream, io.FileIO | io.BytesIO) or size <= READ_AHEAD
     if total and near and flac.has_more(stream, start, size, head):
-        return Container(FLAC, refused="another recording follows the first: make each a file of its own")
+        return Container(FLAC, refused=ANOTHER)
     return Container(FLAC, "" if total else "it does not say how long it is")
 
 

@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import soundfile
+from helpers.encoded import encode_av
 
 from ajepa.audio.decode import decode, resample
 
@@ -24,18 +25,6 @@ def chirp(rate, seconds=3.0):
 def pitch(waveform, rate=RATE):
     spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform)), 16 * len(waveform)))
     return spectrum.argmax() * rate / (16 * len(waveform))
-
-
-def encode_av(path, codec, waveform, rate, layout="mono"):
-    """Write [channels, samples] with PyAV; the extension names the container."""
-    av = pytest.importorskip("av")
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform), format="fltp", layout=layout)
-    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, layout=layout)
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return str(path)
 
 
 @pytest.mark.parametrize(

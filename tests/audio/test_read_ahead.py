@@ -121,7 +121,6 @@ def test_whoever_leaves_does_not_wait_for_a_store_that_is_away(uris, wire, monke
     wire.break_now()
     with read_ahead(uris):
         pass
-    assert threading.active_count() < 100  # and the block has ended
     for thread in threading.enumerate():
         if thread.name.startswith("read-ahead"):
             thread.join(60)

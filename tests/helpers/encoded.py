@@ -13,11 +13,17 @@ def encoded(path, write_wav):
     if path.suffix != ".m4a":
         write_wav(path, NOISE)
         return path.read_bytes()
+    encode_av(path, "aac", NOISE.astype(np.float32)[None], RATE)
+    return path.read_bytes()
+
+
+def encode_av(path, codec, waveform, rate, layout="mono"):
+    """Write [channels, samples] with PyAV; the extension names the container."""
     av = pytest.importorskip("av")
-    frame = av.AudioFrame.from_ndarray(NOISE.astype(np.float32)[None], format="fltp", layout="mono")
-    frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform), format="fltp", layout=layout)
+    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        stream = container.add_stream(codec, rate=rate, layout=layout)
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    return path.read_bytes()
+    return str(path)
