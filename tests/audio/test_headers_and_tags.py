@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from helpers.encoded import encode_av
 
 from ajepa.audio.containers import inspect
 from ajepa.audio.decode import decode, duration
@@ -220,13 +219,15 @@ def test_joined_caf_files_are_refused(write):
             look(path)
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.wma", "wmav2")])
-def test_joined_files_of_pyav_are_refused(tmp_path, name, codec):
+@pytest.mark.parametrize("name", ["a.m4a", "a.wma"])
+def test_joined_files_of_pyav_are_refused(tmp_path, name):
     pytest.importorskip("av")
+    from helpers.recordings import RECORDINGS
+
     path = tmp_path / name
-    noise = np.random.default_rng(0).uniform(-0.3, 0.3, (1, 2 * 44_100))
-    encode_av(path, codec, noise.astype(np.float32), 44_100)
-    assert decode(str(path), RATE).seconds == pytest.approx(2, abs=0.15)
+    make, seconds, near = RECORDINGS[name]
+    make(path)
+    assert decode(str(path), RATE).seconds == pytest.approx(seconds, abs=near)
     path.write_bytes(2 * path.read_bytes())
     for look in (duration, lambda path: decode(path, RATE)):
         with pytest.raises(AudioError, match="another recording follows the first"):
