@@ -52,8 +52,13 @@ class Row:
     dimension: int
     metric: str  # "accuracy" or "mAP"
     runs: list[Run]
-    interval: tuple[float, float]  # 95% bootstrap interval over test clips of the mean over runs
+    replicates: np.ndarray  # of the mean over runs, in a bootstrap over test clips; the same clips in every row
     first: ProbeResult | None  # the first run's predictions, of pretrained features
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval over test clips of the mean over runs."""
+        return interval(self.replicates)
 
     @property
     def by_label(self) -> dict[str, float]:
@@ -141,8 +146,19 @@ def compare(
         for pooling, own_runs in runs.items():
             yield Row(
                 kind, pooling, sizes[pooling], first[pooling].metric, own_runs,
-                interval(np.mean(drawn[pooling], axis=0)), first[pooling] if kind == PRETRAINED else None,
+                np.mean(drawn[pooling], axis=0), first[pooling] if kind == PRETRAINED else None,
             )  # fmt: skip
+
+
+def gain_over_random(rows: Sequence[Row], row: Row) -> str:
+    """A sentence on what training gained: the row's difference to random initialisations with the same pooling, paired
+    by test clip; "" where there are none."""
+    other = next((r for r in rows if r.features == RANDOM and r.pooling == row.pooling), None)
+    if other is None:
+        return ""
+    low, high = interval(row.replicates - other.replicates)
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not clearly different"
+    return f"{row.mean - other.mean:+.3f} to random init (95% interval over clips {low:+.3f} to {high:+.3f}): {verdict}"
 
 
 def _needed(seeds: tuple[int, ...], features: Features, splits: Mapping[int, Splits]) -> tuple[int, ...]:

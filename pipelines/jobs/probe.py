@@ -15,7 +15,16 @@ import torch
 from ajepa import storage
 from ajepa.choices import POOLINGS, ProbePooling
 from ajepa.errors import UserError
-from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Row, Source, compare, comparison_table
+from ajepa.evaluation.comparison import (
+    MEL,
+    PRETRAINED,
+    RANDOM,
+    Row,
+    Source,
+    compare,
+    comparison_table,
+    gain_over_random,
+)  # fmt: skip
 from ajepa.evaluation.feature_cache import FeatureCache, default_cache
 from ajepa.evaluation.features import mel_statistics
 from ajepa.evaluation.heads import Features
@@ -88,6 +97,8 @@ def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
         print(
             f"\n{best.metric} {best.mean:.3f} with {best.pooling} pooling, chosen on validation clips; all in {folder}"
         )
+        if gain := gain_over_random(rows, best):
+            print(f"the same pooling: {gain}")
         return rows
 
 

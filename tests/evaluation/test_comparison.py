@@ -8,9 +8,20 @@ from helpers.training_state import MODEL
 
 from ajepa.choices import POOLINGS
 from ajepa.errors import UserError
-from ajepa.evaluation.comparison import MEL, PRETRAINED, RANDOM, Source, compare, comparison_table
+from ajepa.evaluation.comparison import (
+    MEL,
+    PRETRAINED,
+    RANDOM,
+    Row,
+    Run,
+    Source,
+    compare,
+    comparison_table,
+    gain_over_random,
+)  # fmt: skip
 from ajepa.evaluation.features import encoder_features, mel_statistics
 from ajepa.evaluation.heads import Features
+from ajepa.evaluation.metrics import accuracy_replicates, resamples
 from ajepa.evaluation.splits import make_splits
 from ajepa.inference.pretrained import random_encoder
 from ajepa.shards.labels import read_labels
@@ -72,3 +83,24 @@ def test_the_comparison_has_a_row_a_kind_and_pooling(encoder, small_dataset):
     for row in rows:
         assert row.interval[0] <= row.mean <= row.interval[1] and len(row.fold_scores) == 5
     assert f"{rows[0].mean:.3f}" in comparison_table(rows)
+
+
+def row(kind, right, pooling="mean"):
+    """A row whose clips are right in these places."""
+    weights = resamples(len(right), 500)
+    run = Run("run", 0, float(np.mean(right)), [float(np.mean(right))], 0.5, {"accuracy": 0.5}, ())
+    return Row(kind, pooling, 8, "accuracy", [run], accuracy_replicates(right.astype(np.float32), weights), None)
+
+
+def test_what_training_gained_is_paired_by_clip():
+    """15 more of 200 clips are clear where the others are the same, and not where they are others."""
+    base = np.random.default_rng(0).random(200) < 0.6
+    better, other = base.copy(), np.random.default_rng(1).permutation(base)
+    better[np.flatnonzero(~base)[:15]] = True
+    other[np.flatnonzero(~other)[:15]] = True
+    rows = [row(RANDOM, base), row(RANDOM, ~base, "mean+std")]
+    said = [gain_over_random(rows, row(PRETRAINED, right)) for right in (better, other, base, base & other)]
+    assert said[0].startswith("+0.075 to random init (95% interval over clips +0.0") and said[0].endswith(": better")
+    assert said[1].startswith("+0.075") and said[1].endswith(": not clearly different")
+    assert said[2].endswith("+0.000 to +0.000): not clearly different") and said[3].endswith(": worse")
+    assert gain_over_random(rows[1:], row(PRETRAINED, better)) == ""
