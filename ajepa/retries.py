@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from time import monotonic, sleep
 from typing import TypeVar
 
+from ajepa.errors import UserError
+
 T = TypeVar("T")
 
 WAITS = (1.0, 5.0)  # seconds before another try; each try already holds the client's own retries
@@ -39,8 +41,18 @@ def impatient() -> Iterator[None]:
 
 
 def patience() -> float:
-    """Seconds for which a store that has answered before is asked again."""
-    return 0.0 if getattr(_this_thread, "impatient", False) else float(os.environ.get(PATIENCE, DEFAULT_PATIENCE))
+    """Seconds for which a store that has answered before is asked again.
+
+    Raises:
+        UserError: the variable holds no number.
+    """
+    if getattr(_this_thread, "impatient", False):
+        return 0.0
+    given = os.environ.get(PATIENCE, "")
+    try:
+        return float(given) if given else DEFAULT_PATIENCE
+    except ValueError as error:
+        raise UserError(f"{PATIENCE}={given!r} is no number of seconds") from error
 
 
 def again_and_again(store: str, path: str, work: Callable[[], T], stopped: threading.Event | None = None) -> T:

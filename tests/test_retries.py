@@ -8,6 +8,7 @@ from helpers.faults import assert_same_end, options
 from helpers.loopback_s3 import ask_once
 
 from ajepa import retries, storage
+from ajepa.errors import UserError
 from ajepa.training.run_folder import read_lines
 from pipelines import pretrain
 
@@ -109,6 +110,13 @@ def test_what_is_done_again_anyway_does_not_wait(clock):
         ask(failing(99))
     assert clock[0] == sum(retries.WAITS)
     assert ask(failing(7)) == "there"
+
+
+def test_a_patience_that_is_no_number_is_said(clock, monkeypatch):
+    ask(failing(0))
+    monkeypatch.setenv(retries.PATIENCE, "10m")
+    with pytest.raises(UserError, match="AJEPA_STORE_PATIENCE='10m' is no number of seconds"):
+        ask(failing(1))
 
 
 def test_a_local_file_is_asked_for_once(clock):
