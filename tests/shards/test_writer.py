@@ -144,10 +144,10 @@ def test_nothing_but_the_shards_is_left(output, mixed):
 def test_an_interrupted_shard_does_not_appear(output, mixed, monkeypatch):
     make_row = writer.make_row
 
-    def interrupted(clip, log_mel):
+    def interrupted(clip, *more):
         if clip["clip_id"] == "two":
             raise KeyboardInterrupt
-        return make_row(clip, log_mel)
+        return make_row(clip, *more)
 
     monkeypatch.setattr(writer, "make_row", interrupted)
     with pytest.raises(KeyboardInterrupt):
