@@ -46,6 +46,8 @@ class _ReadAhead:
             future = self._files.get(uri)
         try:
             content = None if future is None else future.result()
+        except storage.UnreachableError:  # it was waited for
+            raise
         except (OSError, ValueError):  # tried again, with the error of the decoder's own reading
             content = None
         try:

@@ -208,7 +208,7 @@ def test_a_stopped_job_goes_on_and_ends_the_same(ray_session, many, tmp_path, nu
     gate.wait_until_left()
     assert job.returncode == (130 if number == signal.SIGINT else -9)
     assert number == signal.SIGKILL or "run the same command again" in said
-    with pytest.raises(UserError, match="unfinished embed job"):
+    with pytest.raises(UserError, match="no embedding folder, or one that is not finished"):
         open_embeddings(stopped.output)
     done = {p: p.stat().st_mtime_ns for p in Path(stopped.output).glob("status=ok/*.parquet")}
     assert 0 < len(done) < 10
