@@ -21,7 +21,7 @@ Opener = Callable[[str], AbstractContextManager[Any]]  # as `storage.decoder_inp
 def read_ahead(uris: Sequence[str]) -> Iterator[Opener]:
     """An opener of these files, which are asked for in this order, AT_ONCE at a time. Memory holds AT_ONCE x SMALL.
 
-    A file that could not be read, or is large or local, is opened as `storage.decoder_input` does. Of threads several
+    A file that could not be read, or is large or local, is opened as `storage.decoder_input` does. Several threads
     may use the opener.
     """
     ahead = _ReadAhead([uri for uri in uris if not storage.is_local(uri)])

@@ -17,8 +17,6 @@ from ajepa.config import PRESETS
 from ajepa.errors import UserError, one_line
 from ajepa.openmp import sleep_while_waiting
 
-LOCK = ".lock-"  # as `ajepa.storage.LOCK`, whose module imports pyarrow
-
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m ajepa.experiments", description=(__doc__ or "").partition("\n")[0])
@@ -109,6 +107,8 @@ def held(folder: Path) -> Iterator[None]:
         UserError: another process has it, it is a folder of `pipelines/ablate.py` (whose locks work across machines),
             or nothing can be written there.
     """
+    from ajepa.storage import LOCK  # imports pyarrow, as `run` has by now
+
     if folder.is_dir() and any(p.name == "ablation.json" or p.name.startswith(LOCK) for p in folder.iterdir()):
         raise UserError(f"{str(folder)!r} holds trials of pipelines/ablate.py: go on with it, or choose another folder")
     try:

@@ -24,7 +24,7 @@ from ajepa.evaluation.comparison import (
     compare,
     comparison_table,
     gain_over_random,
-)  # fmt: skip
+)
 from ajepa.evaluation.feature_cache import FeatureCache, default_cache
 from ajepa.evaluation.features import mel_statistics
 from ajepa.evaluation.heads import Features

@@ -307,16 +307,12 @@ def test_two_commands_on_one_output_are_refused(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("name", ["ablation.json", ".lock-x"])
+@pytest.mark.parametrize("name", ["ablation.json", f"{storage.LOCK}x"])
 def test_a_folder_of_the_other_command_is_refused(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"holds trials of pipelines/ablate.py"), command.held(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_the_names_of_locks_are_those_of_storage():
-    assert command.LOCK == storage.LOCK
 
 
 @pytest.mark.process
