@@ -4,6 +4,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from ajepa.audio import mpeg
 from ajepa.audio.streams import read_at
 
 UNKNOWN = 0xFFFF_FFFF
@@ -54,9 +55,8 @@ def _sound(stream: Any, start: int, at: int, sizes: int, length: int, size: int,
     if end + 8 > size:
         return Header()
     follows = read_at(stream, end, PADDING)
-    for another in (follows, follows[1:]):
-        if another[:4] in (b"RIFF", b"RF64", b"FORM") and another[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
-            return Header(refused=f"another recording follows {length:,} bytes of sound: make each a file of its own")
+    if _is_recording(stream, end, follows) or _is_recording(stream, end + 1, follows[1:]):
+        return Header(refused=f"another recording follows {length:,} bytes of sound: make each a file of its own")
     padding = length and end + len(follows) == size and not follows.strip(b"\0")
     if padding or follows.startswith(TAGS):
         return Header()
@@ -71,6 +71,13 @@ def _sound(stream: Any, start: int, at: int, sizes: int, length: int, size: int,
     patches = tuple((offset, struct.pack(f"{order}I", min(count, UNKNOWN))) for offset, count in stated)
     # FFmpeg takes the largest number for "to the end of the file", libsndfile for a number.
     return Header(patches, "it is longer than its header can say" if size - begin > UNKNOWN else "")
+
+
+def _is_recording(stream: Any, at: int, data: bytes) -> bool:
+    """Whether another recording begins with the data that were read at an offset."""
+    if data[:4] in (b"RIFF", b"RF64", b"FORM"):
+        return data[8:12] in (b"WAVE", b"AIFF", b"AIFC")
+    return data[:4] in (b"fLaC", b"OggS", b"caff") or mpeg.begins(stream, at)
 
 
 def _chunk_names(stream: Any, at: int, size: int, order: str) -> set[bytes] | None:
@@ -104,7 +111,7 @@ def inspect_caf(stream: Any, start: int, size: int) -> Header:
         if name != b"data" or length < 0 or end + 12 > size:
             break
         follows = read_at(stream, end, PADDING)
-        if follows.startswith(b"caff"):
+        if _is_recording(stream, end, follows):
             return Header(refused=f"another recording follows {length:,} bytes of sound: make each a file of its own")
         padding = length and end + len(follows) == size and not follows.strip(b"\0")
         if padding or _are_caf_chunks(stream, end, size):

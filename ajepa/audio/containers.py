@@ -4,10 +4,10 @@ import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ajepa.audio import chunks, flac, mpeg
-from ajepa.audio.streams import read_at, read_up_to, size_of
+from ajepa.audio.streams import read_at, size_of
 from ajepa.storage import READ_AHEAD
 
 HEAD = 4096  # bytes that tell containers apart
@@ -56,8 +56,8 @@ def inspect(stream: Any) -> Container:
         found = _asf(stream, start, size)
     elif name == AU:
         found = _au(head, size - start)
-    elif name == OGG:
-        found = _ogg(stream, start, size)
+    elif name in (OGG, OGG_FLAC):
+        found = _ogg(name, stream, start, size)
     elif name == MP3 or (start and not name):  # its frames may come after bytes that are none
         seconds, doubt = mpeg.inspect(stream, start, size)
         found = Container(MP3 if name or seconds or doubt else "", doubt, seconds)
@@ -137,22 +137,54 @@ def _au(head: bytes, size: int) -> Container:
     return Container(AU, patches=((8, b"\xff" * 4),) if unknown else ())
 
 
-def _ogg(stream: Any, start: int, size: int) -> Container:
-    """Streams that begin after others have ended (RFC 3533, 4) are found by their first pages."""
-    past_first = False
-    for flags in _pages(stream, start, size):
-        first = bool(flags & 2)
-        if first and past_first:
-            return Container(OGG, "several recordings follow one another in it")
-        past_first = past_first or not first
-    return Container(OGG)
+def _ogg(name: str, stream: Any, start: int, size: int) -> Container:
+    """Streams that begin after others have ended are found by their first pages, lost pages by the numbers of the pages
+    that are there (RFC 3533, 4 and 6)."""
+    begun = False
+    last: dict[int, Page] = {}  # by stream
+    for page in _pages(stream, start, size):
+        before = last.get(page.stream)
+        if page.first and begun:
+            if page.after_others:
+                return Container(name, refused=ANOTHER)
+            return Container(name, "several recordings follow one another in it")
+        # A capture of a running stream goes on at any number after its headers, which end at sample 0.
+        if before and before.position and not page.first and page.number != (before.number + 1) % (1 << 32):
+            return Container(name, refused=f"part of the sound is missing: page {page.number} follows {before.number}")
+        begun = begun or not page.first
+        last[page.stream] = page
+    return Container(name)
 
 
-def _pages(stream: Any, at: int, size: int) -> Iterator[int]:
-    """Flags of the pages of an Ogg file in order, as far as it is one."""
+class Page(NamedTuple):
+    """What the header of an Ogg page says."""
+
+    first: bool  # of its stream
+    position: int  # samples up to its end; -1 where none ends in it
+    stream: int
+    number: int
+    after_others: bool  # bytes that are no page come before it
+
+
+def _pages(stream: Any, at: int, size: int) -> Iterator[Page]:
+    """The pages of an Ogg file in order. Bytes between them are passed over."""
+    end = at  # of the page before
     while at + 27 <= size:
         header = read_at(stream, at, 27)
-        if header[:4] != b"OggS":
-            return
-        yield header[5]
-        at += 27 + header[26] + sum(read_up_to(stream, header[26]))
+        if header[:5] != b"OggS\0":
+            at = _find(stream, b"OggS\0", at + 1, size)
+            continue
+        position, serial, number = struct.unpack_from("<qII", header, 6)
+        yield Page(bool(header[5] & 2), position, serial, number, at > end)
+        at += 27 + header[26] + sum(read_at(stream, at + 27, header[26]))
+        end = at
+
+
+def _find(stream: Any, what: bytes, at: int, size: int) -> int:
+    """Offset of bytes at or after one, or the size."""
+    while at < size:
+        data = read_at(stream, at, READ_AHEAD)
+        if (place := data.find(what)) >= 0:
+            return at + place
+        at += max(len(data) - len(what) + 1, 1)
+    return size

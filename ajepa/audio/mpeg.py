@@ -53,6 +53,17 @@ def after_tags(stream: Any) -> tuple[int, bool]:
     return at + padding, count == 1 and not padding and not read_at(stream, 5, 1)[0] & 0x10
 
 
+def begins(stream: Any, at: int) -> bool:
+    """Whether a recording begins here, behind a tag or not: three frames of one kind, as any bytes may look like one."""
+    at += _id3(read_at(stream, at, 10))
+    for _ in range(2):
+        header = read_at(stream, at, 4)
+        if not is_frame(header) or not _followed(stream, at, header):
+            return False
+        at += _frame(header)[0]
+    return True
+
+
 def inspect(stream: Any, at: int, size: int) -> tuple[float | None, str]:
     """Seconds of the frames from an offset on, where they have to be counted, and why only PyAV reads the file to its
     end. A Xing header counts the bytes of its own recording, which another one may follow. Without one the length is

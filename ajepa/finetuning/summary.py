@@ -68,19 +68,21 @@ def class_table(
     labels: Labels, names: Sequence[str], predictions: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> list[dict[str, Any]]:
     """Each class over the test clips of all fits (rows [n], logits [n, C] each): clips, and precision and recall, or
-    average precision where clips have several labels. Clips tested by several seeds count for each of them."""
+    average precision where clips have several labels. None for a class without clips. Clips
+    tested by several seeds count for each of them."""
     rows = np.concatenate([rows for rows, _ in predictions])
     logits = np.concatenate([logits for _, logits in predictions])
     targets = labels.targets(rows) > 0
-    support = targets.sum(axis=0)
+    support = targets.sum(axis=0).tolist()
+    measured: dict[str, Sequence[float]]
     if labels.multi_label:
-        precision = multi_label_scores(logits, targets).average_precision
-        return [
-            {"class": name, "clips": int(support[c]), "average precision": round(float(precision[c]), 4)}
-            for c, name in enumerate(names)
-        ]
-    scores = class_scores(confusion(logits.argmax(axis=1), targets.argmax(axis=1), len(names)))
+        measured = {"average precision": multi_label_scores(logits, targets).average_precision.tolist()}
+    else:
+        found = logits.argmax(axis=1)
+        scores = class_scores(confusion(found, targets.argmax(axis=1), len(names)))
+        measured = {"recall": scores.recall.tolist(), "precision": scores.precision.tolist()}
     return [
-        {"class": n, "clips": int(support[c]), "recall": round(r, 4), "precision": round(p, 4)}
-        for c, (n, r, p) in enumerate(zip(names, scores.recall, scores.precision, strict=True))
+        {"class": name, "clips": support[c]}
+        | {what: round(float(values[c]), 4) if support[c] else None for what, values in measured.items()}
+        for c, name in enumerate(names)
     ]

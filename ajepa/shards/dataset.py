@@ -83,6 +83,17 @@ class ShardDataset:
         """
         return pa.concat_tables(self._tables(columns))
 
+    def check_shards(self) -> None:
+        """Read a small column of every shard, to refuse a dataset of which one is missing or cut before work begins.
+        Log-mels are checked when they are read.
+
+        Raises:
+            UserError: a shard is missing or damaged.
+            UnreachableError: the store did not answer.
+        """
+        for _ in self._tables(["num_frames"]):
+            pass
+
     def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
         """The same, shard by shard."""
         tables = read_columns(self.path, [shard.name for shard in self.shards], columns, damaged_shard)

@@ -83,6 +83,7 @@ def list_clips(args: EmbedArgs, encoder: AudioEncoder) -> Clips:
             raise UserError(f"--{name.replace('_', '-')} is for audio files; {args.input!r} holds shards")
     dataset = open_dataset(args.input)
     dataset.require_front_end(encoder.front_end)
+    dataset.check_shards()
     left_out = f"{dataset.num_failed} clips of the shards were bad already and are left out"
     remarks = (left_out,) if dataset.num_failed else ()
     manifest = Manifest(MANIFEST_SCHEMA.empty_table(), list(dataset.label_names), remarks)

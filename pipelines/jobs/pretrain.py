@@ -133,6 +133,7 @@ def main(
         )  # fmt: skip
         mlflow_run.require_store(resumed_uri(args.mlflow_uri, args.output, run))
         require_resources(workers)
+        dataset.check_shards()
         if args.overwrite:
             storage.clear(args.output)
         run, tracker = start_or_resume(args, dataset, run, name=name or f"pretrain {args.preset}", parent=parent)

@@ -49,12 +49,13 @@ def on_shards(command, data, run, out, mlflow_uri):
         probe: ["--encoder", run, "--data", data, "--protocol", "knn", "--seeds", "1", *more],
         finetune: ["--encoder", run, "--data", data, "--num-workers", "0", "--threads", "1", *more],
         pretrain: ["--data", data, "--num-workers", "0", "--threads", "1", *more],
+        embed: ["--encoder", run, "--input", data, *more],
         ablate: ["loss", "--data", data, "--seeds", "1", "--dry-run", *more],
     }[command]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("command", [probe, finetune, pretrain, ablate], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("command", [probe, finetune, pretrain, embed, ablate], ids=lambda module: module.__name__)
 def test_a_damaged_shard_is_named(command, damage, small_dataset, finished_run, tmp_path, mlflow_uri, capsys):
     data = tmp_path / "shards"
     shutil.copytree(small_dataset.path, data)
@@ -62,6 +63,7 @@ def test_a_damaged_shard_is_named(command, damage, small_dataset, finished_run, 
     line = refused(command, on_shards(command, data, finished_run.output, tmp_path / "out", mlflow_uri), capsys)
     assert f"{data}/{SHARD}: {'is missing' if damage == 'gone' else 'cannot be read'}" in line
     assert "Restore the shard" in line and "--overwrite" in line
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 DOCUMENTS = {"cut": '{"config": {"model"', "a list": "[1, 2]", "no keys": "{}", "a number": "7", "no text": "\ud800"}
