@@ -54,7 +54,7 @@ def after_tags(stream: Any) -> tuple[int, bool]:
 
 
 def begins(stream: Any, at: int) -> bool:
-    """Whether a recording begins here, behind a tag or not: three frames of one kind, as any bytes may look like one."""
+    """Whether a recording begins here or behind a tag: three frames of one kind, as any bytes may look like one."""
     at += _id3(read_at(stream, at, 10))
     for _ in range(2):
         header = read_at(stream, at, 4)
