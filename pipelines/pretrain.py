@@ -33,6 +33,10 @@ class PretrainArgs:
     """CPU threads of a worker; by default the machine's CPUs shared out among its workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes GPUs when the cluster has any."""
+    wait_for_resources: float = 0.0
+    """Seconds to wait for a cluster to have the CPUs or GPUs of all workers (of a range, the lower number)."""
+    spread: bool = False
+    """Put each worker on a node of its own."""
     max_failures: int = 3
     """Worker failures survived by restarting from the last checkpoint; machines that Ray is told to drain do not
     count."""

@@ -33,6 +33,7 @@ from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_r
 from pipelines.jobs import pretrain
 from pipelines.pretrain import PretrainArgs
 from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, largest_node, start_ray
+from pipelines.rayjobs.nodes import check_nodes
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining
 
@@ -217,6 +218,7 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
         limit = None
         if left:
             start_ray()
+            check_nodes({"--data": args.data, "--output": args.output})
             resources, limit = trial_resources(args)
         tracker = start_tracking(args, settings, uri, resumed)
         with tracker.recording():

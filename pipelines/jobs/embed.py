@@ -30,7 +30,7 @@ from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, open_dataset
 from ajepa.shards.schema import BAD, OK
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import warn_relative_output
-from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, require_head, start_ray
+from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, join_cluster, start_ray
 from pipelines.rayjobs.data_job import run_blocks, unfinished
 from pipelines.rayjobs.early import refuse_other
 from pipelines.rayjobs.embed_actors import ActorSettings, EmbedActor
@@ -108,7 +108,7 @@ def main(args: EmbedArgs) -> Embeddings:
         refuse_other(output, EMBEDDINGS, args.overwrite)
         uri = mlflow_run.tracking_uri(args.mlflow_uri or recorded_uri(origin), output)
         mlflow_run.require_store(uri)
-        require_head()
+        join_cluster({"--output": output, "--encoder": path, "--input": storage.absolute(args.input)})
         clips = list_clips(args, encoder)
         for remark in clips.manifest.remarks:
             print(f"note: {remark}", flush=True)

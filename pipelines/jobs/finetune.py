@@ -100,9 +100,13 @@ def main(args: FinetuneArgs) -> list[Row]:
             table = summary_table(rows, found["metric"])
             print(f"nothing to do: {output} is finished (--overwrite starts again)\n\n{table}")
             return rows
-        on = Workers(number=workers, threads=args.threads, device=args.device, max_failures=args.max_failures)
+        on = Workers(
+            number=workers, threads=args.threads, device=args.device, max_failures=args.max_failures,
+            wait_s=args.wait_for_resources, spread=args.spread,
+        )  # fmt: skip
         mlflow_run.require_store(resumed_uri(args.mlflow_uri, output, found, recorded_uri(origin)))
-        require_resources(on)
+        encoder = {"--encoder": start.path} if isinstance(start, Pretrained) else {}
+        require_resources(on, {"--data": data, "--output": output} | encoder)
         if args.overwrite:
             storage.clear(output)
         found, tracker = start_or_resume(args, output, settings, found, origin, dataset)

@@ -28,7 +28,7 @@ from ajepa.shards.writer import shard_path
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import warn_relative_output
 from pipelines.cli.progress import Progress
-from pipelines.rayjobs.cluster import require_head
+from pipelines.rayjobs.cluster import join_cluster
 from pipelines.rayjobs.data_job import run_blocks, unfinished
 from pipelines.rayjobs.early import refuse_other
 from pipelines.rayjobs.plan import MISSING, SHARDS, block_size, make_plan, prepare_output
@@ -147,7 +147,7 @@ def main(args: PreprocessArgs) -> ShardDataset:
         refuse_other(output, SHARDS, args.overwrite)
         uri = mlflow_run.tracking_uri(args.mlflow_uri, output)
         mlflow_run.require_store(uri)
-        require_head()
+        join_cluster({"--output": output, "--input": storage.absolute(args.input)})
         manifest = list_clips(args)
         plan = make_plan(args.source, args.input, manifest, args.clips_per_shard, args.front_end)
         finished = prepare_output(output, SHARDS, plan, manifest, plan["shard_size"], args.overwrite)

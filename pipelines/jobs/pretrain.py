@@ -129,10 +129,10 @@ def main(
             return info
         workers = Workers(
             number=parse_workers(args.num_workers), threads=args.threads, device=args.device,
-            max_failures=args.max_failures,
+            max_failures=args.max_failures, wait_s=args.wait_for_resources, spread=args.spread,
         )  # fmt: skip
         mlflow_run.require_store(resumed_uri(args.mlflow_uri, args.output, run))
-        require_resources(workers)
+        require_resources(workers, {"--data": args.data, "--output": args.output})
         dataset.check_shards()
         if args.overwrite:
             storage.clear(args.output)

@@ -5,10 +5,11 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from ajepa.errors import UserError, one_line
-from pipelines.rayjobs.ray_internals import silence_token
+from pipelines.rayjobs.ray_internals import is_token_refused, silence_token
 
 START_ATTEMPTS = 3
 CONNECT_SECONDS = 10.0  # until a head that does not answer counts as away
@@ -33,6 +34,11 @@ def start_ray(num_cpus: int | None = None, dashboard: bool = True) -> None:
 def _start_ray(ray: Any, num_cpus: int | None, dashboard: bool) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; spares a warning
     if address := require_head():
+        if ":" in address and is_token_refused(address):
+            raise UserError(
+                f"the Ray cluster at RAY_ADDRESS={address} refuses this command's token: set RAY_AUTH_MODE=token, "
+                "and RAY_AUTH_TOKEN, or the file ~/.ray/auth_token, to the cluster's own token"
+            )
         try:
             ray.init(logging_level="WARNING")
         except Exception as error:  # no narrower one: another version, a wrong token, no node on this machine
@@ -81,6 +87,22 @@ def require_head() -> str:
             "the address, or unset it to start Ray here"
         ) from error
     return address
+
+
+def join_cluster(folders: Mapping[str, str]) -> None:
+    """Connect to the cluster of RAY_ADDRESS, if it names one, to refuse what cannot work there before work begins.
+
+    Args:
+        folders: that tasks read or write, by the options that name them.
+
+    Raises:
+        UserError: no cluster answers, or a node does not see a folder.
+    """
+    if require_head() not in ("", "local"):
+        from pipelines.rayjobs.nodes import check_nodes
+
+        start_ray(dashboard=False)
+        check_nodes(folders)
 
 
 def cluster_cpus() -> int:

@@ -45,6 +45,20 @@ def silence_token() -> None:
     logging.getLogger(TOKEN).setLevel(logging.ERROR)
 
 
+def is_token_refused(address: str) -> bool:
+    """Whether a cluster, "host:port", takes no connection with this process's token, or without one. `ray.init` would
+    try for 20 seconds and then not say why; without a token where one is wanted it would abort the process."""
+    exceptions = importlib.import_module("ray.exceptions")
+    try:
+        importlib.import_module(TOKEN).ensure_token_if_auth_enabled(None, create_token_if_missing=False)
+        importlib.import_module("ray._raylet").GcsClient(address=address)
+    except exceptions.AuthenticationError:
+        return True
+    except Exception:  # ray.init says more
+        return False
+    return False
+
+
 def silence_reports() -> None:
     """Ray Train would log every report of every rank; its LoggingConfig does not reach this logger."""
     logging.getLogger(importlib.import_module(TRAIN_CONTEXT).__file__).setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
 """Training with Ray Train workers, or inside this process: what pretrain.py and finetune.py start once a run's folder
 is ready. Ray is imported only where it is asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,18 +26,27 @@ class Workers:
     threads: int | None  # of each, None: this machine's CPUs shared out
     device: str  # "auto", "cpu" or "cuda"
     max_failures: int
+    wait_s: float = 0.0  # for a cluster to have the resources
+    spread: bool = False  # each on a node of its own
 
 
-def require_resources(workers: Workers) -> None:
+def require_resources(workers: Workers, folders: Mapping[str, str]) -> None:
     """Check, before anything is written, that there is what the workers need; starts Ray where it trains.
 
+    Args:
+        folders: that every worker reads or writes, by the options that name them.
+
     Raises:
-        UserError: too few CPUs or GPUs, or no GPU where one is asked for.
+        UserError: too few CPUs or GPUs, no GPU where one is asked for, or a folder that a node does not see.
     """
+    if workers.number == 0 and (workers.spread or workers.wait_s):
+        raise UserError("--spread and --wait-for-resources are for workers of a cluster: --num-workers 0 has none")
     if workers.number != 0:
+        from pipelines.rayjobs.nodes import check_nodes
         from pipelines.rayjobs.train_workers import choose_resource
 
         choose_resource(workers)
+        check_nodes(folders)
     elif workers.device == "cuda":
         import torch
 

@@ -23,9 +23,10 @@ from ajepa.training.async_metrics import NonFiniteLoss
 from ajepa.training.worker import WorkerHooks
 from pipelines.cli.arguments import choose_threads
 from pipelines.rayjobs import ray_internals
-from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, start_ray
+from pipelines.rayjobs.cluster import cluster_resource, start_ray
 from pipelines.rayjobs.stop_requests import StopPoller, graceful, in_thread, watch_sigterm
 from pipelines.rayjobs.train_job import Callback, Workers
+from pipelines.rayjobs.waiting import note_busy, wait_for_resources, watching_nodes
 
 # Seconds between the controller's looks at its workers, 2 if it were for Ray. A worker's report waits for the next
 # look, and so does SIGTERM: its handler runs when the main thread next does something.
@@ -96,14 +97,17 @@ def choose_resource(workers: Workers) -> str:
         UserError: the cluster has too few.
     """
     start_ray()
-    gpus = cluster_resource("GPU")
-    use_gpu = workers.device == "cuda" or (workers.device == "auto" and gpus > 0)
-    resource, have = ("GPU", gpus) if use_gpu else ("CPU", cluster_cpus())
+    use_gpu = workers.device == "cuda" or (workers.device == "auto" and cluster_resource("GPU") > 0)
+    resource = "GPU" if use_gpu else "CPU"
     least = workers.number if isinstance(workers.number, int) else workers.number[0]
+    nodes = least if workers.spread else 1
+    have, have_nodes = wait_for_resources(resource, least, nodes, workers.wait_s)
     if least > have:
         if use_gpu and not have:
             raise UserError("--device cuda: Ray finds no GPU")
         raise UserError(f"--num-workers {least} needs as many {resource}s; the cluster has {have}")
+    if nodes > have_nodes:
+        raise UserError(f"--spread puts {least} workers on as many nodes; {have_nodes} have {resource}s")
     return resource
 
 
@@ -111,7 +115,9 @@ def run_with_ray(
     job: Callable[[WorkerHooks], None], output: str, workers: Workers, callbacks: Sequence[Callback]
 ) -> None:
     """Do a job on every worker; see `pipelines.rayjobs.train_job.fit`."""
-    use_gpu = choose_resource(workers) == "GPU"
+    resource = choose_resource(workers)
+    use_gpu = resource == "GPU"
+    note_busy(resource, workers.number if isinstance(workers.number, int) else workers.number[0])
     if not isinstance(workers.number, int):
         # After a loss Ray first tries as many workers again, on what it still takes for the cluster, for 60 s if it
         # were for Ray; only then fewer.
@@ -120,7 +126,11 @@ def run_with_ray(
     trainer = TorchTrainer(
         functools.partial(train_worker, settings),  # as train_loop_config the controller would unpickle the job as well
         torch_config=SignalledTorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers.number, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=workers.number,
+            use_gpu=use_gpu,
+            placement_strategy="STRICT_SPREAD" if workers.spread else "PACK",
+        ),
         # Checkpoints are the run folder's own, written by rank 0 and found again by every attempt. Ray only gets
         # metrics; its state gets a fresh name each time, for a name that finished once would silently do nothing.
         run_config=RunConfig(
@@ -131,7 +141,7 @@ def run_with_ray(
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    with _unwrap_user_error():
+    with _unwrap_user_error(), watching_nodes():
         if threading.current_thread() is not threading.main_thread():  # a trial of Ray Tune
             trainer.fit()
             return

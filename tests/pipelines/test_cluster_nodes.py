@@ -1,0 +1,103 @@
+"""Nodes that come, that see other folders, or that want a token: said in one line, before anything is written."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.faults import command, options, wait_for
+from ray.cluster_utils import Cluster
+
+from ajepa import storage
+
+pytestmark = [pytest.mark.ray, pytest.mark.process, pytest.mark.cluster]
+
+
+@pytest.fixture(scope="module")
+def mlflow_uri(tmp_path_factory, new_mlflow):
+    return new_mlflow(tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.fixture
+def cluster():
+    """A head without CPUs."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def node_with_a_disk_of_its_own(cluster, tmp_path):
+    """A node of one CPU that has an empty folder where this machine has the one that is returned."""
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("needs root and unshare")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    start = f"{Path(sys.executable).parent}/ray start --address={cluster.address} --num-cpus=1 --block"
+    script = f'mount -t tmpfs none "$0" && exec {start} --disable-usage-stats'
+    argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", script, str(folder)]
+    with (tmp_path / "node.log").open("w") as log:
+        node = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield folder
+    finally:
+        node.kill()
+        node.wait()
+
+
+def test_workers_wait_for_nodes_of_their_own(cluster, small_dataset, tmp_path, mlflow_uri):
+    """Two CPUs of one node are not enough for --spread; the run begins when a second node has joined."""
+    cluster.add_node(num_cpus=2)
+    output = tmp_path / "run"
+    more = ("--num-workers", "2", "--spread", "--wait-for-resources", "600")
+    argv = options(small_dataset.path, output, mlflow_uri, *more, steps=2)
+    with command(argv, tmp_path / "log", RAY_ADDRESS=cluster.address) as run:
+        run.wait_for(lambda: "waiting for 2 CPUs on 2 nodes: the cluster has 2 on 1; " in run.text, "what it waits for")
+        assert not output.exists() or storage.contents(str(output)) == set()
+        cluster.add_node(num_cpus=1)
+        assert run.wait() == 0, run.text
+    assert "Traceback" not in run.text
+
+
+def test_too_few_nodes_are_one_line(cluster, small_dataset, tmp_path, mlflow_uri):
+    cluster.add_node(num_cpus=2)
+    argv = options(small_dataset.path, tmp_path / "run", mlflow_uri, "--num-workers", "2", "--spread")
+    with command(argv, tmp_path / "log", RAY_ADDRESS=cluster.address) as run:
+        assert run.wait() == 2
+    assert "error: --spread puts 2 workers on as many nodes; 1 have CPUs" in run.text
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_one_node_does_not_see_is_refused(
+    cluster, node_with_a_disk_of_its_own, small_dataset, tmp_path, mlflow_uri
+):
+    output = node_with_a_disk_of_its_own / "run"
+    more = ("--num-workers", "1", "--wait-for-resources", "600")
+    argv = options(small_dataset.path, output, mlflow_uri, *more, steps=2)
+    with command(argv, tmp_path / "log", RAY_ADDRESS=cluster.address) as run:
+        assert run.wait() == 2, run.text
+    assert f"error: --output '{output}' is on this machine alone: node " in run.text
+    assert "does not see what this process writes there. Give a URI like s3://bucket/folder" in run.text
+    assert not output.exists()
+
+
+def test_a_token_that_the_cluster_refuses_is_one_line(small_dataset, tmp_path, mlflow_uri):
+    right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
+    ray, log = f"{Path(sys.executable).parent}/ray", tmp_path / "head.log"
+    argv = [ray, "start", "--head", "--port=0", "--num-cpus=0", "--include-dashboard=false", "--block"]
+    with log.open("w") as stream:
+        head = subprocess.Popen(argv, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | right)
+    try:
+        wait_for(lambda: "--address='" in log.read_text(), "the head", lambda: head.poll() is None)
+        address = log.read_text().partition("--address='")[2].partition("'")[0]
+        for wrong in ({"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}):
+            argv = options(small_dataset.path, tmp_path / "run", mlflow_uri, "--num-workers", "1")
+            with command(argv, tmp_path / "log", **(right | wrong | {"RAY_ADDRESS": address})) as run:
+                assert run.wait() == 2, run.text
+            assert f"error: the Ray cluster at RAY_ADDRESS={address} refuses this command's token" in run.text
+            assert not (tmp_path / "run").exists()
+    finally:
+        head.terminate()
+        head.wait()
