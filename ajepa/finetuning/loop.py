@@ -100,9 +100,7 @@ def train(
                         score = evaluate(state, reader, labels, phase.validation, worker)
                         curve.append(Score(epoch, state.step, score))
                         report[_named(labels)] = score
-                save_and_report(state, due, report, score, writer, worker)
-                if due.report:
-                    stopwatch.restart()
+                save_and_report(state, due, report, score, writer, worker, stopwatch)
                 if not due.last and must_stop(state, writer, steps):
                     raise Stopped
                 state.stop_request = StopRequest.GO_ON

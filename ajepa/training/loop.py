@@ -85,12 +85,11 @@ def train(config: Config, dataset: ShardDataset, output: str, worker: WorkerHook
                     if monitor:
                         report |= monitor.utilisation(report["clips_per_second"])
                         report = monitor.measure(report) if measure else report
-                save_and_report(state, due, report, report.get("online_linear"), writer, worker)
+                save_and_report(state, due, report, report.get("online_linear"), writer, worker, stopwatch)
                 if due.report:
                     if monitor and "verdict" in report:
                         monitor.stop_on_collapse()
                     losses = []
-                    stopwatch.restart()
                 if not due.last and must_stop(state, writer, steps):
                     return
                 state.stop_request = StopRequest.GO_ON

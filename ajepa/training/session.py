@@ -32,13 +32,14 @@ class Due:
 
 
 class Stopwatch:
-    """Seconds since the last report, and how many of them were spent waiting for data."""
+    """Seconds since the last report, and how many of them were spent waiting for data, and for the checkpoint before to
+    be written."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
+        self.began, self.waited, self.held, self.steps = time.perf_counter(), 0.0, 0.0, 0
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
         """The items, with the time it takes to get them counted."""
@@ -52,12 +53,22 @@ class Stopwatch:
             self.waited += time.perf_counter() - asked
             yield item
 
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Inside, a checkpoint is waited for."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.held += time.perf_counter() - began
+
     def rates(self, batch_size: int) -> dict[str, float]:
         seconds = time.perf_counter() - self.began
         return {
             "seconds_per_step": seconds / self.steps,
             "clips_per_second": batch_size * self.steps / seconds,
             "data_wait": self.waited / seconds,
+            "checkpoint_wait": self.held / seconds,
         }
 
 
@@ -68,15 +79,21 @@ def save_and_report(
     score: float | None,
     writer: CheckpointWriter,
     worker: WorkerHooks,
+    stopwatch: Stopwatch,
 ) -> None:
-    """Write a checkpoint and report after a step, where they are due or a worker was asked to stop.
+    """Write a checkpoint and report after a step, where they are due or a worker was asked to stop. After a report the
+    stopwatch begins again, so that the wait for a checkpoint counts in the next one.
 
     Args:
         score: of the step, higher is better; it decides which checkpoint is kept as the best.
     """
+    if due.report:
+        stopwatch.restart()
     if due.save or state.stop_request:
         resolve_metrics(state)
         if worker.rank == 0:
+            with stopwatch.holding():
+                writer.close()
             writer.save(score)
     if due.report:
         if due.last:

@@ -77,7 +77,7 @@ def line(report: dict[str, Any]) -> str:
             f"loss {report['loss']:.4f}",
             f"{report['clips_per_second']:.0f} clips/s",
             *([f"MFU {report['mfu']:.2f}"] if "mfu" in report else []),
-            f"waiting {report['data_wait']:.0%}",
+            f"waiting {report['data_wait'] + report['checkpoint_wait']:.0%}",
             f"{left / 60:.0f} min left",
         ]
     parts += [f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.items() if k.startswith("validation_")]

@@ -44,7 +44,7 @@ def test_what_rank_0_measures_alone_is_kept():
 def test_the_terminal_line_names_step_loss_speed_time_and_verdict():
     report = {
         "step": 20, "total_steps": 100, "loss": 0.51234, "clips_per_second": 412.3, "seconds_per_step": 3.0,
-        "data_wait": 0.012, "mfu": 0.713, "verdict": "effective rank 7.3: learning",
+        "data_wait": 0.002, "checkpoint_wait": 0.01, "mfu": 0.713, "verdict": "effective rank 7.3: learning",
     }  # fmt: skip
     wanted = "step 20/100  loss 0.5123  412 clips/s  MFU 0.71  waiting 1%  4 min left  effective rank 7.3: learning"
     assert line(report) == wanted
