@@ -49,7 +49,8 @@ def _start_ray(ray: Any, num_cpus: int | None, dashboard: bool) -> None:
     # Nobody takes this machine back with notice; the process that would watch for it takes seconds to start.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     silence_token()
-    options = {"num_cpus": num_cpus, "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
+    # "local": without it Ray would join a cluster that somebody else has started on this machine.
+    options = {"address": "local", "num_cpus": num_cpus, "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
     for attempt in range(START_ATTEMPTS):
         try:
             ray.init(**options, logging_level="WARNING")
@@ -62,15 +63,17 @@ def _start_ray(ray: Any, num_cpus: int | None, dashboard: bool) -> None:
 
 
 def require_head() -> str:
-    """RAY_ADDRESS, "" where a command is to start Ray itself. An address at which `ray.init` finds no cluster is
-    refused: it would try for minutes.
+    """RAY_ADDRESS as "host:port" or "auto", "" where a command is to start Ray itself. An address at which `ray.init`
+    finds no cluster is refused: it would try for minutes.
 
     Raises:
         UserError: no address of a cluster, or nobody answers there.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     job = "submit the command: ray job submit --address http://HEAD:8265 --working-dir . -- python pipelines/..."
-    if address in ("", "auto", "local"):
+    if address in ("", "local"):
+        return ""
+    if address == "auto":
         return address
     if address.startswith(("http://", "https://")):
         raise UserError(f"RAY_ADDRESS={address} takes jobs, not drivers: {job}")
@@ -98,7 +101,7 @@ def join_cluster(folders: Mapping[str, str]) -> None:
     Raises:
         UserError: no cluster answers, or a node does not see a folder.
     """
-    if require_head() not in ("", "local"):
+    if require_head():
         from pipelines.rayjobs.nodes import check_nodes
 
         start_ray(dashboard=False)

@@ -2,10 +2,12 @@
 away for a while. MLflow takes seconds to import, so it is imported by whoever calls."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pipelines.tracking import mlflow_uri
 
+OUTPUT_TAG = "ajepa.output"  # of a run: where its command writes
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_LIMIT_EXCEEDED")
 ANSWERED = re.compile(r"error code (?!408|429)4\d\d")  # of a server: it would answer the same again
@@ -30,6 +32,32 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
             if found is None:
                 raise
     return str(found.experiment_id)
+
+
+def end_abandoned(client: Any, experiment: str, tags: Mapping[str, str]) -> None:
+    """End the runs of commands that were killed: this one holds their output, so that none of them can be alive.
+
+    Args:
+        tags: of the new run.
+    """
+    _end_running(client, experiment, {name: tags[name] for name in ("ajepa.job", OUTPUT_TAG) if name in tags})
+
+
+def end_nested(client: Any, run_id: str) -> None:
+    """End the runs under one that was stopped: their processes are stopped with it."""
+    _end_running(client, client.get_run(run_id).info.experiment_id, {"mlflow.parentRunId": run_id})
+
+
+def _end_running(client: Any, experiment: str, tags: Mapping[str, str]) -> None:
+    """Runs that have all of these tags; a value that MLflow's search cannot hold matches none."""
+    conditions = ["attributes.status = 'RUNNING'"]
+    for name, value in tags.items():
+        quote = '"' if "'" in value else "'"
+        if quote in value:
+            return
+        conditions.append(f"tags.`{name}` = {quote}{value}{quote}")
+    for run in client.search_runs([experiment], " and ".join(conditions)):
+        client.set_terminated(run.info.run_id, "KILLED")
 
 
 def call(method: Any, run_id: str, *values: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import time
@@ -14,6 +15,7 @@ from ajepa import storage
 from ajepa.errors import UserError
 from pipelines.tracking import mlflow_store
 from pipelines.tracking.history_tail import complete_histories
+from pipelines.tracking.mlflow_calls import OUTPUT_TAG
 from pipelines.tracking.mlflow_sender import Sender, read_unsent
 from pipelines.tracking.mlflow_unsent import UNSENT, Run
 from pipelines.tracking.mlflow_uri import shown, tracking_uri, ui_command, with_password
@@ -117,11 +119,12 @@ def start_run(
     """
     if histories:
         complete_histories(output)  # of a command that was killed
+    place = output if storage.is_uri(output) else f"{socket.gethostname()}:{output}"  # many machines have a /data/run
     run = Run(
         name=name,
         experiment=experiment,
         params={key: str(value) for key, value in params.items()},
-        tags=dict(tags) | ({"mlflow.parentRunId": parent} if parent else {}),
+        tags=dict(tags) | {OUTPUT_TAG: place} | ({"mlflow.parentRunId": parent} if parent else {}),
         run_id=resumed or "",
     )
     sender = Sender(uri, run, output, histories)

@@ -20,8 +20,8 @@ from typing import Any
 from ajepa import storage
 from ajepa.errors import UserError, one_line
 from ajepa.training.run_folder import HISTORY, read_lines
-from pipelines.tracking import mlflow_uri
-from pipelines.tracking.mlflow_calls import REFUSED, RunGoneError, call, dataset_input, experiment_id, is_final
+from pipelines.tracking import mlflow_calls, mlflow_uri
+from pipelines.tracking.mlflow_calls import REFUSED, RunGoneError, call, dataset_input, is_final
 from pipelines.tracking.mlflow_store import first_line, refusal, require_answer
 from pipelines.tracking.mlflow_unsent import (
     UNSENT,
@@ -180,6 +180,8 @@ class Sender:
             if ending:
                 client.set_terminated(self.run.run_id, self.run.status)
                 self._ended = True
+                if self.run.status != "FINISHED":
+                    mlflow_calls.end_nested(client, self.run.run_id)
         except RunGoneError:
             print(
                 f"warning: MLflow at {mlflow_uri.shown(self.uri)} has no run {self.run.run_id} any more: a new one is "
@@ -205,8 +207,9 @@ class Sender:
             if self.histories:
                 self._load_lines()
         if not run.run_id:
-            run.run_id = client.create_run(experiment_id(client, self.uri, run.experiment), run_name=run.name,
-                                           tags=run.tags).info.run_id  # fmt: skip
+            experiment = mlflow_calls.experiment_id(client, self.uri, run.experiment)
+            mlflow_calls.end_abandoned(client, experiment, run.tags)
+            run.run_id = client.create_run(experiment, run_name=run.name, tags=run.tags).info.run_id
             client.log_batch(run.run_id, params=[Param(k, str(v)[:500]) for k, v in run.params.items()])
 
     def _send(self, client: Any, record: dict[str, Any]) -> None:

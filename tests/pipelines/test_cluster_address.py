@@ -33,9 +33,14 @@ def test_what_is_no_cluster_is_refused(address, message, monkeypatch):
 def test_a_head_that_answers_is_taken(host, monkeypatch):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host.strip("[]"), 0), family=family) as head:
-        for address in (f"{host}:{head.getsockname()[1]}", "auto", "local", ""):
+        for address in (f"{host}:{head.getsockname()[1]}", "auto", ""):
             monkeypatch.setenv("RAY_ADDRESS", address)
             assert require_head() == address
+
+
+def test_local_is_no_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert require_head() == ""
 
 
 @pytest.mark.parametrize("command", [preprocess, pretrain])

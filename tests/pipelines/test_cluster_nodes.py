@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.faults import command, options, wait_for
+from helpers.faults import PATH, command, options, wait_for
 from ray.cluster_utils import Cluster
 
 from ajepa import storage
 
+RAY = f"{Path(sys.executable).parent}/ray"
 pytestmark = [pytest.mark.ray, pytest.mark.process, pytest.mark.cluster]
 
 
@@ -35,7 +36,7 @@ def node_with_a_disk_of_its_own(cluster, tmp_path):
         pytest.skip("needs root and unshare")
     folder = tmp_path / "own"
     folder.mkdir()
-    start = f"{Path(sys.executable).parent}/ray start --address={cluster.address} --num-cpus=1 --block"
+    start = f"{RAY} start --address={cluster.address} --num-cpus=1 --block"
     script = f'mount -t tmpfs none "$0" && exec {start} --disable-usage-stats'
     argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", script, str(folder)]
     with (tmp_path / "node.log").open("w") as log:
@@ -83,21 +84,40 @@ def test_an_output_that_one_node_does_not_see_is_refused(
     assert not output.exists()
 
 
-def test_a_token_that_the_cluster_refuses_is_one_line(small_dataset, tmp_path, mlflow_uri):
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """The address of a head that wants a token, and the environment that it accepts."""
     right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
-    ray, log = f"{Path(sys.executable).parent}/ray", tmp_path / "head.log"
-    argv = [ray, "start", "--head", "--port=0", "--num-cpus=0", "--include-dashboard=false", "--block"]
+    log = tmp_path_factory.mktemp("head") / "log"
+    argv = [RAY, "start", "--head", "--port=0", "--num-cpus=0", "--include-dashboard=false", "--block"]
     with log.open("w") as stream:
         head = subprocess.Popen(argv, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | right)
     try:
         wait_for(lambda: "--address='" in log.read_text(), "the head", lambda: head.poll() is None)
-        address = log.read_text().partition("--address='")[2].partition("'")[0]
-        for wrong in ({"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}):
-            argv = options(small_dataset.path, tmp_path / "run", mlflow_uri, "--num-workers", "1")
-            with command(argv, tmp_path / "log", **(right | wrong | {"RAY_ADDRESS": address})) as run:
-                assert run.wait() == 2, run.text
-            assert f"error: the Ray cluster at RAY_ADDRESS={address} refuses this command's token" in run.text
-            assert not (tmp_path / "run").exists()
+        yield log.read_text().partition("--address='")[2].partition("'")[0], right
     finally:
         head.terminate()
         head.wait()
+
+
+@pytest.mark.parametrize("wrong", [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}], ids=["wrong", "none"])
+def test_a_token_that_the_cluster_refuses_is_one_line(wrong, guarded, small_dataset, tmp_path, mlflow_uri):
+    address, right = guarded
+    argv = options(small_dataset.path, tmp_path / "run", mlflow_uri, "--num-workers", "1")
+    with command(argv, tmp_path / "log", **(right | wrong | {"RAY_ADDRESS": address})) as run:
+        assert run.wait() == 2, run.text
+    assert f"error: the Ray cluster at RAY_ADDRESS={address} refuses this command's token" in run.text
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_an_address_no_cluster_is_joined(guarded):
+    """Even one on this machine, which Ray would find by itself."""
+    address, right = guarded
+    program = (
+        "import ray; from pipelines.rayjobs.cluster import start_ray; start_ray(num_cpus=1, dashboard=False); "
+        "print(ray.get_runtime_context().gcs_address, int(ray.cluster_resources()['CPU']))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | PATH | right
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    joined, cpus = done.stdout.split()
+    assert joined != address and cpus == "1"
