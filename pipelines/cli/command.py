@@ -13,6 +13,10 @@ from pipelines.cli.terminal import live_lines
 OUT_OF_MEMORY = "free some, give embed.py a smaller --batch-size, or compute on the CPU (CUDA_VISIBLE_DEVICES=-1)"
 
 
+class FailedError(Exception):
+    """The work failed, by no mistake of the user: one line and exit code 1."""
+
+
 def announce(what: str) -> None:
     """Say what begins, before the libraries that do it are imported: that takes seconds."""
     print(what, file=sys.stderr, flush=True)
@@ -34,6 +38,11 @@ def run_command(main: Callable[[], object]) -> None:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except FailedError as error:
+        if os.environ.get("AJEPA_TRACEBACK"):
+            raise
+        print(f"failed: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
     except RuntimeError as error:
         if "OutOfMemoryError" not in {kind.__name__ for kind in type(error).__mro__}:  # torch's, which may not be there
             raise

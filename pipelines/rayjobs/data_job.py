@@ -15,7 +15,8 @@ from ajepa.shards.files import find_incomplete
 from ajepa.shards.schema import OK
 from pipelines.cli.progress import Progress
 from pipelines.rayjobs.cluster import start_ray
-from pipelines.rayjobs.ray_internals import silence_data_progress
+from pipelines.rayjobs.failures import one_line_failures
+from pipelines.rayjobs.ray_internals import shorten_errors, silence_data_progress
 
 
 def unfinished(
@@ -74,7 +75,8 @@ def run_blocks(what: str, todo: Sequence[int], clips: int, function: Any, **opti
         silence_data_progress()
         blocks = ray.data.from_items(list(todo), override_num_blocks=len(todo))
         job = blocks.map_batches(function, batch_size=None, **options)
-        with Progress(what, clips) as progress:
+        shorten_errors()
+        with one_line_failures(), Progress(what, clips) as progress:
             for row in job.iter_rows():
                 if row["stopped"]:
                     raise UserError(

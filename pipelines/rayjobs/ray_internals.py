@@ -3,6 +3,7 @@ what an upgrade of Ray changed. Names are looked up when used, so importing this
 
 import importlib
 import logging
+import re
 import sys
 
 from ajepa.errors import Preempted, UserError
@@ -16,6 +17,38 @@ CONTROLLER_ERRORS = (
     "ray.train.v2._internal.execution.controller.controller",
 )
 TRAIN_CONTEXT = "ray.train.v2._internal.execution.context"  # its logger is named after its file
+
+ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b")  # begins the line of an error
+
+
+class FirstLine(logging.Formatter):
+    """Of an error the line that says what it is, instead of its traceback."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_traceback(self.inner.format(record))
+
+
+def without_traceback(text: str) -> str:
+    """A message with a traceback as one line: how the message begins, and the error that the traceback ends with."""
+    before, traceback, after = text.partition("Traceback (most recent call last):")
+    if not traceback:
+        return text
+    first = next(iter(before.strip().splitlines()), "")
+    errors = [line for line in after.splitlines() if ERROR_LINE.match(line)]
+    return ": ".join(filter(None, [first.rstrip(": "), errors[-1] if errors else ""]))
+
+
+def shorten_errors() -> None:
+    """In this process, Ray's loggers show errors in one line; the log files of its session keep the tracebacks."""
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        for handler in logging.getLogger(name).handlers:
+            for shown in (handler, getattr(handler, "plain_handler", None)):  # a worker of Ray uses the latter
+                if isinstance(shown, logging.StreamHandler) and not isinstance(shown.formatter, FirstLine):
+                    shown.setFormatter(FirstLine(shown.formatter or logging.Formatter()))
 
 
 class HideUserErrors(logging.Filter):
@@ -62,6 +95,12 @@ def is_token_refused(address: str) -> bool:
 def silence_reports() -> None:
     """Ray Train would log every report of every rank; its LoggingConfig does not reach this logger."""
     logging.getLogger(importlib.import_module(TRAIN_CONTEXT).__file__).setLevel(logging.WARNING)
+
+
+def log_folder() -> str:
+    """Of this session of Ray; other nodes have one at the same path."""
+    node = importlib.import_module("ray._private.worker")._global_node
+    return f"{node.get_session_dir_path()}/logs" if node else "its log folder"
 
 
 def is_drained() -> bool:

@@ -1,18 +1,17 @@
 """Training on Ray Train's workers: the driver's side, what the controller receives, and a worker's entry. The
 controller imports this file, so no model code is imported here: a worker gets it with its job."""
 
-import contextlib
 import functools
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -24,6 +23,7 @@ from ajepa.training.worker import WorkerHooks
 from pipelines.cli.arguments import choose_threads
 from pipelines.rayjobs import ray_internals
 from pipelines.rayjobs.cluster import cluster_resource, start_ray
+from pipelines.rayjobs.failures import one_line_failures
 from pipelines.rayjobs.stop_requests import StopPoller, graceful, in_thread, watch_sigterm
 from pipelines.rayjobs.train_job import Callback, Workers
 from pipelines.rayjobs.waiting import note_busy, wait_for_resources, watching_nodes
@@ -40,6 +40,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     rank, output = context.get_world_rank(), settings["output"]
     torch.set_num_threads(choose_threads(settings["threads"], context.get_local_world_size()))
     ray_internals.silence_reports()
+    ray_internals.shorten_errors()
     ray_internals.hide_user_errors(ray_internals.WORKER_ERRORS)
     warned_messages.update(settings["warned"])  # by the command already
     worker = WorkerHooks(
@@ -79,6 +80,7 @@ class SignalledTorchConfig(TorchConfig):
 
     @property
     def backend_cls(self) -> type[Backend]:
+        ray_internals.shorten_errors()  # of the controller, which asks for this once its loggers are set up
         torch_backend = super().backend_cls
 
         class SignalledBackend(torch_backend):  # type: ignore[misc, valid-type]
@@ -141,21 +143,9 @@ def run_with_ray(
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    with _unwrap_user_error(), watching_nodes():
+    with one_line_failures(), watching_nodes():
         if threading.current_thread() is not threading.main_thread():  # a trial of Ray Tune
             trainer.fit()
             return
         with graceful(output):
             in_thread(trainer.fit)
-
-
-@contextlib.contextmanager
-def _unwrap_user_error() -> Iterator[None]:
-    """Turn what Ray makes of a UserError back into it."""
-    try:
-        yield
-    except ControllerError as error:
-        cause = error.controller_failure
-        if isinstance(cause, UserError):
-            raise UserError(str(cause)) from error
-        raise
