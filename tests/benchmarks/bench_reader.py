@@ -35,24 +35,29 @@ TRAINING = 1_500  # clips a second that a fast GPU takes of the `base` preset
 KNOBS = {"crop_frames": CONFIG.clip_frames, "batch_size": BATCH, "seed": 0}
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> ShardDataset:
-    """CLIPS clips of 10 s (1,001 valid frames of 1,024) in shards of 500."""
-    output = str(tmp_path_factory.mktemp("reader"))
+def write_clips(output: str, clips: int, shard: int) -> ShardDataset:
+    """Clips of 10 s (1,001 valid frames of 1,024), made without audio, in shards of `shard`."""
     storage.make_folder(storage.join(output, OK))
     schema = ok_schema(CONFIG)
     values = np.random.default_rng(0).normal(-4, 3, (128, 1001)).astype(np.float32)
-    for index, start in enumerate(range(0, CLIPS, SHARD)):
+    for index, start in enumerate(range(0, clips, shard)):
         with pq.ParquetWriter(
             shard_path(output, OK, index), schema, compression="none", use_dictionary=False
         ) as parquet:
-            for first in range(start, min(start + SHARD, CLIPS), ROW_GROUP):
+            stop = min(start + shard, clips)
+            for first in range(start, stop, ROW_GROUP):
                 rows = []
-                for clip in range(first, min(first + ROW_GROUP, start + SHARD, CLIPS)):
+                for clip in range(first, min(first + ROW_GROUP, stop)):
                     values[:, 0] = clip
                     rows.append({"clip_id": f"{clip:07d}", "labels": []} | encode_row(values, CONFIG))
                 parquet.write_table(pa.Table.from_pylist(rows, schema))
-    return finish_dataset(output, CONFIG, [], CLIPS, {})
+    return finish_dataset(output, CONFIG, [], clips, {})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> ShardDataset:
+    """CLIPS clips of 10 s in shards of 500."""
+    return write_clips(str(tmp_path_factory.mktemp("reader")), CLIPS, SHARD)
 
 
 @pytest.fixture(scope="module")

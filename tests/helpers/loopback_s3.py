@@ -1,11 +1,13 @@
 """A real S3 server on loopback, behind a wire that can be cut. tests/conftest.py makes its fixtures known."""
 
 import contextlib
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import boto3
 import pytest
@@ -22,17 +24,20 @@ print(server.get_host_and_port()[1], flush=True)
 threading.Event().wait()
 """
 
+REQUEST = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) ")  # how one begins
+
 
 class Wire:
     """A TCP relay in front of the server that can be cut: live connections break and new ones are closed.
 
     With `cut_at`, bytes of a request such as a key, it is cut when they first pass, before the server sees them. What
-    is asked arrives `delay` seconds late."""
+    is asked arrives `delay` seconds late. `asked` counts requests by method, `answered` the bytes that came back."""
 
     def __init__(self, target: int) -> None:
         self.target, self.cut = target, False
         self.cut_at: bytes | None = None
         self.delay = 0.0
+        self.asked, self.answered = Counter[str](), 0
         self._lock = threading.Lock()  # a connection is either broken or, once cut, never made
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._ends: set[socket.socket] = set()
@@ -59,6 +64,7 @@ class Wire:
             while data := a.recv(1 << 16):
                 if asks and self.cut_at is not None and self.cut_at in data:
                     self.break_now()
+                self._count(data, asks)
                 if asks and self.delay:
                     time.sleep(self.delay)
                 b.sendall(data)
@@ -68,6 +74,17 @@ class Wire:
             hang_up(end)
         with self._lock:
             self._ends -= {a, b}
+
+    def _count(self, data: bytes, asks: bool) -> None:
+        with self._lock:
+            if not asks:
+                self.answered += len(data)
+            elif found := REQUEST.match(data):
+                self.asked[found[1].decode()] += 1
+
+    def reset_counts(self) -> None:
+        with self._lock:
+            self.asked, self.answered = Counter(), 0
 
     def break_now(self) -> None:
         with self._lock:

@@ -1,0 +1,108 @@
+"""Training clips read from a store by the readers of two workers: a set that no cache holds, with and without latency.
+
+Run with `make bench`. The clips are listed several times over, so the store holds an eighth of them.
+"""
+
+import dataclasses
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.bench_reader import write_clips
+from benchmarks.common import say
+
+from ajepa import storage
+from ajepa.config import PRESETS, FrontEndConfig
+from ajepa.shards.dataset import ShardDataset, open_dataset
+from ajepa.shards.reader import ShardReader
+from ajepa.training.timing import seconds_per_step
+
+CONFIG = FrontEndConfig()
+CLIPS, SHARD, TIMES = 1_024, 128, 8  # clips in the store; of a shard; how often each is listed
+WORKERS, BATCH = 2, 64
+CLIP_BYTES = 2 * CONFIG.n_mels * CONFIG.clip_frames
+CACHE = 64 << 20  # bytes a reader may keep of the 2 GiB
+LATE = 0.002  # seconds; a step that waits longer for its batch counts as waiting
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory) -> ShardDataset:
+    return write_clips(str(tmp_path_factory.mktemp("store-reader")), CLIPS, SHARD)
+
+
+@pytest.fixture
+def remote(wire, local) -> ShardDataset:
+    for name, _ in storage.list_files(local.path):
+        with storage.atomic_output(f"s3://sounds/large/{name}") as stream:
+            stream.write(Path(local.path, name).read_bytes())
+    return listed_again(open_dataset("s3://sounds/large"))
+
+
+def listed_again(dataset: ShardDataset) -> ShardDataset:
+    return dataclasses.replace(dataset, shards=dataset.shards * TIMES, num_clips=dataset.num_clips * TIMES)
+
+
+@pytest.fixture(scope="module")
+def step_seconds() -> float:
+    """Of the preset `nano`, as one of two workers takes its share of a batch."""
+    torch.set_num_threads(1)
+    config = PRESETS["nano"]
+    share = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=BATCH // WORKERS))
+    return seconds_per_step(share, torch.device("cpu"))
+
+
+def work(path: str, rank: int, steps: int, step_seconds: float, results: Any) -> None:
+    """A worker whose steps take so long: seconds it waits for each batch, and its memory in bytes."""
+    dataset = listed_again(open_dataset(path))
+    before = peak_bytes()
+    reader = ShardReader(
+        dataset, crop_frames=128, batch_size=BATCH, seed=0, rank=rank, world_size=WORKERS, cache_bytes=CACHE
+    )
+    waits, batches = [], reader.batches(0, steps)
+    for _ in range(steps):
+        asked = time.perf_counter()
+        next(batches)
+        waits.append(time.perf_counter() - asked)
+        time.sleep(step_seconds)
+    batches.close()
+    results.put((waits, peak_bytes() - before))
+
+
+def peak_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def run_workers(path: str, steps: int, step_seconds: float) -> tuple[list[float], int]:
+    """Waits of all workers, those for the first batch apart, and the memory of the largest."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=work, args=(path, r, steps, step_seconds, results)) for r in range(WORKERS)]
+    for worker in workers:
+        worker.start()
+    found = [results.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    print(f"\nfirst batch after {max(waits[0] for waits, _ in found):.1f} s")
+    return [wait for waits, _ in found for wait in waits[1:]], max(memory for _, memory in found)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05])
+def test_an_epoch_from_a_store(remote, wire, step_seconds, delay):
+    steps = remote.num_clips // BATCH
+    wire.delay = delay
+    wire.reset_counts()
+    waits, memory = run_workers("s3://sounds/large", steps, step_seconds)
+    groups = remote.num_clips / 64
+    what = f"2 workers, {delay * 1e3:.0f} ms a request, steps of {step_seconds:.2f} s"
+    say(f"{what}: share of steps that wait", [float(np.mean(np.array(waits) > LATE))], f"longest {max(waits):.2f} s")
+    say(f"{what}: share of the time", [sum(waits) / WORKERS / (steps * step_seconds)])
+    say(f"{what}: bytes read over bytes of the clips", [wire.answered / (remote.num_clips * CLIP_BYTES)])
+    say(f"{what}: requests a row group", [wire.asked.total() / groups], str(dict(wire.asked)))
+    say(f"{what}: memory of a reader, GB", [memory / 1e9])
+    assert statistics.median(waits) >= 0
