@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class OutputType:
 
     name: str  # "run folder"
     markers: tuple[str, ...]  # JSON files; the first one that is there describes the output
-    leftovers: frozenset[str] = frozenset()  # files of a command that was killed before its first marker was written
+    leftovers: tuple[str, ...] = ()  # patterns of files left by a command that was killed before its first marker
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def open_output(output: str, kind: OutputType, overwrite: bool = False) -> Found
     """
     names = storage.contents(output)
     marker = next((name for name in kind.markers if name in names), None)
-    if storage.path_type(output) == "file" or (marker is None and not names <= kind.leftovers):
+    others = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in kind.leftovers)]
+    if storage.path_type(output) == "file" or (marker is None and others):
         raise UserError(f"--output {output!r} exists and is no {kind.name}: choose another")
     if marker is None or overwrite:
         return None

@@ -19,7 +19,8 @@ from ajepa.shards.files import read_parquet
 from ajepa.shards.schema import BAD, OK
 from pipelines.cli.output import OutputType, open_output, refuse_changes
 
-MANIFEST = f"{PLAN}/manifest.parquet"  # the clips of an unfinished job, a row group a block
+MANIFEST = f"{PLAN}/manifest.parquet"  # the first clips of an unfinished job, a row group a block
+BLOCKS_A_FILE = 128  # of a list of clips: a task reads the footer of one file, however many blocks the job has
 MISSING = "missing.txt"  # clips the source lists and has no audio of, a line each
 MAX_BLOCK = 500  # clips
 ADVICE = "choose another --output, or --overwrite to replace it"
@@ -49,7 +50,7 @@ class ClipJob(Generic[F]):
     @property
     def output(self) -> OutputType:
         # A job that was killed, or whose disk filled, before its plan stood there left these: it starts anew.
-        return OutputType(self.name, (self.marker, self.plan), frozenset({MISSING, MANIFEST}))
+        return OutputType(self.name, (self.marker, self.plan), (MISSING, f"{PLAN}/manifest*.parquet"))
 
 
 SHARDS = ClipJob("shard folder", "dataset", DATASET_JSON, f"{PLAN}/plan.json", open_dataset)
@@ -93,7 +94,8 @@ def prepare_output(
 ) -> F | None:
     """Make the output ready for the job, or return the finished result of the same job found there.
 
-    The manifest is stored in row groups of `size` clips, one a block; one without clips is not stored.
+    The manifest is stored in row groups of `size` clips, one a block, and files of BLOCKS_A_FILE blocks; one without
+    clips is not stored.
 
     Raises:
         UserError: the output holds something else.
@@ -115,11 +117,18 @@ def prepare_output(
         storage.make_folder(storage.join(output, folder))
     if manifest.missing:
         storage.write_text(storage.join(output, MISSING), "".join(f"{clip}\n" for clip in manifest.missing))
-    if manifest.clips.num_rows:
-        with storage.atomic_output(storage.join(output, MANIFEST)) as stream:
-            pq.write_table(manifest.clips, stream, row_group_size=size)
+    for first in range(0, manifest.clips.num_rows, size * BLOCKS_A_FILE):
+        with storage.atomic_output(storage.join(output, manifest_file(first // size))) as stream:
+            pq.write_table(manifest.clips.slice(first, size * BLOCKS_A_FILE), stream, row_group_size=size)
     storage.write_text(storage.join(output, job.plan), json.dumps(plan))
     return None
+
+
+def manifest_file(block: int) -> str:
+    """The file of an unfinished job's output that holds the clips of a block, as its row group
+    `block % BLOCKS_A_FILE`."""
+    number = block // BLOCKS_A_FILE
+    return f"{PLAN}/manifest-{number:05d}.parquet" if number else MANIFEST
 
 
 def read_block(output: str, index: int) -> pa.Table:
@@ -129,9 +138,9 @@ def read_block(output: str, index: int) -> pa.Table:
         UserError: the job's list of clips is missing or damaged.
         UnreachableError: the store did not answer.
     """
-    path = storage.join(output, MANIFEST)
+    path = storage.join(output, manifest_file(index))
     return read_parquet(
         path,
-        lambda stream: pq.ParquetFile(stream).read_row_group(index),
+        lambda stream: pq.ParquetFile(stream).read_row_group(index % BLOCKS_A_FILE),
         lambda what: UserError(f"{path}: {what}. Start the job again, with --overwrite"),
     )
