@@ -30,38 +30,39 @@ def damaged_part(output: str, name: str, what: str) -> UserError:
     return UserError(f"{storage.join(output, name)}: {what}. Delete this file, then run the same command again")
 
 
-def read_parquet(path: str, parse: Callable[[Any], T], damaged: Callable[[str], UserError], whole: bool = False) -> T:
+def read_parquet(path: str, parse: Callable[[Any], T], damaged: Callable[[str], UserError]) -> T:
     """Read from a Parquet file.
 
     Args:
         parse: takes an open file.
         damaged: makes the error from what is wrong.
-        whole: most of the file is wanted; a store is then asked for large pieces of it.
 
     Raises:
         UserError: the file is missing or damaged.
         UnreachableError: the store did not answer.
     """
-    local = storage.is_local(path)
 
     def work() -> T:
-        with (storage.decoder_input if whole and not local else storage.open_input)(path) as stream:
-            try:
-                return parse(stream)
-            except OSError as error:
-                if not (local or whole):  # may be the connection; it comes out of decoder_input instead of this
-                    raise
-                raise damaged(cannot_be_read(error)) from error
-            except (pa.ArrowException, KeyError) as error:
-                raise damaged(cannot_be_read(error)) from error
+        with storage.open_input(path) as stream:
+            return parse(stream)
 
+    return naming_damage(path, work, damaged)
+
+
+def naming_damage(path: str, work: Callable[[], T], damaged: Callable[[str], UserError]) -> T:
+    """Do `work` on a Parquet file, again after a while where its store does not answer.
+
+    Raises:
+        UserError: the file is missing or damaged, as `damaged` has it.
+        UnreachableError: the store did not answer.
+    """
     try:
         return storage.with_retries(path, work)
     except storage.UnreachableError:
         raise
     except FileNotFoundError as error:
         raise damaged("is missing") from error
-    except OSError as error:
+    except (OSError, pa.ArrowException, KeyError) as error:
         raise damaged(cannot_be_read(error)) from error
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ajepa import counter_rng
+from ajepa import counter_rng, storage
 from ajepa.errors import UserError
 from ajepa.shards.crops import BufferPool, fill_crop
 from ajepa.shards.dataset import ShardDataset
@@ -54,7 +54,8 @@ class ShardReader:
             all rows that are not held out.
         holdout: clips that are never in the training stream: see `heldout_rows` and `crops_of`.
         verify: check each row against its digest the first time this reader reads it.
-        threads: that read and check row groups for `batches` and `crops_of`; more of them help an object store.
+        threads: that read and check row groups for `batches` and `crops_of`, each with one in hand; by default 2, and
+            8 for an object store, which answers late but many at a time.
         cache_bytes: a dataset that fits is kept in memory whole; of a larger one the row groups in use are.
 
     Attributes:
@@ -80,7 +81,7 @@ class ShardReader:
         epoch_rows: Callable[[int], np.ndarray] | None = None,
         holdout: int = 0,
         verify: bool = True,
-        threads: int = 2,
+        threads: int | None = None,
         cache_bytes: int = 2 << 30,
     ) -> None:
         if batch_size < world_size:
@@ -88,7 +89,8 @@ class ShardReader:
         if not 0 <= holdout <= dataset.num_clips // 2:
             raise UserError(f"holdout {holdout}: from 0 to half of the {dataset.num_clips} clips may be held out")
         self.dataset, self.crop_frames, self.seed, self.window = dataset, crop_frames, seed, window
-        self.batch_size, self.rank, self.world_size, self.threads = batch_size, rank, world_size, threads
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.threads = threads or (2 if storage.is_local(dataset.path) else 8)
         self.step = 0
         self.heldout_rows = heldout_rows(seed, dataset.num_clips, holdout)
         everything = np.delete(np.arange(dataset.num_clips), self.heldout_rows)

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
-from ajepa.shards.files import damaged_shard, read_parquet
+from ajepa.shards.files import cannot_be_read, damaged_shard, naming_damage, read_parquet
 from ajepa.shards.schema import ROW_GROUP, decode_log_mels
+from ajepa.shards.store_shards import Piece, StoreShards
 
 V = TypeVar("V")
-FOOTERS = 256  # parsed footers kept, 0.1 MB each; an object store is asked once more without
+FOOTERS = 256  # parsed footers of local shards kept, 0.1 MB each
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class RowGroups:
                 "Restore it, then run the same command again"
             )
         self._verified = np.full(len(self.sizes), not verify)
+        self._store = StoreShards()
         self._footers: OrderedDict[int, pq.FileMetaData] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -100,33 +102,60 @@ class RowGroups:
         Raises:
             UserError, UnreachableError: as `read`.
         """
-        path, local = self._path(group), storage.is_local(self._path(group))
-        return read_parquet(
-            path,
-            lambda stream: self._parse(group, stream, columns, pre_buffer=not local),
-            lambda what: self._damaged(group, what),
-            whole=True,
-        )
+        path = self._path(group)
+        if storage.is_local(path):
+            return read_parquet(
+                path, lambda stream: self._parse(group, stream, columns), lambda what: self._damaged(group, what)
+            )
+        return self._from_store(group, path, columns)
 
-    def _parse(self, group: int, stream: pa.NativeFile, columns: list[str], pre_buffer: bool) -> pa.Table:
-        shard, index, size = int(self._shard[group]), int(self._index[group]), int(self.sizes[group])
+    def _parse(self, group: int, stream: pa.NativeFile, columns: list[str]) -> pa.Table:
+        shard = int(self._shard[group])
         with self._lock:
             footer = self._footers.get(shard)
-        parquet = pq.ParquetFile(stream, metadata=footer, pre_buffer=pre_buffer)
+        parquet = pq.ParquetFile(stream, metadata=footer, pre_buffer=False)
         if footer is None:
             footer = parquet.metadata
-            rows = self._dataset.shards[shard].rows
-            if footer.num_rows != rows:
-                raise self._damaged(group, f"{footer.num_rows} rows, dataset.json says {rows}")
             with self._lock:
                 self._footers[shard] = footer
                 if len(self._footers) > FOOTERS:
                     self._footers.popitem(last=False)
-        rows = footer.row_group(index).num_rows if index < footer.num_row_groups else 0
-        if rows != size:
-            raise self._damaged(group, f"row group {index} has {rows} rows, not {size}")
+        self._require_layout(group, footer)
+        return self._take(group, parquet, columns)
+
+    def _from_store(self, group: int, path: str, columns: list[str]) -> pa.Table:
+        """What is asked of the store is asked again if it does not answer; what it sent is parsed once."""
+
+        def ask() -> tuple[pq.FileMetaData, Piece]:
+            try:
+                shard = self._store.open(path)
+                footer = shard.footer()
+                self._require_layout(group, footer)
+                return footer, self._store.read(shard, footer, int(self._index[group]), columns)
+            except BaseException:
+                self._store.forget(path)
+                raise
+
+        footer, piece = naming_damage(path, ask, lambda what: self._damaged(group, what))
+        try:
+            return self._take(group, pq.ParquetFile(piece, metadata=footer, pre_buffer=False), columns)
+        except (OSError, pa.ArrowException, KeyError) as error:
+            self._store.forget(path)
+            raise self._damaged(group, cannot_be_read(error)) from error
+
+    def _require_layout(self, group: int, footer: pq.FileMetaData) -> None:
+        """Refuse a shard that has not the rows that dataset.json says, or not in such row groups."""
+        rows, size, index = self._dataset.shards[self._shard[group]].rows, self.sizes[group], int(self._index[group])
+        if footer.num_rows != rows:
+            raise self._damaged(group, f"{footer.num_rows} rows, dataset.json says {rows}")
+        found = footer.row_group(index).num_rows if index < footer.num_row_groups else 0
+        if found != size:
+            raise self._damaged(group, f"row group {index} has {found} rows, not {size}")
+
+    def _take(self, group: int, parquet: pq.ParquetFile, columns: list[str]) -> pa.Table:
+        index = int(self._index[group])
         table = parquet.read_row_group(index, columns=columns, use_threads=False)
-        if len(table) != size or any(table[name].null_count for name in columns):
+        if len(table) != self.sizes[group] or any(table[name].null_count for name in columns):
             raise self._damaged(group, f"row group {index} has values missing")
         return table
 
