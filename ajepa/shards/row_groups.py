@@ -6,7 +6,7 @@ Files are read, not mapped: a file that is cut while it is mapped ends the proce
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -210,3 +210,6 @@ class PrefetchCache(Generic[V]):
 
     def __len__(self) -> int:
         return len(self._held)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(list(self._held))

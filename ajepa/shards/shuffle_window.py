@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from ajepa.shards.order import EpochOrder
 from ajepa.shards.schema import ROW_GROUP
 
 STEPS_AHEAD = 4  # steps whose row groups are read ahead of the batches that are ready; fewer of large batches
+SMALL = 40  # windows; in an epoch of more, the row groups that are read twice are less than 5% of all
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,26 @@ class ShuffleWindow:
         """Steps for which a row group is kept after it was last used: two rounds of the window, the longest gap
         between two clips of one that is in use."""
         return -(-2 * self.size // self.batch_size)
+
+    def comes_back(self, groups: int) -> bool:
+        """Whether an epoch of so many row groups is short enough to keep those that it comes back to.
+
+        A column begins and ends within a row group, and rotated also within another one: of each window, up to two row
+        groups a column are read twice in an epoch."""
+        return groups < SMALL * self.size
+
+
+def last_places(order: EpochOrder, groups: np.ndarray, first: int, last: int, count: int) -> np.ndarray:
+    """The last position of an epoch at which each row group is used by the columns first..last-1, -1 where none.
+
+    Args:
+        groups: [n] int64, the row group of each position's row.
+        count: row groups of the dataset.
+
+    Returns:
+        int64 [count].
+    """
+    places = np.flatnonzero((first <= order.columns) & (order.columns < last))
+    found = np.full(count, -1)
+    np.maximum.at(found, groups[places], places)
+    return found

@@ -63,8 +63,11 @@ class OpenShard:
     tail: bytes
 
     def footer(self) -> pq.FileMetaData:
-        """Raises pa.ArrowException or OSError where it is damaged."""
-        return pq.read_metadata(pa.BufferReader(zlib.decompress(self.tail)))
+        """Raises pa.ArrowException where it is damaged, never an OSError: that would be the store's."""
+        try:
+            return pq.read_metadata(pa.BufferReader(zlib.decompress(self.tail)))
+        except OSError as error:
+            raise pa.ArrowInvalid(str(error)) from error
 
 
 class StoreShards:
