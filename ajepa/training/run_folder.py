@@ -31,10 +31,22 @@ def append_history(output: str, reports: Sequence[dict[str, Any]]) -> None:
 
 def read_lines(path: str) -> list[dict[str, Any]]:
     """All reports of a history file as they were written, without lines torn by a crash or overwritten."""
-    reports = []
     with storage.open_input(path) as stream:
-        lines = stream.read().splitlines()
-    for line in lines:
+        return _parsed(stream.read())
+
+
+def read_new_lines(path: str, place: int) -> tuple[list[dict[str, Any]], int]:
+    """The reports of a history file from byte `place` on, and the end of its last whole line, to go on from."""
+    with storage.open_input(path) as stream:
+        stream.seek(min(place, stream.size()))
+        new = stream.read()
+    whole = new[: new.rfind(b"\n") + 1]
+    return _parsed(whole), place + len(whole)
+
+
+def _parsed(lines: bytes) -> list[dict[str, Any]]:
+    reports = []
+    for line in lines.splitlines():
         with contextlib.suppress(ValueError):
             report = json.loads(line)
             if isinstance(report, dict) and isinstance(report.get("step"), int):

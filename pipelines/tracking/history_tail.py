@@ -9,6 +9,13 @@ from ajepa import storage
 from ajepa.training.run_folder import HISTORY, TAIL, read_lines
 
 MOST = 100  # reports in it
+SHARE = 0.02  # of the history, below which the tail is not moved: the history is then written anew as a whole
+
+
+def is_due(tail: int, history: int, measured: bool) -> bool:
+    """Whether a tail of so many reports is moved to a history of so many: after an evaluation, if it is no small part
+    of it, so that a long run does not write its whole history with every one."""
+    return tail >= MOST or (measured and tail >= SHARE * history)
 
 
 def read_tail(folder: str) -> list[dict[str, Any]]:
@@ -21,9 +28,9 @@ def write_tail(folder: str, reports: Iterable[dict[str, Any]]) -> None:
     storage.write_text(storage.join(folder, TAIL), "".join(json.dumps(report) + "\n" for report in reports))
 
 
-def move_to_history(folder: str, reports: Iterable[dict[str, Any]]) -> None:
-    """Add the reports to the history, then delete the tail. Those that are in the history stay there once: a process
-    that was killed between the two left the tail as well."""
+def move_to_history(folder: str, reports: Iterable[dict[str, Any]]) -> int:
+    """Add the reports to the history, then delete the tail; the lines that the history then has. Reports that are in
+    the history stay there once: a process that was killed between the two left the tail as well."""
     where = storage.join(folder, HISTORY)
     old = storage.read_text(where) if storage.path_type(where) == "file" else ""
     there = set(old.splitlines())
@@ -31,6 +38,7 @@ def move_to_history(folder: str, reports: Iterable[dict[str, Any]]) -> None:
     if new:
         storage.write_text(where, old + "".join(f"{line}\n" for line in new))
     storage.delete(storage.join(folder, TAIL))
+    return len(there) + len(new)
 
 
 def complete_histories(output: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ajepa import storage
 from ajepa.errors import UserError, one_line
-from ajepa.training.run_folder import HISTORY, read_lines
+from ajepa.training.run_folder import HISTORY, read_new_lines
 from pipelines.tracking import mlflow_calls, mlflow_uri
 from pipelines.tracking.mlflow_calls import REFUSED, RunGoneError, call, dataset_input, is_final
 from pipelines.tracking.mlflow_store import first_line, refusal, require_answer
@@ -74,6 +74,7 @@ class Sender:
         self._checked = not self.run.run_id  # whether a run of an earlier command is still there
         self._sent_lines: dict[str, int] = {}
         self._saved_lines: dict[str, int] = {}
+        self._read: dict[str, tuple[int, int]] = {}  # reports of a history that were read, and the bytes they take
         self._ending, self._abandoned = threading.Event(), threading.Event()
         self._wake, self._tried = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
@@ -243,9 +244,11 @@ class Sender:
     def _send_histories(self, client: Any) -> None:
         for name in sorted(n for n in storage.contents(self.output) if n.rpartition("/")[2] == HISTORY):
             part = name.removesuffix(HISTORY)  # "" or "seed0/"
-            lines = read_lines(storage.join(self.output, name))
-            sent = self._sent_lines.get(part, 0)
-            for start in range(sent, len(lines), 100):
+            sent, (read, place) = self._sent_lines.get(part, 0), self._read.get(part, (0, 0))
+            if sent < read:  # all of it is sent again, to a new run
+                read, place = 0, 0
+            lines, place = read_new_lines(storage.join(self.output, name), place)
+            for start in range(sent - read, len(lines), 100):
                 reports = lines[start : start + 100]
                 self._send_metrics(client, [
                     (f"{part}{key}", float(value), round(report.get("time", 0) * 1000), report["step"])
@@ -254,7 +257,8 @@ class Sender:
                 for report in reports:
                     if "verdict" in report:
                         call(client.set_tag, self.run.run_id, "ajepa.verdict", report["verdict"])
-                self._sent_lines[part] = start + len(reports)
+                self._sent_lines[part] = read + start + len(reports)
+            self._read[part] = read + len(lines), place
         self._save_lines()
 
     def _load_lines(self) -> None:

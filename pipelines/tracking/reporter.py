@@ -11,9 +11,9 @@ from typing import Any
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.training.run_folder import append_history
-from pipelines.tracking.history_tail import MOST, move_to_history, read_tail, write_tail
+from pipelines.tracking.history_tail import is_due, move_to_history, read_tail, write_tail
 
-MEASURED = ("effective_rank", "epoch")  # in reports after which an object store's history is written anew
+MEASURED = ("effective_rank", "epoch")  # in reports of evaluations
 
 
 class Reporter:
@@ -23,6 +23,7 @@ class Reporter:
     def __init__(self, output: str, quiet: bool = False) -> None:
         self.output, self.quiet = output, quiet
         self.tails: dict[str, list[dict[str, Any]]] = {}  # in an object store: by folder, not yet in the history
+        self.lines: dict[str, int] = {}  # of the histories there, once they were written
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         report = merge(metrics) | {"time": round(time.time(), 3)}
@@ -49,8 +50,8 @@ class Reporter:
             self.tails[folder] = read_tail(folder)
         tail = self.tails[folder]
         tail.append(report)
-        if len(tail) >= MOST or any(name in report for name in MEASURED):
-            move_to_history(folder, tail)
+        if is_due(len(tail), self.lines.get(folder, 0), any(name in report for name in MEASURED)):
+            self.lines[folder] = move_to_history(folder, tail)
             tail.clear()
         else:
             write_tail(folder, tail)

@@ -3,11 +3,11 @@
 import signal
 
 import pytest
-from helpers.faults import Holds, command, options
+from helpers.faults import Holds, command, options, wait_for
 from helpers.runs import tiny_config
 
 from ajepa import storage
-from ajepa.training.run_folder import HISTORY, TAIL, read_history, read_lines
+from ajepa.training.run_folder import HISTORY, TAIL, read_history, read_lines, read_new_lines
 from pipelines import pretrain
 from pipelines.jobs import pretrain as pretrain_job
 from pipelines.tracking import history_tail, mlflow_run
@@ -81,10 +81,49 @@ def test_a_kill_between_history_and_tail_repeats_no_line(output, mlflow_uri, mon
 
 def test_the_tail_stays_small(output, monkeypatch):
     monkeypatch.setattr(history_tail, "MOST", 3)
-    monkeypatch.setattr("pipelines.tracking.reporter.MOST", 3)
     hear(Reporter(output, quiet=True), 1, 2, 3, 4)
     assert steps_of(output) == [1, 2, 3]
     assert [report["step"] for report in read_lines(f"{output}/{TAIL}")] == [4]
+
+
+def test_a_long_run_writes_its_history_a_bounded_number_of_times_over():
+    """What is written is the whole history with each move: 100,000 reports, an evaluation every fifth."""
+    history, tail, written = 0, 0, 0
+    for number in range(100_000):
+        tail += 1
+        if history_tail.is_due(tail, history, measured=number % 5 == 0):
+            history, tail = history + tail, 0
+            written += history
+    assert written < 600 * history  # 10,000 times over if each evaluation moved it
+
+
+def test_a_history_is_read_on_from_its_last_whole_line(tmp_path):
+    path = tmp_path / HISTORY
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"st')
+    reports, place = read_new_lines(str(path), 0)
+    assert [report["step"] for report in reports] == [1, 2] and place == 24
+    with path.open("ab") as file:
+        file.write(b'ep": 3}\nnot a report\n{"step": 4}\n')
+    reports, place = read_new_lines(str(path), place)
+    assert [report["step"] for report in reports] == [3, 4]
+    assert read_new_lines(str(path), place) == ([], path.stat().st_size)
+    path.write_bytes(b"")
+    assert read_new_lines(str(path), place)[0] == []
+
+
+def test_reports_that_come_while_others_are_sent_come_to_mlflow_once(tmp_path, mlflow_uri):
+    output = str(tmp_path / "run")
+    storage.make_folder(output)
+    reporter, tracker = Reporter(output, quiet=True), begin(output, mlflow_uri)
+    with tracker.recording():
+        for steps in ((1, 2), (3,), (4, 5, 6)):
+            hear(reporter, *steps, loss=0.5)
+            wait_for(lambda last=steps[-1]: last in sent_steps(tracker), "the reports in MLflow")
+    assert sent_steps(tracker) == [1, 2, 3, 4, 5, 6]
+
+
+def sent_steps(tracker):
+    return [m.step for m in tracker.client.get_metric_history(tracker.run_id, "loss")]
 
 
 def test_a_pretraining_stopped_between_two_evaluations_resumes_without_a_gap(output, small_dataset, mlflow_uri):
