@@ -92,13 +92,14 @@ class ShardReader:
             raise UserError(f"holdout {holdout}: from 0 to half of the {dataset.num_clips} clips may be held out")
         self.dataset, self.crop_frames, self.seed, self.window = dataset, crop_frames, seed, window
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.threads = threads or (2 if storage.is_local(dataset.path) else 8)
+        late = not storage.is_local(dataset.path)
+        self.threads = threads or (8 if late else 2)
         self.step = 0
         self.heldout_rows = heldout_rows(seed, dataset.num_clips, holdout)
         everything = np.delete(np.arange(dataset.num_clips), self.heldout_rows)
         draw = epoch_rows or (lambda _: everything)
         self.num_clips = len(draw(0))
-        self._window = ShuffleWindow(window, batch_size, self.num_clips)
+        self._window = ShuffleWindow(window, batch_size, self.num_clips, world_size, late)
         self._source = source = RowGroups(dataset, verify)
 
         # Without `self` in it: a cycle would keep the memory of a reader that is gone until the next collection.

@@ -8,6 +8,7 @@ from ajepa.shards.order import EpochOrder
 from ajepa.shards.schema import ROW_GROUP
 
 STEPS_AHEAD = 4  # steps whose row groups are read ahead of the batches that are ready; fewer of large batches
+GROUPS_AHEAD = 16  # row groups that a rank asks a store for ahead: each takes a connection a third of a second or more
 SMALL = 40  # windows; in an epoch of more, the row groups that are read twice are less than 5% of all
 
 
@@ -18,11 +19,15 @@ class ShuffleWindow:
     Attributes:
         batch_size: clips of a step over all ranks.
         num_clips: of an epoch.
+        world_size: ranks.
+        late: whether row groups come from a store, many at a time but each of them late.
     """
 
     size: int
     batch_size: int
     num_clips: int
+    world_size: int = 1
+    late: bool = False
 
     def epochs(self, step: int) -> tuple[int, int]:
         """The first and the last epoch whose clips a step takes."""
@@ -40,8 +45,10 @@ class ShuffleWindow:
 
     @property
     def steps_ahead(self) -> int:
-        """Steps whose row groups are asked for before their turn: at most half of a window."""
-        return max(1, min(STEPS_AHEAD, self.steps // 2))
+        """Steps whose row groups are asked for before their turn: at most half of a window. Of a store as many as take
+        GROUPS_AHEAD row groups of each rank, so that a large batch on a fast device does not wait for them."""
+        near = max(1, min(STEPS_AHEAD, self.steps // 2))
+        return max(near, -(-GROUPS_AHEAD * ROW_GROUP * self.world_size // self.batch_size)) if self.late else near
 
     @property
     def opening_steps(self) -> int:

@@ -8,6 +8,7 @@ from helpers.reader_data import reader, same, write_shards
 
 from ajepa import retries, storage
 from ajepa.errors import UserError
+from ajepa.shards import shuffle_window
 from ajepa.shards.dataset import open_dataset
 
 pytestmark = pytest.mark.process
@@ -35,6 +36,7 @@ def test_batches_of_a_bucket_are_those_of_the_local_copy(remote, local):
 def test_a_short_break_is_waited_out(remote, local, wire, monkeypatch):
     """The connection is cut in the middle of the stream and there again when the reader has waited once."""
     ask_once(monkeypatch, wire)
+    monkeypatch.setattr(shuffle_window, "GROUPS_AHEAD", 1)  # all there are would be asked for before the cut
     waits = []
     monkeypatch.setattr(retries, "pause", lambda seconds, _: (waits.append(seconds), wire.mend()))
     stream = reader(remote, cache_bytes=0).batches(0, 20, prefetch=1)

@@ -10,6 +10,7 @@ from helpers.reader_data import CONFIG, by_sample, reader, same, write_shards
 
 from ajepa import retries, storage
 from ajepa.errors import UserError
+from ajepa.shards import shuffle_window
 from ajepa.shards.dataset import open_dataset
 from ajepa.shards.schema import ROW_GROUP
 
@@ -17,6 +18,12 @@ pytestmark = pytest.mark.process
 SHARDS = 12  # of one row group each
 STEPS = SHARDS * ROW_GROUP // 24  # of an epoch
 GROUP_BYTES = 2 * CONFIG.n_mels * CONFIG.clip_frames * ROW_GROUP
+
+
+@pytest.fixture(autouse=True)
+def few_ahead(monkeypatch):
+    """As many as there are would be asked for at once."""
+    monkeypatch.setattr(shuffle_window, "GROUPS_AHEAD", 1)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +84,13 @@ def test_two_readers_go_on_with_the_same_clips_after_a_break(remote, local, wire
             wire.break_now()
         same(by_sample(*(next(stream) for stream in readers)), by_sample(wanted))
     assert len(waits) >= 4 and not wire.cut
+
+
+@pytest.mark.parametrize(("batch", "ranks"), [(24, 1), (256, 1), (256, 8), (8192, 64)])
+def test_a_rank_asks_a_store_for_a_number_of_row_groups_ahead_whatever_the_batch(batch, ranks):
+    window = shuffle_window.ShuffleWindow(64, batch, 1 << 20, ranks, late=True)
+    rows = window.steps_ahead * batch / ranks
+    assert shuffle_window.GROUPS_AHEAD * ROW_GROUP <= rows < shuffle_window.GROUPS_AHEAD * ROW_GROUP + batch / ranks
 
 
 def replace(dataset, shard, content):
