@@ -87,7 +87,8 @@ def test_two_readers_go_on_with_the_same_clips_after_a_break(remote, local, wire
 
 
 @pytest.mark.parametrize(("batch", "ranks"), [(24, 1), (256, 1), (256, 8), (8192, 64)])
-def test_a_rank_asks_a_store_for_a_number_of_row_groups_ahead_whatever_the_batch(batch, ranks):
+def test_a_rank_asks_a_store_for_a_number_of_row_groups_ahead_whatever_the_batch(batch, ranks, monkeypatch):
+    monkeypatch.setattr(shuffle_window, "GROUPS_AHEAD", 16)
     window = shuffle_window.ShuffleWindow(64, batch, 1 << 20, ranks, late=True)
     rows = window.steps_ahead * batch / ranks
     assert shuffle_window.GROUPS_AHEAD * ROW_GROUP <= rows < shuffle_window.GROUPS_AHEAD * ROW_GROUP + batch / ranks
