@@ -15,10 +15,11 @@ from pyarrow import fs
 
 from ajepa import storage
 
+LOOPBACK = ("127.0.0.1", "0")  # a port that the server chooses
 SERVER = """
 import sys, threading
 from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server = ThreadedMotoServer(sys.argv[1], int(sys.argv[2]), verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
 threading.Event().wait()
@@ -125,7 +126,9 @@ def s3_server(tmp_path_factory):
     session's Ray, which starts after it."""
     with (
         (tmp_path_factory.mktemp("moto") / "log").open("wb") as log,
-        subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=log, text=True) as server,
+        subprocess.Popen(
+            [sys.executable, "-c", SERVER, *LOOPBACK], stdout=subprocess.PIPE, stderr=log, text=True
+        ) as server,
         pytest.MonkeyPatch.context() as patch,
     ):
         try:
