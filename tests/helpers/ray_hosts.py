@@ -14,7 +14,7 @@ from helpers.hosts import Hosts
 
 WORKERS = ("worker1", "worker2")
 HEAD_PORT, S3_PORT, MLFLOW_PORT = 6379, 9000, 5000
-TOOL = [sys.executable, str(Path(__file__).with_name("store_tool.py"))]
+TOOL = [sys.executable, str(Path(__file__).with_name("hosts_tool.py"))]
 
 
 class RayHosts(Hosts):
@@ -66,11 +66,15 @@ class RayHosts(Hosts):
         more = [f"--node-ip-address={self.address[name]}", "--object-store-memory=150000000"]
         return self.start(name, ["ray", "start", *kind, *more, "--disable-usage-stats"], self.logs / f"{name}-ray")
 
-    def restart(self, *names: str) -> None:
-        """Switch hosts that are off on again, with Ray, as a supervisor of the machines would."""
+    def stop_ray(self, *names: str) -> None:
+        """End what is left of Ray on hosts that are on."""
         for name in names:
-            self.on(name)
-        self.start_ray(*names)
+            self.run(name, ["ray", "stop", "--force"])
+
+    def living(self) -> set[str]:
+        """The hosts that are nodes of the cluster, as its head sees it."""
+        living = self.tool("living").split()
+        return {name for name, address in self.address.items() if address in living}
 
     @contextlib.contextmanager
     def submit(
@@ -103,7 +107,7 @@ class RayHosts(Hosts):
         return self.run("client", [sys.executable, program, *arguments], cwd=str(ROOT))
 
     def tool(self, *arguments: str) -> str:
-        """What tests/helpers/store_tool.py says on the client."""
+        """What tests/helpers/hosts_tool.py says on the client."""
         return self.run("client", [*TOOL, *arguments])
 
     def fetch(self, uri: str) -> Path:

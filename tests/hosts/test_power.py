@@ -4,7 +4,6 @@ import psutil
 import pytest
 from helpers.faults import Holds, assert_same_end, names
 from helpers.ray_hosts import WORKERS
-
 from hosts.conftest import pretraining
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process, pytest.mark.xdist_group("hosts")]
@@ -25,7 +24,8 @@ def test_a_run_whose_host_is_switched_off_ends_as_on_one_host(hosts, shards, run
         job.wait_for(lambda: holds.reached(8), "step 8")
         assert [workers_on(hosts, name) for name in WORKERS] == [1, 1]
         hosts.off("worker2")
-        hosts.restart("worker2")
+        hosts.on("worker2")
+        hosts.start_ray("worker2")
         seconds = job.wait_for(lambda: holds.reached(8), "step 8 again")
         print(f"at step 8 again {seconds:.0f} s after the host was back")
         assert [workers_on(hosts, name) for name in WORKERS] == [1, 1]
