@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without compiled files every process compiles its imports again: 3 s of CPU for torch alone.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup dev demo test test-fast test-cluster test-nightly test-gpu test-eval coverage lint tables bench bench-gpu compat dist clean
+.PHONY: setup dev demo test test-fast test-cluster test-hosts test-nightly test-gpu test-eval coverage lint tables bench bench-gpu compat dist clean
 
 # install(folder, extras): uv takes half a minute where pip takes many; where uv cannot (a mirror that pip alone knows),
 # pip does it.
@@ -44,11 +44,14 @@ $(EVAL)/.eval: pyproject.toml constraints.txt
 demo: setup  ## synthesise sounds, preprocess, pretrain, probe: 4 minutes with AVX-512, 5 with AVX2 alone, on 2 cores
 	$(BIN)/python pipelines/demo.py
 
-test: dev  ## with a real Ray and a real MLflow, in two processes; all but the tests of `make test-cluster`
-	$(BIN)/python -m pytest $(PAIR) -m 'not cluster' --durations=20
+test: dev  ## with a real Ray and a real MLflow, in two processes; all but `make test-cluster` and `make test-hosts`
+	$(BIN)/python -m pytest $(PAIR) -m 'not cluster and not hosts' --durations=20
 
 test-cluster: dev  ## jobs with Ray that lose processes, workers or machines
 	$(BIN)/python -m pytest -m cluster
+
+test-hosts: dev  ## jobs on several hosts, made of namespaces (root, iproute2), and a real Slurm (slurmctld, slurmd, munge)
+	AJEPA_NIGHTLY=1 $(BIN)/python -m pytest -m hosts
 
 test-fast: dev  ## without Ray, without processes of their own, and without what takes five seconds or more
 	$(BIN)/python -m pytest $(PAIR) -m 'not ray and not process and not slow'

@@ -4,7 +4,7 @@ python hosts_tool.py make-bucket NAME
 python hosts_tool.py upload FOLDER URI
 python hosts_tool.py download URI FOLDER
 python hosts_tool.py runs OUTPUT          the state of each MLflow run with this parameter `output`
-    python hosts_tool.py living               the addresses of the nodes of the Ray cluster
+    python hosts_tool.py wait-for-nodes ADDRESS...   until these alone are the nodes of the Ray cluster
 """
 
 import sys
@@ -25,6 +25,13 @@ def copy(source: str, target: str) -> None:
     fs.copy_files(path, place, a, b)
 
 
+def list_files(uri: str) -> None:
+    from ajepa import storage
+
+    for name, _ in storage.list_files(uri):
+        print(name)
+
+
 def runs(output: str) -> None:
     import mlflow
 
@@ -34,17 +41,30 @@ def runs(output: str) -> None:
         print(run.info.status)
 
 
-def living() -> None:
+def wait_for_nodes(*addresses: str) -> None:
     import json
     import os
+    import time
     from urllib.request import Request, urlopen
 
-    token = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
-    with urlopen(Request(f"{os.environ['RAY_API_SERVER_ADDRESS']}/nodes?view=summary", headers=token)) as answer:
-        nodes = json.load(answer)["data"]["summary"]
-    print(*(node["ip"] for node in nodes if node["raylet"]["state"] == "ALIVE"))
+    url = f"{os.environ['RAY_API_SERVER_ADDRESS']}/nodes?view=summary"
+    asked = Request(url, headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"})
+    living: set[str] = set()
+    while living != set(addresses):
+        time.sleep(1)
+        with urlopen(asked) as answer:
+            nodes = json.load(answer)["data"]["summary"]
+        living = {node["ip"] for node in nodes if node["raylet"]["state"] == "ALIVE"}
 
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    {"make-bucket": make_bucket, "upload": copy, "download": copy, "runs": runs, "living": living}[command](*arguments)
+    commands = {
+        "make-bucket": make_bucket,
+        "upload": copy,
+        "download": copy,
+        "list": list_files,
+        "runs": runs,
+        "wait-for-nodes": wait_for_nodes,
+    }
+    commands[command](*arguments)

@@ -71,10 +71,9 @@ class RayHosts(Hosts):
         for name in names:
             self.run(name, ["ray", "stop", "--force"])
 
-    def living(self) -> set[str]:
-        """The hosts that are nodes of the cluster, as its head sees it."""
-        living = self.tool("living").split()
-        return {name for name, address in self.address.items() if address in living}
+    def wait_for_nodes(self, *names: str) -> None:
+        """Until these hosts, and no others, are the nodes of the cluster, as its head sees it."""
+        self.tool("wait-for-nodes", *(self.address[name] for name in names))
 
     @contextlib.contextmanager
     def submit(

@@ -1,13 +1,15 @@
 """A Slurm of Debian's packages: its controller on one host, its daemons on two nodes (see `helpers.hosts`). All of them
 see the checkout and /mnt, as Slurm's nodes see a shared file system."""
 
+import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from helpers import hosts
-from helpers.faults import ROOT, wait_for
+from helpers.faults import ROOT, Command, wait_for
 
 NODES = ("node1", "node2")
 OWN = "/root/slurm"  # on the disk of each host: sockets, state, keys
@@ -66,16 +68,22 @@ class SlurmHosts(hosts.Hosts):
         self.start("control", ["slurmctld", "-D"], self.logs / "slurmctld")
         for name in NODES:
             self.start(name, ["slurmd", "-D"], self.logs / f"{name}-slurmd")
-        wait_for(lambda: self._idle() == len(NODES), "the nodes of Slurm")
+        self.run(
+            "control",
+            ["bash", "-c", f"until [[ $(sinfo -hN -o %T | grep -c idle) == {len(NODES)} ]]; do sleep 1; done"],
+        )
 
-    def _idle(self) -> int:
-        return self.run("control", ["sinfo", "--noheader", "--Node", "--format=%T"], code=None).split().count("idle")
-
-    def submit(self, *arguments: str, log: str) -> str:
-        """The number of a job: `sbatch ARGUMENTS` in the project's folder; its log is /mnt/LOG."""
-        argv = ["sbatch", f"--output=/mnt/{log}", "--open-mode=append", *arguments]
-        return re.findall(r"Submitted batch job (\d+)", self.run("control", argv, cwd=str(ROOT)))[0]
-
-    def state(self, job: str) -> str:
-        """What Slurm says of a job: PENDING, RUNNING, COMPLETED, FAILED, ..."""
-        return re.findall(r"JobState=(\w+)", self.run("control", ["scontrol", "show", "job", job]))[0]
+    @contextlib.contextmanager
+    def submit(self, *arguments: str, name: str) -> Iterator[tuple[str, Command]]:
+        """(number, log and end of a job): `sbatch ARGUMENTS` in the project's folder, which ends with the job."""
+        answer, log = self.logs / f"{name}-sbatch", self.shared / f"{name}.log"
+        log.touch()
+        argv = ["sbatch", "--wait", f"--output=/mnt/{log.name}", "--open-mode=append", *arguments]
+        process = self.start("control", argv, answer, cwd=str(ROOT))
+        try:
+            wait_for(lambda: "\n" in answer.read_text(), "an answer of sbatch")
+            yield re.findall(r"Submitted batch job (\d+)", answer.read_text())[0], Command(process, log)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()

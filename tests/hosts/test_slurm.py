@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from helpers.faults import ROOT, WIDE, Holds, assert_same_end, options, wait_for
+from helpers.faults import ROOT, WIDE, Holds, assert_same_end, options
 from helpers.slurm_hosts import SlurmHosts, missing
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process, pytest.mark.xdist_group("hosts")]
@@ -33,29 +33,22 @@ def run_alone(slurm):
     return slurm.shared / "alone"
 
 
-def ended(slurm, job: str, log: str) -> str:
-    """The log of a job that came to its end."""
-    wait_for(lambda: slurm.state(job) not in ("PENDING", "RUNNING", "COMPLETING"), "the end of the job")
-    text = (slurm.shared / log).read_text()
-    assert slurm.state(job) == "COMPLETED", text
-    return text
-
-
 def test_a_job_on_two_nodes(slurm, run_alone):
     command = ["--nodes=2", "cluster/slurm.sh", "python", "pipelines/pretrain.py", *pretraining("two")]
-    text = ended(slurm, slurm.submit(*command, log="two.log"), "two.log")
-    assert "2 nodes joined Ray" in text
+    with slurm.submit(*command, name="two") as (_, job):
+        assert job.wait() == 0, job.text
+    assert "2 nodes joined Ray" in job.text
     assert_same_end(slurm.shared / "two", run_alone)
 
 
 def test_a_job_that_is_queued_again_goes_on(slurm, run_alone):
     holds = Holds(slurm.shared / "holds", 8)
     program = ["python", "tests/helpers/held_pretrain.py", "/mnt/holds", *pretraining("again")]
-    job = slurm.submit("--nodes=2", "--requeue", "cluster/slurm.sh", *program, log="again.log")
-    wait_for(lambda: holds.reached(8), "step 8", lambda: slurm.state(job) in ("PENDING", "RUNNING"))
-    slurm.run("control", ["scontrol", "requeue", job])
-    holds.release(8)
-    text = ended(slurm, job, "again.log")
-    assert text.count("2 nodes joined Ray") == 2
-    assert "resuming at step" in text
+    with slurm.submit("--nodes=2", "--requeue", "cluster/slurm.sh", *program, name="again") as (number, job):
+        job.wait_for(lambda: holds.reached(8), "step 8")
+        slurm.run("control", ["scontrol", "requeue", number])
+        holds.release(8)
+        assert job.wait() == 0, job.text
+    assert job.text.count("2 nodes joined Ray") == 2
+    assert "resuming at step" in job.text
     assert_same_end(slurm.shared / "again", run_alone)

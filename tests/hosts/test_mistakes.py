@@ -1,0 +1,58 @@
+"""Mistakes that only several hosts allow: one line that says what to do, exit code 2, and nothing left behind."""
+
+import pytest
+from helpers.faults import ROOT
+from hosts.conftest import pretraining
+
+pytestmark = [pytest.mark.hosts, pytest.mark.process, pytest.mark.xdist_group("hosts")]
+
+
+def refused(hosts, name: str, arguments: list[str], **environment: str) -> str:
+    """The one line that pretrain.py ends with on a host."""
+    argv = ["python", "pipelines/pretrain.py", *arguments]
+    announced, *rest = hosts.run(name, argv, code=2, cwd=str(ROOT), **environment).splitlines()
+    assert announced.startswith("pretrain: ")
+    assert len(rest) == 1 and rest[0].startswith("error: "), "\n".join(rest)
+    return rest[0]
+
+
+def refused_job(hosts, arguments: list[str]) -> str:
+    """The line with which pretrain.py ends as a job."""
+    printed = hosts.job("pipelines/pretrain.py", *arguments, code=1)
+    assert "Traceback" not in printed
+    [line] = [line for line in printed.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_a_wrong_token(hosts, shards):
+    address = f"{hosts.address['head']}:6379"
+    arguments = pretraining(shards, "s3://sounds/token")
+    line = refused(hosts, "worker1", arguments, RAY_ADDRESS=address, RAY_AUTH_TOKEN="0" * 64)
+    assert "token" in line
+    assert hosts.tool("list", "s3://sounds/token") == ""
+
+
+def test_a_head_that_is_not_there(hosts, shards):
+    arguments = pretraining(shards, "s3://sounds/headless")
+    assert "no Ray cluster answers" in refused(hosts, "worker1", arguments, RAY_ADDRESS="10.201.0.99:6379")
+    assert hosts.tool("list", "s3://sounds/headless") == ""
+
+
+def test_a_host_that_is_no_node(hosts, shards):
+    address = f"{hosts.address['head']}:6379"
+    line = refused(hosts, "client", pretraining(shards, "s3://sounds/nodeless"), RAY_ADDRESS=address)
+    assert "ray job submit" in line
+    assert hosts.tool("list", "s3://sounds/nodeless") == ""
+
+
+def test_the_address_of_the_dashboard(hosts, shards):
+    arguments = pretraining(shards, "s3://sounds/dashboard")
+    assert "ray job submit" in refused(hosts, "client", arguments, RAY_ADDRESS="http://head:8265")
+
+
+def test_a_bucket_that_does_not_exist(hosts, shards):
+    assert "nowhere" in refused_job(hosts, pretraining(shards, "s3://nowhere/run"))
+
+
+def test_an_output_that_only_one_host_sees(hosts, shards):
+    assert "/root/run" in refused_job(hosts, pretraining(shards, "/root/run"))
