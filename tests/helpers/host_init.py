@@ -32,7 +32,7 @@ def mount_disk(disk: Path, shared: Path, names: Path, visible: list[Path]) -> No
             place.mkdir(parents=True, exist_ok=True)
         mount("--bind", folder, place)
         mount("-o", "remount,bind,ro", place)
-    mount("-t", "tmpfs", "-o", "size=2g", "tmpfs", "/dev/shm")
+    mount("-t", "tmpfs", "-o", "size=16g", "tmpfs", "/dev/shm")
     mount("--bind", names, "/etc/hosts")
     mount("--bind", "/dev/null", "/etc/resolv.conf")  # a name that is not in /etc/hosts is unknown at once
     mount("--bind", shared, "/mnt")
