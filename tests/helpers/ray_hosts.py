@@ -27,6 +27,7 @@ class RayHosts(Hosts):
         names = ("head", *WORKERS, "store", "tracking", "client")
         environment = {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # else all else that runs on this machine goes first
             "RAY_API_SERVER_ADDRESS": "http://head:8265", "MLFLOW_TRACKING_URI": f"http://tracking:{MLFLOW_PORT}",
             "AWS_ENDPOINT_URL": f"http://store:{S3_PORT}", "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",

@@ -50,7 +50,9 @@ class SlurmHosts(hosts.Hosts):
     """control, node1 and node2 with one CPU each. Jobs are submitted on control."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, ("control", *NODES), {"SLURM_CONF": "/mnt/slurm.conf"})
+        super().__init__(folder, ("control", *NODES), {
+            "SLURM_CONF": "/mnt/slurm.conf", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0",
+        })  # fmt: skip
         (self.shared / "slurm.conf").write_text(CONFIG)
         key = os.urandom(128)
         for name in ("control", *NODES):
