@@ -38,7 +38,7 @@ def test_preprocess(hosts, sounds, shards):
         for output in (shards[0], "s3://sounds/shards-alone")
     )
     assert ours["content_hash"] == theirs["content_hash"]
-    assert (ours["mean"], ours["std"]) == (theirs["mean"], theirs["std"])
+    assert ours | {"mlflow_run": ""} == theirs | {"mlflow_run": ""}  # statistics, counts, plan
 
 
 def test_pretrain(hosts, run, run_alone):
