@@ -22,6 +22,8 @@ def copy(source: str, target: str) -> None:
     from ajepa import storage
 
     (a, path), (b, place) = storage.resolve(source), storage.resolve(target)
+    if isinstance(b, fs.LocalFileSystem):
+        b.create_dir(place)
     fs.copy_files(path, place, a, b)
 
 
