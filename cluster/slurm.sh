@@ -8,6 +8,7 @@
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
@@ -80,4 +81,14 @@ while joined < wanted:
 print(f"{joined} nodes joined Ray", flush=True)
 PYTHON
 
-"$@"
+# Two minutes before the time limit Slurm sends USR1 to this script alone: the command writes a checkpoint and ends.
+trap 'kill "$command"' USR1
+"$@" &
+command=$!
+code=0
+wait "$command" || code=$?
+if kill -0 "$command" 2>/dev/null; then # the signal came
+  code=0
+  wait "$command" || code=$?
+fi
+exit "$code"

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from helpers.faults import ROOT, WIDE, Holds, assert_same_end, options
+from helpers.faults import ROOT, WIDE, Holds, assert_same_end, checkpoints, options
 from helpers.slurm_hosts import SlurmHosts, missing
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process, pytest.mark.xdist_group("hosts")]
@@ -52,3 +52,14 @@ def test_a_job_that_is_queued_again_goes_on(slurm, run_alone):
     assert job.text.count("2 nodes joined Ray") == 2
     assert "resuming at step" in job.text
     assert_same_end(slurm.shared / "again", run_alone)
+
+
+def test_before_the_time_limit_a_job_writes_a_checkpoint(slurm, run_alone):
+    """The signal that Slurm sends then, sent now."""
+    holds = Holds(slurm.shared / "limit-holds", 8)
+    program = ["python", "tests/helpers/held_pretrain.py", "/mnt/limit-holds", *pretraining("limit")]
+    with slurm.submit("--nodes=2", "cluster/slurm.sh", *program, name="limit") as (number, job):
+        job.wait_for(lambda: holds.reached(8), "step 8")
+        slurm.run("control", ["scancel", "--batch", "--signal=USR1", number])
+        assert job.wait() == 143, job.text
+    assert checkpoints(slurm.shared / "limit")[-1] in (8, 9)
