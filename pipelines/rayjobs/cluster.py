@@ -42,7 +42,11 @@ def _start_ray(ray: Any, num_cpus: int | None, dashboard: bool) -> None:
         try:
             ray.init(logging_level="WARNING")
         except Exception as error:  # no narrower one: another version, a wrong token, no node on this machine
-            raise UserError(f"cannot join the Ray cluster at RAY_ADDRESS={address}: {one_line(error)}") from error
+            raise UserError(
+                f"cannot join the Ray cluster at RAY_ADDRESS={address} ({one_line(error)}): this host must be a node "
+                "of it (`ray start --address=...`), with its token and its version of Ray; from any other host use "
+                "`ray job submit`"
+            ) from error
         return
     # Ray's workers are niced by 15: beside anything else that wants the CPUs they would get a thirtieth of them.
     os.environ.setdefault("RAY_worker_niceness", "0")
