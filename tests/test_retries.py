@@ -134,6 +134,12 @@ def test_whoever_stops_does_not_wait():
     assert time.monotonic() - begin < sum(retries.WAITS)
 
 
+def test_a_bucket_that_does_not_exist_is_not_waited_for(s3):
+    with pytest.raises(OSError, match="NO_SUCH_BUCKET") as raised:
+        storage.write_text("s3://nowhere/key", "text")
+    assert not isinstance(raised.value, retries.UnreachableError)
+
+
 @pytest.mark.parametrize("at", [b"step-00000005", b"history", b"run.json"])
 def test_a_training_outlives_a_store_that_goes_away(
     at, small_dataset, s3, wire, tmp_path, mlflow_uri, monkeypatch, capsys
