@@ -54,6 +54,7 @@ class Hosts:
         self.environment = {
             "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "PYTHONPATH": str(ROOT), "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",  # what a program prints is in its log at once
             **{name: value for name, value in os.environ.items() if name.startswith("OPENBLAS_")},
             **environment,
         }  # fmt: skip
