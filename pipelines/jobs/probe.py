@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tempfile
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from ajepa.shards.labels import read_labels
 from pipelines.cli.arguments import choose_threads
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import warn_relative_output
+from pipelines.rayjobs.cluster import require_head
 from pipelines.reports.probe_report import publish, write_outputs
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining, recorded_uri
@@ -48,8 +50,34 @@ RANDOM_SEED = 1000  # of the first random initialisation: no pretraining starts 
 
 
 def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
-    """Probe, write tables and pictures, record them in MLflow; returns the table's rows."""
+    """Probe, write tables and pictures, record them in MLflow; returns the table's rows. With --device cuda that is done
+    on a node of the cluster that has a GPU, if this one has none."""
     layers = check(args)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        return elsewhere(args, layers, parent)
+    return probe_here(args, layers, parent)
+
+
+def elsewhere(args: ProbeArgs, layers: list[int] | None, parent: str | None) -> list[Row]:
+    """The same on a node of the cluster that has a GPU.
+
+    Raises:
+        UserError: there is no cluster, or none with a GPU.
+    """
+    if not require_head():
+        raise UserError("--device cuda: there is no GPU here")
+    from pipelines.rayjobs.gpu_node import run_on_gpu_node
+
+    paths = tuple(storage.absolute(path) for path in args.encoder)
+    args = dataclasses.replace(args, encoder=paths, data=storage.absolute(args.data))
+    folders = {"--data": args.data, **{f"--encoder {path}": path for path in paths}}
+    output = storage.absolute(args.output or paths[0])
+    return run_on_gpu_node(partial(probe_here, args, layers, parent), output, args.threads, folders)
+
+
+def probe_here(args: ProbeArgs, layers: list[int] | None, parent: str | None) -> list[Row]:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU on a node whose GPU Ray knows: see its driver and its torch")
     torch.set_num_threads(choose_threads(args.threads, 1))
     device = _device(args.device)
     paths = [storage.absolute(path) for path in args.encoder]
@@ -119,8 +147,6 @@ def check(args: ProbeArgs) -> list[int] | None:
         )
     if attentive and weighted:
         raise UserError("--pooling attentive goes with --combine concat alone")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no GPU here")
     if args.layers is None:
         if weighted:
             raise UserError("--combine weighted needs --layers, like --layers 1,2,3")
