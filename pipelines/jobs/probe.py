@@ -50,8 +50,8 @@ RANDOM_SEED = 1000  # of the first random initialisation: no pretraining starts 
 
 
 def main(args: ProbeArgs, *, parent: str | None = None) -> list[Row]:
-    """Probe, write tables and pictures, record them in MLflow; returns the table's rows. With --device cuda that is done
-    on a node of the cluster that has a GPU, if this one has none."""
+    """Probe, write tables and pictures, record them in MLflow; returns the table's rows. With --device cuda that is
+    done on a node of the cluster that has a GPU, if this one has none."""
     layers = check(args)
     if args.device == "cuda" and not torch.cuda.is_available():
         return elsewhere(args, layers, parent)
