@@ -24,7 +24,7 @@ from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.order import EpochOrder, epoch_order, heldout_rows
 from ajepa.shards.row_groups import PrefetchCache, RowGroup, RowGroups
 from ajepa.shards.schema import ROW_GROUP
-from ajepa.shards.shuffle_window import ShuffleWindow, last_places
+from ajepa.shards.shuffle_window import GROUPS_AHEAD, ShuffleWindow, last_places
 
 CROP_STREAM = 1  # of counter_rng.uniform
 FIXED_SAMPLES = 1 << 40  # samples from here on are crops of a fixed set, never reached by training
@@ -56,7 +56,7 @@ class ShardReader:
         holdout: clips that are never in the training stream: see `heldout_rows` and `crops_of`.
         verify: check each row against its digest the first time this reader reads it.
         threads: that read and check row groups for `batches` and `crops_of`, each with one in hand; by default 2, and
-            8 for an object store, which answers late but many at a time.
+            16 for an object store, which answers late but many at a time.
         cache_bytes: a dataset that fits is kept in memory whole; of a larger one the row groups in use are, and where
             there is room, in a dataset of few, those that an epoch comes back to.
 
@@ -93,7 +93,7 @@ class ShardReader:
         self.dataset, self.crop_frames, self.seed, self.window = dataset, crop_frames, seed, window
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         late = not storage.is_local(dataset.path)
-        self.threads = threads or (8 if late else 2)
+        self.threads = threads or (GROUPS_AHEAD if late else 2)
         self.step = 0
         self.heldout_rows = heldout_rows(seed, dataset.num_clips, holdout)
         everything = np.delete(np.arange(dataset.num_clips), self.heldout_rows)

@@ -83,8 +83,7 @@ def test_64_readers_of_4_000_shards(two_million, batch):
         reader._groups.drop(lambda _: True)
         reader._groups._make = lambda group, real=real, groups=groups: (groups.append(group), real(group))[1]
         began = time.perf_counter()
-        for _ in reader.batches(0, steps):
-            held.append(len(reader._groups))
+        held += [len(reader._groups) for _ in reader.batches(0, steps)]
         rates.append(len(first.rows) * steps / (time.perf_counter() - began))
         read += sum(int(reader._source.sizes[group]) for group in groups)
     edges = ROW_GROUP // 2 * 64  # row groups in use at either end of the stretch are counted whole
@@ -112,7 +111,7 @@ def test_memory_of_the_orders_of_two_million_clips(two_million):
 @pytest.mark.parametrize("late", [False, True], ids=["near", "late"])
 def test_a_store_of_50_ms_and_46_mb_a_second(two_million, batch, ranks, late):
     """Steps of one rank that wait where a row group takes 0.41 s, and a GPU takes 1,494 clips/s."""
-    reader = rank_of(two_million, 1, batch, ranks, threads=8)
+    reader = rank_of(two_million, 1, batch, ranks, threads=16)
     reader._window = dataclasses.replace(reader._window, late=late)
     real = reader._groups._make
 
@@ -153,8 +152,9 @@ def test_the_plan_of_ten_million_clips(tmp_path):
 
 
 REPORT = {
-    "step": 1, "loss": 0.1234, "grad_norm": 1.2345, "target_std": 0.31, "prediction_std": 0.22, "lr": 1.5e-4, "ema": 0.996,
-    "weight_decay": 0.05, "total_steps": 10**6, "share": 1 / RANKS, "averaged": ["loss", "target_std", "prediction_std"],
+    "step": 1, "loss": 0.1234, "grad_norm": 1.2345, "target_std": 0.31, "prediction_std": 0.22, "lr": 1.5e-4,
+    "ema": 0.996, "weight_decay": 0.05, "total_steps": 10**6, "share": 1 / RANKS,
+    "averaged": ["loss", "target_std", "prediction_std"],
     "seconds_per_step": 0.1, "clips_per_second": 1500.0, "data_wait": 0.01,
 }  # fmt: skip
 
