@@ -70,7 +70,7 @@ def test_kinds():
 
 def test_every_file_opens_with_what_it_is_and_its_command():
     for path in CLUSTER.iterdir():
-        if path.name != "README.md":
+        if path.suffix != ".md":
             head = path.read_text().removeprefix("#!/usr/bin/env bash\n").splitlines()[:3]
             assert all(line.startswith("# ") for line in head), path.name
             assert re.search(r"docker build|kubectl apply|ray up|sbatch", "\n".join(head)), path.name
