@@ -2,7 +2,7 @@
 
 import pytest
 from helpers.faults import ROOT
-from hosts.conftest import pretraining
+from hosts.conftest import preprocessing, pretraining
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process, pytest.mark.xdist_group("hosts")]
 
@@ -17,9 +17,9 @@ def refused(hosts, name: str, arguments: list[str], **environment: str) -> str:
     return rest[0]
 
 
-def refused_job(hosts, arguments: list[str]) -> str:
-    """The line with which pretrain.py ends as a job."""
-    printed = hosts.job("pipelines/pretrain.py", *arguments, code=1)
+def refused_job(hosts, program: str, arguments: list[str]) -> str:
+    """The line with which a command ends as a job."""
+    printed = hosts.job(f"pipelines/{program}.py", *arguments, code=1)
     assert "Traceback" not in printed
     assert "failed with exit code 2" in printed
     [line] = {line for line in printed.splitlines() if line.startswith("error: ")}  # Ray prints the end twice
@@ -53,9 +53,12 @@ def test_the_address_of_the_dashboard(hosts, shards):
 
 
 def test_a_bucket_that_does_not_exist(hosts, shards):
-    assert "nowhere" in refused_job(hosts, pretraining(shards, "s3://nowhere/run"))
+    assert "nowhere" in refused_job(hosts, "pretrain", pretraining(shards, "s3://nowhere/run"))
 
 
-def test_an_output_that_only_one_host_sees(hosts, shards):
-    line = refused_job(hosts, pretraining(shards, "/root/run"))
-    assert "--output '/root/run' is on this machine alone: node worker" in line and "s3://" in line
+@pytest.mark.parametrize("program", ["pretrain", "preprocess"])
+def test_an_output_that_only_one_host_sees(program, hosts, sounds, shards):
+    given = {"pretrain": lambda out: pretraining(shards, out), "preprocess": lambda out: preprocessing(sounds, out)}
+    line = refused_job(hosts, program, given[program]("/root/new"))
+    assert "--output '/root/new' is on this machine alone: node worker" in line and "s3://" in line
+    assert "new" not in hosts.run("head", ["ls", "/root"]).split()
