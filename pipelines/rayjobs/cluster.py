@@ -1,17 +1,19 @@
 """The Ray that a command finds or starts. Ray itself is imported when one is needed."""
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ajepa.errors import UserError, one_line
 from pipelines.rayjobs.ray_internals import is_token_refused, silence_token
 
 START_ATTEMPTS = 3
+API_SERVER = "RAY_API_SERVER_ADDRESS"  # environment variable of Ray
 CONNECT_SECONDS = 10.0  # until a head that does not answer counts as away
 TOO_LATE = "timed out during startup"  # in what Ray raises where its processes do not start within fixed times
 
@@ -57,13 +59,30 @@ def _start_ray(ray: Any, num_cpus: int | None, dashboard: bool) -> None:
     options = {"address": "local", "num_cpus": num_cpus, "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
     for attempt in range(START_ATTEMPTS):
         try:
-            ray.init(**options, logging_level="WARNING")
+            with _naming_dashboard(options) if dashboard else contextlib.nullcontext():
+                ray.init(**options, logging_level="WARNING")
             return
         except Exception as error:  # Ray raises no narrower one
             ray.shutdown()
             if TOO_LATE not in str(error) or attempt + 1 == START_ATTEMPTS:
                 raise
             print("Ray did not start in its 30 s, other processes want this machine: trying again", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _naming_dashboard(options: dict[str, Any]) -> Iterator[None]:
+    """Inside, Ray's processes are started with the address of their own dashboard. Ray Train asks it for actors, and
+    would else look for a cluster on this machine: it may find another one, or the file that a killed one left."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        options["dashboard_port"] = free.getsockname()[1]
+    before = os.environ.get(API_SERVER)
+    os.environ[API_SERVER] = f"http://127.0.0.1:{options['dashboard_port']}"
+    try:
+        yield
+    finally:
+        del os.environ[API_SERVER]
+        if before is not None:
+            os.environ[API_SERVER] = before
 
 
 def require_head() -> str:

@@ -25,6 +25,7 @@ def one_line_failures() -> Iterator[None]:
         raise FailedError(_said(one_line(cause))) from error
     except ray.train.WorkerGroupError as error:
         rank, cause = min(error.worker_failures.items())
+        cause = getattr(cause, "health_check_failure", cause)  # of a worker that died
         raise FailedError(_said(f"worker {rank}: {type(cause).__name__}: {one_line(cause)}")) from error
     except ray.exceptions.RayTaskError as error:
         lines = [line for line in str(error).splitlines() if ray_internals.ERROR_LINE.match(line)]

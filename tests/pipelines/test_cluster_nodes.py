@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,17 @@ def test_a_token_that_the_cluster_refuses_is_one_line(wrong, guarded, small_data
         assert run.wait() == 2, run.text
     assert f"error: the Ray cluster at RAY_ADDRESS={address} refuses this command's token" in run.text
     assert not (tmp_path / "run").exists()
+
+
+def test_the_address_that_a_killed_ray_left_is_not_used(small_dataset, tmp_path, mlflow_uri):
+    """Ray Train's processes asked there for their own actors, and waited for an answer at the end of each run."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # paths of sockets are short
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+        argv = options(small_dataset.path, tmp_path / "run", mlflow_uri, "--num-workers", "1", steps=2)
+        with command(argv, tmp_path / "log", RAY_TMPDIR=folder) as run:
+            assert run.wait() == 0, run.text
+    assert "PlacementGroup" not in run.text and "Traceback" not in run.text, run.text
 
 
 def test_without_an_address_no_cluster_is_joined(guarded):

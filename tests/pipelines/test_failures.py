@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def refused(work, capfd):
     ("fail", "what"),
     [
         (lambda: int("no number"), "worker 0: ValueError: invalid literal for int() with base 10: 'no number'"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "died"),
+        (lambda: time.sleep(3) or os.kill(os.getpid(), signal.SIGKILL), "worker 0: ActorDiedError: The actor died"),
     ],
     ids=["raises", "dies"],
 )
