@@ -14,6 +14,7 @@ from ajepa.errors import UserError
 T = TypeVar("T")
 
 WAITS = (1.0, 5.0)  # seconds before another try; each try already holds the client's own retries
+SILENT = 10.0  # of such a try, after which the store is said to be away
 LONG_WAIT = 15.0  # between the tries after these, of a store that has answered before
 PATIENCE = "AJEPA_STORE_PATIENCE"  # environment variable: seconds for which such a store is asked again
 DEFAULT_PATIENCE = 600.0
@@ -85,7 +86,8 @@ def again_and_again(store: str, path: str, work: Callable[[], T], stopped: threa
             left = begin + seconds - monotonic()
             if (tries >= len(WAITS) and left <= 0) or (stopped is not None and stopped.is_set()):
                 raise UnreachableError(f"cannot reach {path!r}: {reason}") from error
-            if tries >= len(WAITS):
+            # Where packets are lost, a single try takes a minute or two.
+            if left > 0 and (tries >= len(WAITS) or monotonic() - begin > SILENT):
                 waiting = True
                 _say_away(store, left, reason)
         else:

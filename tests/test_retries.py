@@ -49,6 +49,19 @@ def test_a_store_that_never_answered_is_given_up_at_once(clock, capsys):
     assert clock[0] == sum(retries.WAITS) and capsys.readouterr().err == ""
 
 
+def test_a_store_that_answers_late_if_at_all_is_said_after_the_first_try(clock, capsys):
+    """As one whose packets are lost: the client's own tries take a minute."""
+    ask(failing(0))
+
+    def slow(work=failing(2)):
+        clock[0] += 60
+        return work()
+
+    assert ask(slow) == "there"
+    away, back = capsys.readouterr().err.splitlines()
+    assert "s3://bucket does not answer: asking again for 40 s" in away and "answers again after" in back
+
+
 @pytest.mark.parametrize("answer", [lambda: "there", FileNotFoundError("no such key"), OSError("HTTP status 403")])
 def test_a_store_that_has_answered_is_waited_for(clock, capsys, answer):
     try:
