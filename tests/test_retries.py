@@ -53,7 +53,9 @@ def test_a_store_that_answers_late_if_at_all_is_said_after_the_first_try(clock, 
     """As one whose packets are lost: the client's own tries take a minute."""
     ask(failing(0))
 
-    def slow(work=failing(2)):
+    work = failing(2)
+
+    def slow():
         clock[0] += 60
         return work()
 
