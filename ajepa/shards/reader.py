@@ -54,7 +54,7 @@ class ShardReader:
         epoch_rows: the rows of an epoch in ascending order, always as many; a row may come several times. By default
             all rows that are not held out.
         holdout: clips that are never in the training stream: see `heldout_rows` and `crops_of`.
-        verify: check each row against its digest the first time this reader reads it.
+        verify: check each row against its digest the first time this reader reads it; from a store every time.
         threads: that read and check row groups for `batches` and `crops_of`, each with one in hand; by default 2, and
             16 for an object store, which answers late but many at a time.
         cache_bytes: a dataset that fits is kept in memory whole; of a larger one the row groups in use are, and where

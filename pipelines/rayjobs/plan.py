@@ -117,7 +117,8 @@ def prepare_output(
         storage.make_folder(storage.join(output, folder))
     if manifest.missing:
         storage.write_text(storage.join(output, MISSING), "".join(f"{clip}\n" for clip in manifest.missing))
-    for first in range(0, manifest.clips.num_rows, size * BLOCKS_A_FILE):
+    rows = manifest.clips.num_rows
+    for first in range(0, rows, size * BLOCKS_A_FILE if rows else 1):
         with storage.atomic_output(storage.join(output, manifest_file(first // size))) as stream:
             pq.write_table(manifest.clips.slice(first, size * BLOCKS_A_FILE), stream, row_group_size=size)
     storage.write_text(storage.join(output, job.plan), json.dumps(plan))
