@@ -157,7 +157,7 @@ REPORT = {
     "step": 1, "loss": 0.1234, "grad_norm": 1.2345, "target_std": 0.31, "prediction_std": 0.22, "lr": 1.5e-4,
     "ema": 0.996, "weight_decay": 0.05, "total_steps": 10**6, "share": 1 / RANKS,
     "averaged": ["loss", "target_std", "prediction_std"],
-    "seconds_per_step": 0.1, "clips_per_second": 1500.0, "data_wait": 0.01,
+    "seconds_per_step": 0.1, "clips_per_second": 1500.0, "data_wait": 0.01, "checkpoint_wait": 0.0,
 }  # fmt: skip
 
 
