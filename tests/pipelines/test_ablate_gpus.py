@@ -53,7 +53,7 @@ def run_trial(params, job, trials, uri):
         raise ValueError("its loss is not finite")
 
 ablate.run_trial = run_trial
-ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, logging_level="WARNING")
+ray.init(address="local", num_cpus=8, num_gpus=2, include_dashboard=False, logging_level="WARNING")
 args = AblateArgs(tables=("masking_ratio",), values=("0.5", "0.6", "0.7", "0.8"), data=data, output=output, seeds=1,
                   mlflow_uri="http://ann:hunter2@127.0.0.1:9", gpus_per_trial=float(more[0]) if more else None)
 try:
@@ -77,7 +77,7 @@ def run_trial(params, job, trials, uri):
     ablate.run_trial(params, job, trials, uri)
 
 ablate.run_trial = run_trial
-ray.init(num_cpus=1, include_dashboard=False, logging_level="WARNING")
+ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="WARNING")
 ablate.main(AblateArgs(tables=("masking_ratio",), values=("0.5", "0.6"), data=data, output=output, seeds=1,
                        config=first, protocol=("knn",), mlflow_uri=more[0]))
 """

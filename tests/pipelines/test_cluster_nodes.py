@@ -87,23 +87,27 @@ def test_an_output_that_one_node_does_not_see_is_refused(
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
-    """The address of a head that wants a token, and the environment that it accepts."""
+    """The address of a head that wants a token, the environment that it accepts, and its RAY_TMPDIR."""
     right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "1" * 64}
     log = tmp_path_factory.mktemp("head") / "log"
+    own = Path(tempfile.mkdtemp(dir="/tmp"))  # it leaves its address there; paths of sockets are short
     argv = [RAY, "start", "--head", "--port=0", "--num-cpus=0", "--include-dashboard=false", "--block"]
     with log.open("w") as stream:
-        head = subprocess.Popen(argv, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | right)
+        head = subprocess.Popen(
+            argv, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | right | {"RAY_TMPDIR": str(own)}
+        )
     try:
         wait_for(lambda: "--address='" in log.read_text(), "the head", lambda: head.poll() is None)
-        yield log.read_text().partition("--address='")[2].partition("'")[0], right
+        yield log.read_text().partition("--address='")[2].partition("'")[0], right, str(own)
     finally:
         head.terminate()
         head.wait()
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.mark.parametrize("wrong", [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}], ids=["wrong", "none"])
 def test_a_token_that_the_cluster_refuses_is_one_line(wrong, guarded, small_dataset, tmp_path, mlflow_uri):
-    address, right = guarded
+    address, right, _ = guarded
     argv = options(small_dataset.path, tmp_path / "run", mlflow_uri, "--num-workers", "1")
     with command(argv, tmp_path / "log", **(right | wrong | {"RAY_ADDRESS": address})) as run:
         assert run.wait() == 2, run.text
@@ -124,12 +128,13 @@ def test_the_address_that_a_killed_ray_left_is_not_used(small_dataset, tmp_path,
 
 def test_without_an_address_no_cluster_is_joined(guarded):
     """Even one on this machine, which Ray would find by itself."""
-    address, right = guarded
+    address, right, tmpdir = guarded
     program = (
         "import ray; from pipelines.rayjobs.cluster import start_ray; start_ray(num_cpus=1, dashboard=False); "
         "print(ray.get_runtime_context().gcs_address, int(ray.cluster_resources()['CPU']))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | PATH | right
+    environment["RAY_TMPDIR"] = tmpdir  # where Ray would look for its address
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     joined, cpus = done.stdout.split()
     assert joined != address and cpus == "1"
