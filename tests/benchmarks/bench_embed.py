@@ -36,7 +36,7 @@ BATCH = 16  # clips of 5 s: what the job computes at a time
 @pytest.fixture
 def two_cpus():
     """A Ray of two CPUs in this process."""
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="WARNING")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="WARNING")
     torch.set_num_threads(1)
     yield
     ray.shutdown()

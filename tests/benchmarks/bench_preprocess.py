@@ -44,7 +44,7 @@ SHARD = max(1, CLIPS // 20)  # clips in a shard: at both sizes every one of two 
 @pytest.fixture
 def two_cpus():
     """A Ray of two CPUs in this process."""
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="WARNING")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="WARNING")
     yield
     ray.shutdown()
 
