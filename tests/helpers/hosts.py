@@ -21,6 +21,7 @@ from helpers.faults import PATIENCE, ROOT, wait_for
 
 INIT = str(Path(__file__).with_name("host_init.py"))
 NETWORK = "10.201.0"
+HOME = "/root"  # on the disk of each host
 NAMESPACES = ("net", "mount", "uts", "ipc", "pid")
 
 
@@ -53,7 +54,7 @@ class Hosts:
         (folder / "names").write_text("\n".join(lines) + "\n")
         self.environment = {
             "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-            "PYTHONPATH": str(ROOT), "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT), "HOME": HOME, "USER": "root", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",  # what a program prints is in its log at once
             **{name: value for name, value in os.environ.items() if name.startswith("OPENBLAS_")},
             **environment,
@@ -134,7 +135,7 @@ class Hosts:
         [child] = psutil.Process(self._first[name].pid).children()
         return child.pid
 
-    def start(self, name: str, argv: Sequence[str], log: Path, cwd: str = "/root", **more: str) -> subprocess.Popen:
+    def start(self, name: str, argv: Sequence[str], log: Path, cwd: str = HOME, **more: str) -> subprocess.Popen:
         """Start a program on a host. Ending the process that is returned does not end the program; `off` does."""
         enter = ["nsenter", "--target", str(self.first_process(name)), *(f"--{kind}" for kind in NAMESPACES)]
         there = ["sh", "-c", 'cd "$0" && exec "$@"', cwd, *argv]
@@ -150,7 +151,7 @@ class Hosts:
         argv: Sequence[str],
         *,
         code: int | None = 0,
-        cwd: str = "/root",
+        cwd: str = HOME,
         timeout: float = 600,
         **more: str,
     ) -> str:

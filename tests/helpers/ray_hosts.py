@@ -10,7 +10,7 @@ from pathlib import Path
 
 from helpers import loopback_s3, mlflow_server
 from helpers.faults import PATIENCE, ROOT, Command, wait_for
-from helpers.hosts import Hosts
+from helpers.hosts import HOME, Hosts
 
 WORKERS = ("worker1", "worker2")
 HEAD_PORT, S3_PORT, MLFLOW_PORT = 6379, 9000, 5000
@@ -48,7 +48,7 @@ class RayHosts(Hosts):
     def start_mlflow(self) -> None:
         """Its database and artifacts are on its host's disk."""
         argv = [sys.executable, "-c", mlflow_server.SERVER, self.address["tracking"], str(MLFLOW_PORT)]
-        environment = mlflow_server.server_environment("sqlite:////root/mlflow.db", "file:///root/artifacts")
+        environment = mlflow_server.server_environment(f"sqlite:///{HOME}/mlflow.db", f"file://{HOME}/artifacts")
         allowed = f"tracking:{MLFLOW_PORT}"
         self.start("tracking", argv, self.logs / "mlflow", MLFLOW_SERVER_ALLOWED_HOSTS=allowed, **environment)
         wait_for(lambda: self.answers("tracking", MLFLOW_PORT), "the MLflow server")

@@ -12,7 +12,7 @@ from helpers import hosts
 from helpers.faults import ROOT, Command, wait_for
 
 NODES = ("node1", "node2")
-OWN = "/root/slurm"  # on the disk of each host: sockets, state, keys
+OWN = f"{hosts.HOME}/slurm"  # sockets, state, keys
 CONFIG = f"""
 ClusterName=tests
 SlurmctldHost=control

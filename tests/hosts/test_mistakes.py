@@ -2,6 +2,7 @@
 
 import pytest
 from helpers.faults import ROOT
+from helpers.hosts import HOME
 from hosts.conftest import preprocessing, pretraining
 
 pytestmark = [pytest.mark.hosts, pytest.mark.process, pytest.mark.xdist_group("hosts")]
@@ -59,6 +60,6 @@ def test_a_bucket_that_does_not_exist(hosts, shards):
 @pytest.mark.parametrize("program", ["pretrain", "preprocess"])
 def test_an_output_that_only_one_host_sees(program, hosts, sounds, shards):
     given = {"pretrain": lambda out: pretraining(shards, out), "preprocess": lambda out: preprocessing(sounds, out)}
-    line = refused_job(hosts, program, given[program]("/root/new"))
-    assert "--output '/root/new' is on this machine alone: node worker" in line and "s3://" in line
-    assert "new" not in hosts.run("head", ["ls", "/root"]).split()
+    line = refused_job(hosts, program, given[program](f"{HOME}/new"))
+    assert f"--output '{HOME}/new' is on this machine alone: node worker" in line and "s3://" in line
+    assert "new" not in hosts.run("head", ["ls", HOME]).split()
