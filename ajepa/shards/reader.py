@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +21,11 @@ from ajepa import counter_rng, storage
 from ajepa.errors import UserError
 from ajepa.shards.crops import BufferPool, fill_crop
 from ajepa.shards.dataset import ShardDataset
+from ajepa.shards.kept_groups import KeptGroups
 from ajepa.shards.order import EpochOrder, epoch_order, heldout_rows
 from ajepa.shards.row_groups import PrefetchCache, RowGroup, RowGroups
 from ajepa.shards.schema import ROW_GROUP
-from ajepa.shards.shuffle_window import GROUPS_AHEAD, ShuffleWindow, last_places
+from ajepa.shards.shuffle_window import GROUPS_AHEAD, ShuffleWindow
 
 CROP_STREAM = 1  # of counter_rng.uniform
 FIXED_SAMPLES = 1 << 40  # samples from here on are crops of a fixed set, never reached by training
@@ -114,9 +115,8 @@ class ShardReader:
         self._arrays, self._repeat = BufferPool((dataset.front_end.n_mels, crop_frames)), repeat
         row_bytes = 2 * dataset.front_end.n_mels * dataset.front_end.clip_frames
         self._keep_all = dataset.num_clips * row_bytes <= cache_bytes
-        room = cache_bytes // (row_bytes * ROW_GROUP) - -(-window // world_size)  # beside those in use
-        self._spare = max(0, room) if self._window.comes_back(len(source.sizes)) else 0
-        self._last_places = -1, np.empty(0, np.int64)  # of an epoch: see `last_places`
+        room = cache_bytes // (row_bytes * ROW_GROUP)
+        self._kept = KeptGroups(self._window, rank, source.group_of, len(source.sizes), room)
 
     def epoch_order(self, epoch: int) -> np.ndarray:
         """The rows of an epoch, [num_clips], a permutation of those not held out: f(seed, epoch, row groups)."""
@@ -308,21 +308,8 @@ class ShardReader:
         if not self._keep_all:
             oldest = self._calls - 1 - self._window.calls_kept
             self._used = {group: call for group, call in self._used.items() if call >= oldest}
-            again = self._needed_again(step + 1) if self._spare else frozenset()
+            again = self._kept.needed_again(step + 1, self._orders.get, self._groups, self._used)
             self._groups.drop(lambda key: key not in self._used and key not in again)
-
-    def _needed_again(self, step: int) -> Collection[int]:
-        """Row groups in memory that are not in use, and that this rank comes back to in the epoch of step `step`; as
-        many as there is room for."""
-        epoch = self._window.epochs(step)[0]
-        if epoch != self._last_places[0]:
-            order, size = self._orders.get(epoch), min(self.window, self.num_clips)
-            columns = self.rank * size // self.world_size, -(-(self.rank + 1) * size // self.world_size)
-            groups = self._source.group_of(order.rows)
-            self._last_places = epoch, last_places(order, groups, *columns, len(self._source.sizes))
-        place, last = step * self.batch_size - epoch * self.num_clips, self._last_places[1]
-        unused = (group for group in self._groups if group not in self._used and last[group] >= place)
-        return frozenset(itertools.islice(unused, self._spare))
 
     def _offsets(self, samples: np.ndarray) -> np.ndarray:
         """Where in its clip each crop begins, in [0, 1) of what is possible."""
