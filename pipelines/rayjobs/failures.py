@@ -28,6 +28,8 @@ def one_line_failures() -> Iterator[None]:
         cause = getattr(cause, "health_check_failure", cause)  # of a worker that died
         raise FailedError(_said(f"worker {rank}: {type(cause).__name__}: {one_line(cause)}")) from error
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from error
         lines = [line for line in str(error).splitlines() if ray_internals.ERROR_LINE.match(line)]
         raise FailedError(_said(lines[0] if lines else one_line(error))) from error  # the first one caused the others
     except ray.exceptions.RayError as error:

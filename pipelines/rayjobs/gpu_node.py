@@ -2,7 +2,7 @@
 has none."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ajepa import storage
 from ajepa.errors import UserError
@@ -41,21 +41,13 @@ def run_on_gpu_node(work: Callable[[], T], output: str, threads: int | None, fol
     task = ray.remote(num_gpus=1, num_cpus=cpus, max_retries=0)(_call).remote(work)
     try:
         with one_line_failures():
-            return _unwrapped(ray.get(task))
+            return ray.get(task)
     except KeyboardInterrupt:
         ray.cancel(task)
         ray.wait([task], timeout=END_SECONDS)
         raise
 
 
-def _call(work: Callable[[], Any]) -> Any:
-    try:
-        return work()
-    except UserError as error:
-        return error
-
-
-def _unwrapped(result: Any) -> Any:
-    if isinstance(result, UserError):
-        raise result
-    return result
+def _call(work: Callable[[], T]) -> T:
+    """Ray takes no partial for a task."""
+    return work()

@@ -14,7 +14,7 @@ from pipelines.jobs import probe
 from pipelines.probe import parse_args
 
 PROGRAM = """
-import os, sys, ray
+import functools, os, sys, ray
 from ajepa.errors import UserError
 from pipelines.cli.command import FailedError
 from pipelines.rayjobs.gpu_node import run_on_gpu_node
@@ -29,7 +29,7 @@ def work(kind):
 driver = os.getpid()
 for kind in ("works", "mistake", "fails"):
     try:
-        print(kind, run_on_gpu_node(lambda: work(kind), sys.argv[2], int(sys.argv[3]), {}), flush=True)
+        print(kind, run_on_gpu_node(functools.partial(work, kind), sys.argv[2], int(sys.argv[3]), {}), flush=True)
     except (UserError, FailedError) as error:
         print(kind, type(error).__name__, error, flush=True)
 """
