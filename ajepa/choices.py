@@ -3,7 +3,7 @@ and refuses a wrong option before torch is imported."""
 
 from typing import Literal, get_args
 
-SourceName = Literal["folder", "manifest", "esc50", "speech_commands", "audioset"]
+SourceName = Literal["folder", "manifest", "parquet", "webdataset", "hdf5", "esc50", "speech_commands", "audioset"]
 """Where clips come from."""
 LastSegment = Literal["pad", "drop"]
 """The shorter piece at the end of a recording that is cut: kept or left out."""

@@ -230,15 +230,22 @@ def decoder_input(path: str) -> Iterator[Any]:
         raise remote.error
 
 
-def read_small(path: str, most: int, stopped: threading.Event | None = None) -> bytes | None:
-    """A file's bytes in one read; None where there are more than `most`. OSError where it cannot be read. Once
-    `stopped` is set a store that is away is not waited for."""
-
+def read_small(
+    path: str, most: int, stopped: threading.Event | None = None, part: tuple[int, int] | None = None
+) -> bytes | None:
+    """A file's bytes, or the `part` (offset, size) of them, in one read; None where there are more than `most`, or
+    fewer than the part. OSError where it cannot be read. Once `stopped` is set a store that is away is not waited for.
+    """
     filesystem, inner = resolve(path)
+    if part is not None and part[1] > most:
+        return None
 
     def work() -> bytes | None:
         with filesystem.open_input_file(inner) as stream:
-            return None if stream.size() > most else stream.read()
+            if part is None:
+                return None if stream.size() > most else stream.read()
+            data = stream.read_at(part[1], part[0])
+            return data if len(data) == part[1] else None
 
     return with_retries(path, work, stopped)
 

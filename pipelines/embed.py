@@ -21,9 +21,10 @@ class EmbedArgs:
     """The folder, manifest file or shard folder; a local path or a URI."""
     output: str
     """The embedding folder to write; a local path or a URI."""
-    source: Literal["folder", "manifest", "shards"] = "folder"
-    """Where clips come from: a `folder` of audio files, a `manifest` (CSV or Parquet with a column uri) or `shards`,
-    which a shard folder is taken for by itself."""
+    source: Literal["folder", "manifest", "parquet", "webdataset", "hdf5", "shards"] = "folder"
+    """Where clips come from: a `folder` of audio files, a `manifest` (a list with a column uri), `parquet` files
+    that hold the sound, `webdataset` (tar archives), `hdf5` packs, or `shards`, which a shard folder is taken for by
+    itself."""
     level: Level = "clip"
     """A vector a `clip`, a `frame` of 160 ms, or a `patch` of 160 ms and 16 mel bins."""
     pooling: Pooling = "mean"
@@ -35,6 +36,9 @@ class EmbedArgs:
     objective evaluates."""
     labels_from_folders: bool = False
     """Source `folder`: label each clip with the name of the subfolder it lies in."""
+    columns: tuple[str, ...] = ()
+    """Names of columns, ours=theirs: `uri=file labels=category` of a list, `audio=sound clip_id=id` of Parquet files,
+    `labels=json.tag` of tar archives."""
     segment: float | None = None
     """Cut recordings longer than this many seconds into consecutive clips of that length; by default a recording is
     one clip of any length up to --max-seconds."""

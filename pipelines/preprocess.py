@@ -18,16 +18,20 @@ class PreprocessArgs:
     """Turn audio into log-mel Parquet shards."""
 
     source: SourceName
-    """Where clips come from: `folder` of audio files, `manifest` (CSV or Parquet with a column uri), or a copy of
-    `esc50`, `speech_commands` (v2) or `audioset` in the layout of its authors."""
+    """Where clips come from: `folder` of audio files, `manifest` (a list with a column uri), `parquet` files that
+    hold the sound, `webdataset` (tar archives), `hdf5` packs, or a copy of `esc50`, `speech_commands` (v2) or
+    `audioset` in the layout of its authors."""
     input: str
-    """The folder or manifest file; a local path or a URI (s3://, gs://, file://)."""
+    """The folder or file, of containers also a pattern as 'data/*.tar'; a local path or a URI (s3://, gs://, file://)."""
     output: str
     """The shard folder to write; a local path or a URI."""
     labels_from_folders: bool = False
     """Source `folder`: label each clip with the name of the subfolder it lies in."""
     whole_videos: bool = False
     """Source `audioset`: files hold whole videos' audio, to be cut at each segment's start."""
+    columns: tuple[str, ...] = ()
+    """Names of columns, ours=theirs: `uri=file labels=category` of a list, `audio=sound clip_id=id` of Parquet files,
+    `labels=json.tag` of tar archives."""
     segment: float | None = None
     """Cut recordings longer than this many seconds into consecutive clips of that length; by default a recording
     is one clip, cut at --clip-frames."""

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from ajepa import storage
 from ajepa.audio.decode import AUDIO_EXTENSIONS
+from ajepa.audio.labels import CLASS_TABLE, MID, read_class_table
 from ajepa.audio.listing import list_names
 from ajepa.audio.manifest import Manifest, make_table
 from ajepa.errors import UserError
@@ -66,7 +67,6 @@ def speech_commands(path: str) -> Manifest:
 
 
 SEGMENT_ROW = re.compile(r"""^\s*"?([\w-]{11})"?\s*,\s*([\d.]+)\s*,\s*([\d.]+)\s*,(.*)$""")
-MID = re.compile(r"/[a-z]/[0-9a-z_]+")  # a label's id, however the CSV was quoted when it was saved again
 CLIP_NAME = re.compile(r"^Y?([\w-]{11})(?:_(\d+(?:\.\d+)?))?(?:_(\d+(?:\.\d+)?))?$")
 
 
@@ -125,19 +125,11 @@ def audioset(path: str, whole_videos: bool = False) -> Manifest:
 
 
 def _audioset_labels(path: str, files: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Display name by label id, and the names in the table's order (which makes their number the label id)."""
-    tables = [f for f in files if PurePosixPath(f).name == "class_labels_indices.csv"]
+    """Display name by label id, and the names in the order of their ids."""
+    tables = [f for f in files if PurePosixPath(f).name == CLASS_TABLE]
     if len(tables) != 1:
-        raise UserError(f"{path!r} needs one class_labels_indices.csv, found {len(tables)}")
-    rows = list(csv.DictReader(io.StringIO(_read_list(path, tables[0]))))
-    missing = {"index", "mid", "display_name"} - set(rows[0] if rows else {})
-    if missing:
-        raise UserError(f"{tables[0]} lacks the columns {', '.join(sorted(missing))}")
-    try:
-        rows.sort(key=lambda row: int(row["index"]))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{storage.join(path, tables[0])!r} has an index that is no number: {error}") from error
-    return {row["mid"]: row["display_name"] for row in rows}, [row["display_name"] for row in rows]
+        raise UserError(f"{path!r} needs one {CLASS_TABLE}, found {len(tables)}")
+    return read_class_table(storage.join(path, tables[0]))
 
 
 def _read_list(path: str, name: str) -> str:

@@ -15,8 +15,8 @@ from ajepa import storage
 from ajepa.audio import av_decode
 from ajepa.audio.containers import ONLY_AV, Container, inspect
 from ajepa.audio.errors import AudioError, check_header, mix
-from ajepa.audio.read_ahead import Opener
-from ajepa.audio.streams import Patched, size_of
+from ajepa.audio.read_ahead import Opener, open_clip
+from ajepa.audio.streams import Patched, Samples, size_of
 from ajepa.errors import one_line
 
 SOUNDFILE_EXTENSIONS = frozenset(
@@ -26,6 +26,7 @@ AV_EXTENSIONS = frozenset({".m4a", ".aac", ".webm", ".mp4", ".wma", ".mka", ".mk
 AUDIO_EXTENSIONS = SOUNDFILE_EXTENSIONS | AV_EXTENSIONS
 
 T = TypeVar("T")
+Opened = Callable[[], contextlib.AbstractContextManager[Any]]
 
 BLOCK_FRAMES = 1 << 16  # frames decoded at a time, so that channels are mixed in small pieces
 TOLERANCE_S = 0.2  # an MP3 encoder's delay and padding, and a frame that is cut off
@@ -46,7 +47,8 @@ def decode(
     sample_rate: int,
     start_s: float = 0.0,
     duration_s: float | None = None,
-    opener: Opener = storage.decoder_input,
+    opened: Opened | None = None,
+    member: str = "",
 ) -> Decoded:
     """Read one clip of an audio file.
 
@@ -55,7 +57,8 @@ def decode(
         sample_rate: rate of the result, in Hz.
         start_s: where the clip begins in the file, in seconds; the file is decoded by seeking there.
         duration_s: at most this many seconds; None reads to the end.
-        opener: of the file; see `read_ahead`.
+        opened: gives the file's stream, or its samples; by default it is opened at its uri.
+        member: names the part of the file that `opened` gives.
 
     Returns:
         The waveform, its channels averaged before resampling.
@@ -66,14 +69,18 @@ def decode(
     """
 
     def read(stream: Any) -> tuple[np.ndarray, int]:
+        if isinstance(stream, Samples):
+            first = round(start_s * stream.rate)
+            last = None if duration_s is None else first + round(duration_s * stream.rate)
+            return stream.waveform[first:last], stream.rate
         return _by_the_right_one(
-            uri,
+            (uri, member),
             stream,
             lambda found, source: _decode_soundfile(source, start_s, duration_s, found.seconds),
             lambda found, source: av_decode.decode(source, found, start_s, duration_s),
         )
 
-    waveform, rate = _with_stream(uri, read, opener)
+    waveform, rate = _with_stream(uri, read, opened)
     if not len(waveform):
         raise AudioError(f"decode: no samples at {start_s:g} s" if start_s else "decode: no samples")
     bad = int(np.count_nonzero(~(np.abs(waveform) <= MAX_AMPLITUDE)))
@@ -82,9 +89,7 @@ def decode(
     return Decoded(resample(waveform, rate, sample_rate), len(waveform) / rate, rate)
 
 
-def decode_clip(
-    clip: dict[str, Any], sample_rate: int, most: int, opener: Opener = storage.decoder_input
-) -> tuple[Decoded, bool]:
+def decode_clip(clip: dict[str, Any], sample_rate: int, most: int, opener: Opener = open_clip) -> tuple[Decoded, bool]:
     """`decode` of a manifest row, at most so many samples of the result, and whether its audio was cut to them.
 
     Raises:
@@ -97,14 +102,28 @@ def decode_clip(
         raise AudioError(f"decode: a duration of {length:g} s")
     # One sample beyond the limit is enough to know that the audio goes on.
     wanted = min((most + 2) / sample_rate, np.inf if length is None else length)
-    decoded = decode(clip["uri"], sample_rate, start, wanted, opener)
+    decoded = decode(clip["uri"], sample_rate, start, wanted, lambda: opener(clip), _member(clip))
     cut = len(decoded.waveform) > most
     waveform = np.ascontiguousarray(decoded.waveform[:most])
     return decoded._replace(waveform=waveform, seconds=min(decoded.seconds, most / sample_rate)), cut
 
 
-def duration(uri: str) -> float:
+def clip_duration(clip: dict[str, Any], opener: Opener = open_clip) -> float:
+    """`duration` of the recording of a manifest row."""
+    return duration(clip["uri"], lambda: opener(clip), _member(clip))
+
+
+def _member(clip: dict[str, Any]) -> str:
+    """A name of the part of a file that a clip is."""
+    locator = clip.get("locator")
+    return "" if locator is None else " ".join(map(str, locator.values()))
+
+
+def duration(uri: str, opened: Opened | None = None, member: str = "") -> float:
     """Seconds of audio in a file: what its header says where that can be believed, else counted.
+
+    Args:
+        opened, member: as of `decode`.
 
     Raises:
         AudioError: the file is missing, unreadable, empty or not audio.
@@ -112,22 +131,24 @@ def duration(uri: str) -> float:
     """
 
     def read(stream: Any) -> float:
+        if isinstance(stream, Samples):
+            return len(stream.waveform) / stream.rate
         return _by_the_right_one(
-            uri,
+            (uri, member),
             stream,
             lambda found, source: _duration_soundfile(source) if found.seconds is None else found.seconds,
             lambda found, source: av_decode.duration(source, found),
         )
 
-    return _with_stream(uri, read)
+    return _with_stream(uri, read, opened)
 
 
-_known: dict[tuple[str, int], Container] = {}  # files looked at: pieces of one come one after the other
+_known: dict[tuple[str, str, int], Container] = {}  # files looked at: pieces of one come one after the other
 MOST_KNOWN = 1000
 
 
-def _inspected(uri: str, stream: Any) -> Container:
-    key = uri, size_of(stream)
+def _inspected(place: tuple[str, str], stream: Any) -> Container:
+    key = *place, size_of(stream)
     if key not in _known:
         if len(_known) >= MOST_KNOWN:
             _known.clear()
@@ -141,7 +162,10 @@ class UnreadError(AudioError):
 
 
 def _by_the_right_one(
-    uri: str, stream: Any, by_soundfile: Callable[[Container, Any], T], by_av: Callable[[Container, Any], T]
+    place: tuple[str, str],
+    stream: Any,
+    by_soundfile: Callable[[Container, Any], T],
+    by_av: Callable[[Container, Any], T],
 ) -> T:
     """Let libsndfile read the stream, or PyAV what libsndfile does not read to its end. The content decides, not the
     name.
@@ -149,7 +173,7 @@ def _by_the_right_one(
     Raises:
         AudioError: neither can, or PyAV is needed and not installed.
     """
-    found = _inspected(uri, stream)
+    found = _inspected(place, stream)
     if found.refused:
         raise AudioError(f"decode: {found.refused}")
     source = Patched(stream, found.start, found.patches) if found.start or found.patches else stream
@@ -170,11 +194,13 @@ def _by_the_right_one(
             raise error from None
 
 
-def _with_stream(uri: str, work: Callable[[Any], T], opener: Opener = storage.decoder_input) -> T:
-    """Open the file and work on its stream, with errors as `decode` promises them."""
+def _with_stream(uri: str, work: Callable[[Any], T], opened: Opened | None) -> T:
+    """Open the file and work on its stream or samples, with errors as `decode` promises them."""
 
     def read() -> T:
-        with opener(uri) as stream:
+        with opened() if opened is not None else storage.decoder_input(uri) as stream:
+            if isinstance(stream, Samples):
+                return work(stream)
             if not stream.read(1):
                 raise AudioError("decode: empty file (0 bytes)")
             stream.seek(0)

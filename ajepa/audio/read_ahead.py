@@ -1,49 +1,85 @@
-"""Sound files of a store, asked for before they are needed: a store that answers after 50 ms would keep a decoder
-waiting most of the time."""
+"""The sound of clips, wherever it lies, asked for before it is needed: a store that answers after 50 ms would keep a
+decoder waiting most of the time."""
 
 import contextlib
 import io
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 from ajepa import storage
+from ajepa.audio.archives.hdf5_rows import Hdf5Rows
+from ajepa.audio.archives.parquet_rows import ParquetRows
+from ajepa.audio.errors import AudioError
+from ajepa.audio.streams import Window
 
 AT_ONCE = 16  # files that are held or asked for
 SMALL = 4 << 20  # bytes; of a larger file the decoder asks for what it needs
-Opener = Callable[[str], AbstractContextManager[Any]]  # as `storage.decoder_input`
+Clip = Mapping[str, Any]  # a manifest row
+Opener = Callable[[Any], AbstractContextManager[Any]]  # of a Clip: a stream that decoders read, or `Samples`
+
+
+class Reader(Protocol):
+    """Reads the sound of clips of one kind of locator; several threads may use it."""
+
+    def open(self, clip: Clip) -> AbstractContextManager[Any]:
+        """As an Opener. AudioError, OSError where the sound cannot be read."""
+        ...
+
+    def close(self) -> None:
+        """End its threads, without waiting for a store that is away."""
+        ...
 
 
 @contextlib.contextmanager
-def read_ahead(uris: Sequence[str]) -> Iterator[Opener]:
-    """An opener of these files, which are asked for in this order, AT_ONCE at a time. Memory holds AT_ONCE x SMALL.
+def read_ahead(clips: Sequence[Clip]) -> Iterator[Opener]:
+    """An opener of these clips, whose sound is read in this order: what holds many of them is read once."""
+    kinds: dict[str, list[Clip]] = {}
+    for clip in clips:
+        kinds.setdefault(_kind(clip), []).append(clip)
+    with contextlib.ExitStack() as stack:
+        readers = {kind: READERS[kind](of_kind) for kind, of_kind in kinds.items()}
+        for reader in readers.values():
+            stack.callback(reader.close)
+        yield lambda clip: readers[_kind(clip)].open(clip)
 
-    A file that could not be read, or is large or local, is opened as `storage.decoder_input` does. Several threads
-    may use the opener.
-    """
-    ahead = _ReadAhead([uri for uri in uris if not storage.is_local(uri)])
-    try:
-        yield ahead.open
-    finally:
-        ahead.close()
+
+@contextlib.contextmanager
+def open_clip(clip: Clip) -> Iterator[Any]:
+    """The sound of one clip."""
+    if clip.get("locator") is None:
+        with storage.decoder_input(clip["uri"]) as stream:
+            yield stream
+        return
+    with read_ahead([clip]) as opener, opener(clip) as found:
+        yield found
 
 
-class _ReadAhead:
-    def __init__(self, uris: Sequence[str]) -> None:
-        self._uses = Counter(uris)  # that are still to come: pieces of one file are read from one copy
-        self._waiting = deque(dict.fromkeys(uris))
-        self._files: dict[str, Future[bytes | None]] = {}
+def _kind(clip: Clip) -> str:
+    return (clip.get("locator") or {"kind": "file"})["kind"]
+
+
+class Files:
+    """Whole files, and ranges of bytes: AT_ONCE of a store's small ones are held or on their way, so memory holds
+    AT_ONCE x SMALL. What could not be read, or is large or local, is opened when its turn comes."""
+
+    def __init__(self, clips: Sequence[Clip]) -> None:
+        places = [_place(clip) for clip in clips if not storage.is_local(clip["uri"])]
+        self._uses = Counter(places)  # that are still to come: pieces of one file are read from one copy
+        self._waiting = deque(dict.fromkeys(places))
+        self._files: dict[_Place, Future[bytes | None]] = {}
         self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._pool = ThreadPoolExecutor(AT_ONCE, "read-ahead") if uris else None
+        self._pool = ThreadPoolExecutor(AT_ONCE, "read-ahead") if places else None
         self._ask()
 
     @contextlib.contextmanager
-    def open(self, uri: str) -> Iterator[Any]:
+    def open(self, clip: Clip) -> Iterator[Any]:
+        place = _place(clip)
         with self._lock:
-            future = self._files.get(uri)
+            future = self._files.get(place)
         try:
             content = None if future is None else future.result()
         except storage.UnreachableError:  # it was waited for
@@ -51,27 +87,27 @@ class _ReadAhead:
         except (OSError, ValueError):  # tried again, with the error of the decoder's own reading
             content = None
         try:
-            if content is None:
-                with storage.decoder_input(uri) as stream:
-                    yield stream
-            else:
+            if content is not None:
                 yield io.BytesIO(content)
+            else:
+                with _opened(place) as stream:
+                    yield stream
         finally:
-            self._used(uri)
+            self._used(place)
 
-    def _used(self, uri: str) -> None:
+    def _used(self, place: "_Place") -> None:
         with self._lock:
-            self._uses[uri] -= 1
-            if self._uses[uri] <= 0:
-                self._files.pop(uri, None)
+            self._uses[place] -= 1
+            if self._uses[place] <= 0:
+                self._files.pop(place, None)
         self._ask()
 
     def _ask(self) -> None:
         with self._lock:
             while self._pool is not None and self._waiting and len(self._files) < AT_ONCE:
-                uri = self._waiting.popleft()
-                if self._uses[uri] > 0:  # else it was opened before its turn
-                    self._files[uri] = self._pool.submit(storage.read_small, uri, SMALL, self._stopped)
+                place = self._waiting.popleft()
+                if self._uses[place] > 0:  # else it was opened before its turn
+                    self._files[place] = self._pool.submit(storage.read_small, place[0], SMALL, self._stopped, place[1])
 
     def close(self) -> None:
         with self._lock:
@@ -79,3 +115,49 @@ class _ReadAhead:
         self._stopped.set()
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+_Place = tuple[str, tuple[int, int] | None]  # uri; offset and size where it is not the whole file
+
+
+def _place(clip: Clip) -> _Place:
+    locator = clip.get("locator")
+    return clip["uri"], None if locator is None else (locator["offset"], locator["size"])
+
+
+@contextlib.contextmanager
+def _opened(place: _Place) -> Iterator[Any]:
+    uri, part = place
+    with storage.decoder_input(uri) as stream:
+        if part is None:
+            yield stream
+        elif part[1] <= SMALL:
+            stream.seek(part[0])
+            content = stream.read(part[1])
+            if len(content) < part[1]:
+                raise AudioError(f"read: the file ends {part[1] - len(content):,} bytes before this part of it does")
+            yield io.BytesIO(content)
+        else:
+            yield io.BufferedReader(Window(stream, *part), storage.READ_AHEAD)
+
+
+class Unreadable:
+    """Clips of which the source already knew that they cannot be read, and why."""
+
+    def __init__(self, clips: Sequence[Clip]) -> None:
+        pass
+
+    def open(self, clip: Clip) -> AbstractContextManager[Any]:
+        raise AudioError(f"read: {clip['locator']['name']}")
+
+    def close(self) -> None:
+        pass
+
+
+READERS: dict[str, Callable[[Sequence[Clip]], Reader]] = {
+    "file": Files,
+    "bytes": Files,
+    "parquet": ParquetRows,
+    "hdf5": Hdf5Rows,
+    "unreadable": Unreadable,
+}

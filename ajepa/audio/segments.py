@@ -1,16 +1,19 @@
 """Long recordings as consecutive clips: one manifest row a piece, each decoded by seeking to its own start."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ajepa.audio.decode import duration
+from ajepa.audio.decode import clip_duration
 from ajepa.audio.errors import AudioError
-from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest
+from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest, in_reading_order
+from ajepa.audio.read_ahead import Opener, open_clip, read_ahead
 from ajepa.choices import LastSegment
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
@@ -65,7 +68,7 @@ def segment(manifest: Manifest, seconds: float, last: LastSegment, config: Front
         )
     return dataclasses.replace(
         manifest,
-        clips=pa.table(columns, schema=MANIFEST_SCHEMA).sort_by("clip_id"),
+        clips=in_reading_order(pa.table(columns, schema=MANIFEST_SCHEMA)),
         remarks=(*manifest.remarks, *remarks),
     )
 
@@ -76,17 +79,19 @@ def _lengths(rows: pa.Table) -> tuple[np.ndarray, Sequence[str]]:
     lengths = pc.fill_null(rows["duration_s"], np.nan).to_numpy().copy()
     unknown = np.flatnonzero(np.isnan(lengths))
     if len(unknown):
-        uris = rows["uri"].take(pa.array(unknown)).to_pylist()
-        with ThreadPoolExecutor(PROBES) as pool:
-            found = np.array(list(pool.map(_duration, uris)))
+        clips = rows.take(pa.array(unknown)).to_pylist()
+        # Of whole files the header is enough; what lies in a container is read once, in order.
+        opening = contextlib.nullcontext(open_clip) if rows["locator"].null_count == len(rows) else read_ahead(clips)
+        with opening as opener, ThreadPoolExecutor(PROBES) as pool:
+            found = np.array(list(pool.map(lambda clip: _duration(clip, opener), clips)))
         lengths[unknown] = np.maximum(found - rows["start_s"].to_numpy()[unknown], 0.0)
     doubted = np.flatnonzero(lengths > MAX_SECONDS)
     lengths[doubted] = 0.0
     return lengths, rows["clip_id"].take(pa.array(doubted)).to_pylist()
 
 
-def _duration(uri: str) -> float:
+def _duration(clip: dict[str, Any], opener: Opener) -> float:
     try:
-        return duration(uri)
+        return clip_duration(clip, opener)
     except AudioError:
         return 0.0

@@ -1,17 +1,21 @@
 """Where clips come from: each source lists its clips as one manifest table, and says what it left out."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import pyarrow.compute as pc
 
 from ajepa import storage
 from ajepa.audio import corpora
+from ajepa.audio.archives.each import Each, in_threads
+from ajepa.audio.archives.hdf5_source import hdf5
+from ajepa.audio.archives.parquet_source import parquet
+from ajepa.audio.archives.tar_source import webdataset
 from ajepa.audio.decode import AUDIO_EXTENSIONS, AV_EXTENSIONS, has_av
 from ajepa.audio.listing import list_names
-from ajepa.audio.manifest import Manifest, make_table, sorted_names
+from ajepa.audio.manifest import Manifest, in_reading_order, make_table, sorted_names
 from ajepa.audio.tables import read_table
 from ajepa.choices import SourceName
 from ajepa.errors import UserError
@@ -23,22 +27,35 @@ class SourceOptions:
 
     labels_from_folders: bool = False
     whole_videos: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)  # the contract's names: those of the source
+    each: Each = in_threads
 
 
 def load_manifest(
-    source: SourceName, path: str, *, labels_from_folders: bool = False, whole_videos: bool = False
+    source: SourceName,
+    path: str,
+    *,
+    labels_from_folders: bool = False,
+    whole_videos: bool = False,
+    columns: Sequence[str] = (),
+    each: Each = in_threads,
 ) -> Manifest:
-    """List the clips of `path`, sorted by clip id.
+    """List the clips of `path`, sorted by clip id, or by their places where files hold many.
+
+    Args:
+        columns: pairs "ours=theirs" of names of columns.
+        each: maps a function over the files that are looked at one by one, in order.
 
     Raises:
         UserError: nothing there, no audio, missing columns, a clip id that occurs twice, or containers that need PyAV
             where it is not installed.
     """
-    manifest = SOURCES[source](path, SourceOptions(labels_from_folders, whole_videos))
+    options = SourceOptions(labels_from_folders, whole_videos, parse_columns(columns), each)
+    manifest = SOURCES[source](path, options)
     if not manifest.clips.num_rows:
         raise UserError(f"no clips in {path!r}")
     require_decoders(manifest.clips["uri"].to_pylist())
-    clips = manifest.clips.sort_by("clip_id")
+    clips = in_reading_order(manifest.clips)
     counts = pc.value_counts(clips["clip_id"])
     twice = [c["values"] for c in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
     if twice:
@@ -47,6 +64,21 @@ def load_manifest(
             "the clips)"
         )
     return dataclasses.replace(manifest, clips=clips)
+
+
+def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """Names of columns, ours to theirs, from pairs as "uri=file".
+
+    Raises:
+        UserError: no pair, or a name of ours that comes twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not (ours and equals and theirs) or ours in found:
+            raise UserError(f"--columns takes pairs as uri=file, each name once; got {pair!r}")
+        found[ours] = theirs
+    return found
 
 
 def require_decoders(uris: Iterable[str]) -> None:
@@ -89,6 +121,9 @@ def _folder(path: str, labels_from_folders: bool) -> Manifest:
 SOURCES: dict[SourceName, Callable[[str, SourceOptions], Manifest]] = {
     "folder": lambda path, options: _folder(path, options.labels_from_folders),
     "manifest": lambda path, options: read_table(path),
+    "parquet": lambda path, options: parquet(path, options.columns),
+    "webdataset": lambda path, options: webdataset(path, options.columns, options.each),
+    "hdf5": lambda path, options: hdf5(path, options.columns, options.each),
     "esc50": lambda path, options: corpora.esc50(path),
     "speech_commands": lambda path, options: corpora.speech_commands(path),
     "audioset": lambda path, options: corpora.audioset(path, options.whole_videos),

@@ -1,7 +1,16 @@
 """Byte streams as decoders need them: full reads, sizes, and a view of a part whose header is corrected."""
 
 import io
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Samples(NamedTuple):
+    """Sound that is stored without a container."""
+
+    waveform: np.ndarray  # [samples] float32, mono
+    rate: int  # in Hz
 
 
 def read_up_to(stream: Any, count: int) -> bytes:
@@ -52,4 +61,32 @@ class Patched(io.RawIOBase):
                 if 0 <= i < len(data):
                     data[i] = byte
         buffer[: len(data)] = data
+        return len(data)
+
+
+class Window(io.RawIOBase):
+    """A part of a seekable stream as a stream of its own."""
+
+    def __init__(self, stream: Any, start: int, size: int) -> None:
+        self._stream, self._start, self._size, self._at = stream, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._at))
+        data = read_at(self._stream, self._start + self._at, count) if count else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
         return len(data)

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
 from ajepa import storage
-from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest, sorted_names
+from ajepa.audio.labels import label_ids
+from ajepa.audio.manifest import LOCATOR, MANIFEST_SCHEMA, Manifest
 from ajepa.errors import UserError
 
 TEXTS = ("clip_id", "uri", "labels", "split")  # never numbers or nulls, whatever they look like
@@ -181,12 +181,13 @@ def _manifest_table(table: pa.Table, path: str) -> tuple[pa.Table, list[str]]:
     columns = {}
     columns["uri"] = pc.if_else(known, uris, pc.binary_join_element_wise(path.rpartition("/")[0], uris, "/"))
     given = table["labels"] if "labels" in table.column_names else pa.nulls(table.num_rows, pa.string())
-    columns["labels"], names = _label_ids(given)
+    columns["labels"], names = label_ids(given)
     for name, default in (("start_s", 0.0), ("duration_s", None), ("split", ""), ("fold", -1)):
         kind = MANIFEST_SCHEMA.field(name).type
         column = table[name] if name in table.column_names else pa.nulls(table.num_rows, kind)
         columns[name] = column.cast(kind) if default is None else pc.fill_null(column.cast(kind), default)
     columns["clip_id"] = table["clip_id"] if "clip_id" in table.column_names else _ids(uris, columns)
+    columns["locator"] = pa.nulls(table.num_rows, LOCATOR)
     clips = [columns[field.name].cast(field.type) for field in MANIFEST_SCHEMA]
     return pa.table(clips, schema=MANIFEST_SCHEMA), names
 
@@ -200,23 +201,3 @@ def _ids(uris: pa.ChunkedArray, columns: dict[str, Any]) -> pa.Array:
         name if counts[name] == 1 else f"{name}@{start:.10g}-{'' if length is None else f'{start + length:.10g}'}"
         for name, start, length in zip(names, starts, lengths, strict=True)
     ], pa.string())  # fmt: skip
-
-
-def _label_ids(column: pa.ChunkedArray) -> tuple[pa.Array, list[str]]:
-    """Lists of label ids, and the names in the order of their ids, from lists of names or texts as "dog;bark". What a
-    clip has twice counts once: "dog;dog" is one label."""
-    lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(lists, pa.ChunkedArray):
-        lists = pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], lists.type)
-    if not pa.types.is_list(lists.type) and not pa.types.is_large_list(lists.type):
-        lists = pc.split_pattern(pc.fill_null(lists.cast(pa.string()), ""), ";")
-    found = pc.utf8_trim_whitespace(pc.fill_null(pc.list_flatten(lists).cast(pa.string()), ""))
-    rows = pc.list_parent_indices(lists).to_numpy()
-    filled = pc.not_equal(found, "")
-    found, rows = found.filter(filled), rows[filled.to_numpy(zero_copy_only=False)]
-    names = sorted_names(found.unique().to_pylist())
-    ids = pc.index_in(found, value_set=pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
-    first = np.sort(np.unique(rows * len(names) + ids, return_index=True)[1])
-    rows, ids = rows[first], pa.array(ids[first], pa.int32())
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(lists)))])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), ids), names

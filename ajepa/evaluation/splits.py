@@ -14,7 +14,7 @@ from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.labels import Labels
 
 # Split names by role; the first that a dataset has is taken. AudioSet's are its segment lists.
-TRAIN = ("train", "training", "balanced_train", "unbalanced_train", "dev")
+TRAIN = ("train", "training", "balanced_train", "bal_train", "unbalanced_train", "unbal_train", "dev")
 VALIDATION = ("valid", "validation", "val", "dev")
 TEST = ("test", "testing", "eval", "evaluation")
 SIMILAR = 0.78  # of difflib, from which a name is taken for a misspelt one: "trian", "validaton"

@@ -19,7 +19,7 @@ from ajepa import storage
 from ajepa.audio.decode import decode_clip
 from ajepa.audio.errors import AudioError
 from ajepa.audio.manifest import MANIFEST_SCHEMA
-from ajepa.audio.read_ahead import Opener, read_ahead
+from ajepa.audio.read_ahead import Opener, open_clip, read_ahead
 from ajepa.choices import Level, Pooling
 from ajepa.config import PATCH
 from ajepa.errors import UserError
@@ -84,9 +84,7 @@ class Embedder:
         self.schema = embedding_schema(settings.level, self.dimension)
         self.hop_ms = encoder.column_ms
 
-    def log_mel(
-        self, clip: dict[str, Any], opener: Opener = storage.decoder_input
-    ) -> tuple[Tensor, dict[str, Any], bool]:
+    def log_mel(self, clip: dict[str, Any], opener: Opener = open_clip) -> tuple[Tensor, dict[str, Any], bool]:
         """A manifest row's log-mel [n_mels, frames], the row with the duration that was read, and whether it was cut.
 
         Raises:
@@ -139,10 +137,11 @@ class Embedder:
 
         Memory holds log-mels and embeddings of one row group, and as many log-mels decoded ahead.
         """
-        with read_ahead(clips["uri"].to_pylist()) as opener, self._part(index, output) as block:
+        manifest_rows = clips.to_pylist()
+        with read_ahead(manifest_rows) as opener, self._part(index, output) as block:
             group: list[tuple[Tensor, dict[str, Any]]] = []
             frames = 0
-            for clip, made in self._decoded(clips.to_pylist(), opener):
+            for clip, made in self._decoded(manifest_rows, opener):
                 if isinstance(made, AudioError):
                     block.reject(clip, made)
                     continue

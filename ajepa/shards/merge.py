@@ -16,7 +16,7 @@ from ajepa.documents import read_document
 from ajepa.errors import UserError
 from ajepa.shards.dataset import DATASET_JSON, PLAN, Shard, ShardDataset, finish_dataset, open_dataset
 from ajepa.shards.files import block_ids, find_incomplete, read_columns
-from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, ok_schema
+from ajepa.shards.schema import BAD, BAD_SCHEMA, LOCATED, OK, ok_schema
 from ajepa.shards.writer import shard_path
 
 MERGE_JSON = f"{PLAN}/merge.json"
@@ -188,4 +188,6 @@ def _relabel(table: pa.Table, schema: pa.Schema, numbers: dict[int, int], where:
         raise UserError(f"{where}: label {min(unnamed)} has no name in {DATASET_JSON}: {AGAIN}")
     column = pa.array([[numbers[label] for label in row] for row in labels], schema.field("labels").type)
     place = table.column_names.index("labels")
+    if LOCATED not in table.column_names:
+        table = table.append_column(schema.field(LOCATED), pa.nulls(table.num_rows, schema.field(LOCATED).type))
     return table.set_column(place, schema.field("labels"), column).select(schema.names).cast(schema)

@@ -19,7 +19,7 @@ from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.files import cannot_be_read, damaged_shard, naming_damage, read_parquet
-from ajepa.shards.schema import ROW_GROUP, decode_log_mels
+from ajepa.shards.schema import LOCATED, ROW_GROUP, decode_log_mels
 from ajepa.shards.store_shards import Piece, StoreShards
 
 V = TypeVar("V")
@@ -98,7 +98,7 @@ class RowGroups:
         return np.flatnonzero(self._shard == shard).tolist()
 
     def columns(self, group: int, columns: list[str]) -> pa.Table:
-        """Columns of a row group, none with a value missing.
+        """Columns of a row group, none with a value missing but `locator`, which older shards do not have.
 
         Raises:
             UserError, UnreachableError: as `read`.
@@ -156,7 +156,7 @@ class RowGroups:
     def _take(self, group: int, parquet: pq.ParquetFile, columns: list[str]) -> pa.Table:
         index = int(self._index[group])
         table = parquet.read_row_group(index, columns=columns, use_threads=False)
-        if len(table) != self.sizes[group] or any(table[name].null_count for name in columns):
+        if len(table) != self.sizes[group] or any(table[name].null_count for name in columns if name != LOCATED):
             raise self._damaged(group, f"row group {index} has values missing")
         return table
 

@@ -12,6 +12,7 @@ from ajepa.config import FrontEndConfig
 
 CONTRACT_VERSION = 2
 ROW_GROUP = 64  # rows; a training window is made of row groups, so they stay small
+LOCATED = "locator"  # the one column of a manifest row that may be null, and that shards of version 0.1 do not have
 OK, BAD = "status=ok", "status=bad"  # hive partitions
 
 _COMMON = list(MANIFEST_SCHEMA)  # a row starts as the manifest row it was made from

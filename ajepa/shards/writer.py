@@ -15,7 +15,7 @@ from ajepa import storage
 from ajepa.audio.decode import decode_clip
 from ajepa.audio.errors import AudioError
 from ajepa.audio.logmel import LogMel
-from ajepa.audio.read_ahead import Opener, read_ahead
+from ajepa.audio.read_ahead import Opener, open_clip, read_ahead
 from ajepa.config import FrontEndConfig
 from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, ROW_GROUP, encode_row, ok_schema
 
@@ -38,9 +38,7 @@ def shard_path(output: str, status: str, index: int) -> str:
     return storage.join(output, status, f"shard-{index:05d}.parquet")
 
 
-def make_row(
-    clip: dict[str, Any], log_mel: LogMel, opener: Opener = storage.decoder_input
-) -> tuple[dict[str, Any], bool]:
+def make_row(clip: dict[str, Any], log_mel: LogMel, opener: Opener = open_clip) -> tuple[dict[str, Any], bool]:
     """One manifest row to one ok row, and whether its audio was cut to the clip length.
 
     Raises:
@@ -59,14 +57,15 @@ def write_shard(clips: pa.Table, index: int, output: str, config: FrontEndConfig
     Memory holds one row group of log-mels, whatever the number of clips.
     """
     front_end, schema = LogMel(config), ok_schema(config)
+    manifest_rows = clips.to_pylist()
     paths = shard_path(output, OK, index), shard_path(output, BAD, index)
     with (
         torch.inference_mode(),
-        read_ahead(clips["uri"].to_pylist()) as opener,
+        read_ahead(manifest_rows) as opener,
         block_output(*paths, index, schema) as block,
     ):
         rows: list[dict[str, Any]] = []
-        for clip in clips.to_pylist():
+        for clip in manifest_rows:
             try:
                 row, cut = make_row(clip, front_end, opener)
                 rows.append(row)

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 import ajepa
 from ajepa import storage
+from ajepa.audio.blocks import block_sizes
 from ajepa.audio.errors import AudioError
 from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest
 from ajepa.audio.segments import segment
@@ -32,6 +33,7 @@ from pipelines.cli.lock import claimed
 from pipelines.cli.output import warn_relative_output
 from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, join_cluster, start_ray
 from pipelines.rayjobs.data_job import run_blocks, unfinished
+from pipelines.rayjobs.each import on_cluster
 from pipelines.rayjobs.early import refuse_other
 from pipelines.rayjobs.embed_actors import ActorSettings, EmbedActor
 from pipelines.rayjobs.plan import ClipJob, block_size, manifest_hash, prepare_output
@@ -71,15 +73,18 @@ def list_clips(args: EmbedArgs, encoder: AudioEncoder) -> Clips:
     """
     shards = args.source == "folder" and storage.path_type(storage.join(args.input, DATASET_JSON)) == "file"
     if args.source != "shards" and not shards:
-        manifest = load_manifest(args.source, args.input, labels_from_folders=args.labels_from_folders)
+        manifest = load_manifest(
+            args.source, args.input, labels_from_folders=args.labels_from_folders, columns=args.columns,
+            each=on_cluster,
+        )  # fmt: skip
         if args.segment is not None:
             manifest = segment(manifest, args.segment, args.segment_last, encoder.front_end)
         total = manifest.clips.num_rows
         size = block_size(total, args.clips_per_part, "--clips-per-part")
-        sizes = [min(size, total - start) for start in range(0, total, size)]
+        sizes = block_sizes(manifest.clips, size)
         return Clips(args.source, manifest, None, size, sizes)
-    for name in ("labels_from_folders", "segment", "clips_per_part"):
-        if getattr(args, name) not in (None, False):
+    for name in ("labels_from_folders", "segment", "clips_per_part", "columns"):
+        if getattr(args, name) not in (None, False, ()):
             raise UserError(f"--{name.replace('_', '-')} is for audio files; {args.input!r} holds shards")
     dataset = open_dataset(args.input)
     dataset.require_front_end(encoder.front_end)
@@ -117,7 +122,7 @@ def main(args: EmbedArgs) -> Embeddings:
             "input_hash": clips.hash, "part_size": clips.part_size, "label_names": clips.manifest.label_names,
             "encoder_digest": encoder.about["digest"], "precision": args.precision, **dataclasses.asdict(chosen),
         }  # fmt: skip
-        finished = prepare_output(output, EMBEDDINGS, plan, clips.manifest, clips.part_size, args.overwrite)
+        finished = prepare_output(output, EMBEDDINGS, plan, clips.manifest, clips.sizes, args.overwrite)
         if finished is not None:
             mlflow_run.send_unsent(output, uri)
             print(f"nothing to do: {output} is finished ({finished.num_clips} clips x {finished.dimension})")

@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 
 import ajepa
 from ajepa import storage
+from ajepa.audio.archives.each import in_threads
+from ajepa.audio.blocks import block_sizes
 from ajepa.audio.manifest import Manifest
 from ajepa.audio.segments import segment
 from ajepa.audio.sources import load_manifest
@@ -30,6 +32,7 @@ from pipelines.cli.output import warn_relative_output
 from pipelines.cli.progress import Progress
 from pipelines.rayjobs.cluster import join_cluster
 from pipelines.rayjobs.data_job import run_blocks, unfinished
+from pipelines.rayjobs.each import on_cluster
 from pipelines.rayjobs.early import refuse_other
 from pipelines.rayjobs.plan import MISSING, SHARDS, block_size, make_plan, prepare_output
 from pipelines.tracking import mlflow_run
@@ -69,8 +72,9 @@ def merge(args: MergeArgs) -> ShardDataset:
 def list_clips(args: PreprocessArgs) -> Manifest:
     """The clips of the source, long recordings cut where that was asked for."""
     manifest = load_manifest(
-        args.source, args.input, labels_from_folders=args.labels_from_folders, whole_videos=args.whole_videos
-    )
+        args.source, args.input, labels_from_folders=args.labels_from_folders, whole_videos=args.whole_videos,
+        columns=args.columns, each=in_threads if args.dry_run else on_cluster,
+    )  # fmt: skip
     if args.segment is not None:
         manifest = segment(manifest, args.segment, args.segment_last, args.front_end)
     print_remarks(manifest)
@@ -94,15 +98,13 @@ def empty_classes(dataset: ShardDataset) -> list[str]:
 
 
 def write_all(
-    output: str, plan: dict[str, Any], clip_ids: pa.ChunkedArray, front_end: FrontEndConfig, num_workers: int | None
+    output: str, sizes: list[int], clip_ids: pa.ChunkedArray, front_end: FrontEndConfig, num_workers: int | None
 ) -> dict[str, Any]:
-    """Write the shards that are missing, with live progress; totals of this part of the job."""
+    """Write the shards that are missing, of so many clips each, with live progress; totals of this part of the job."""
     from ray.data import TaskPoolStrategy
 
     from pipelines.rayjobs.data_tasks import write_shards
 
-    total, size = plan["clips"], plan["shard_size"]
-    sizes = [min(size, total - start) for start in range(0, total, size)]
     paths = [shard_path(output, OK, i) for i in range(len(sizes))]
     todo = unfinished(output, paths, sizes, lambda: clip_ids, "shards")
     return run_blocks(
@@ -150,7 +152,8 @@ def main(args: PreprocessArgs) -> ShardDataset:
         join_cluster({"--output": output, "--input": storage.absolute(args.input)})
         manifest = list_clips(args)
         plan = make_plan(args.source, args.input, manifest, args.clips_per_shard, args.front_end)
-        finished = prepare_output(output, SHARDS, plan, manifest, plan["shard_size"], args.overwrite)
+        sizes = block_sizes(manifest.clips, plan["shard_size"])
+        finished = prepare_output(output, SHARDS, plan, manifest, sizes, args.overwrite)
         if finished is not None:
             if storage.path_type(storage.join(output, REPORT, "report.md")) == "missing":  # killed between the two
                 save_report(finished, manifest.remarks, len(manifest.missing))
@@ -162,7 +165,7 @@ def main(args: PreprocessArgs) -> ShardDataset:
             uri, f"preprocess {args.source}", output=output, params=params, tags={"ajepa.job": "preprocess"}
         )
         with tracker.recording():
-            totals = write_all(output, plan, manifest.clips["clip_id"], args.front_end, args.num_workers)
+            totals = write_all(output, sizes, manifest.clips["clip_id"], args.front_end, args.num_workers)
             about = {
                 "plan": plan,
                 "remarks": manifest.remarks,

@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -90,12 +91,14 @@ def block_size(clips: int, given: int | None, option: str) -> int:
 
 
 def prepare_output(
-    output: str, job: ClipJob[F], plan: dict[str, Any], manifest: Manifest, size: int, overwrite: bool
+    output: str, job: ClipJob[F], plan: dict[str, Any], manifest: Manifest, sizes: Sequence[int], overwrite: bool
 ) -> F | None:
     """Make the output ready for the job, or return the finished result of the same job found there.
 
-    The manifest is stored in row groups of `size` clips, one a block, and files of BLOCKS_A_FILE blocks; one without
-    clips is not stored.
+    The manifest is stored in files of BLOCKS_A_FILE blocks, a row group a block; one without clips is not stored.
+
+    Args:
+        sizes: clips of each block, see `block_sizes`.
 
     Raises:
         UserError: the output holds something else.
@@ -117,10 +120,14 @@ def prepare_output(
         storage.make_folder(storage.join(output, folder))
     if manifest.missing:
         storage.write_text(storage.join(output, MISSING), "".join(f"{clip}\n" for clip in manifest.missing))
-    rows = manifest.clips.num_rows
-    for first in range(0, rows, size * BLOCKS_A_FILE if rows else 1):
-        with storage.atomic_output(storage.join(output, manifest_file(first // size))) as stream:
-            pq.write_table(manifest.clips.slice(first, size * BLOCKS_A_FILE), stream, row_group_size=size)
+    starts = [0, *itertools.accumulate(sizes)]
+    for first in range(0, len(sizes) if manifest.clips.num_rows else 0, BLOCKS_A_FILE):
+        with (
+            storage.atomic_output(storage.join(output, manifest_file(first))) as stream,
+            pq.ParquetWriter(stream, manifest.clips.schema) as parquet,
+        ):
+            for block in range(first, min(first + BLOCKS_A_FILE, len(sizes))):
+                parquet.write_table(manifest.clips.slice(starts[block], sizes[block]), row_group_size=sizes[block])
     storage.write_text(storage.join(output, job.plan), json.dumps(plan))
     return None
 

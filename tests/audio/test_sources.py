@@ -160,7 +160,7 @@ def test_a_csv_manifest_is_read(tmp_path):
         "three,s3://bucket/c.wav,0,1,,train,2\n"
     )
     manifest = load_manifest("manifest", str(tmp_path / "list.csv"))
-    common = {"split": "train", "start_s": 0.0}
+    common = {"split": "train", "start_s": 0.0, "locator": None}
     assert manifest.clips.to_pylist() == [
         common | {"clip_id": "one", "uri": "/data/a.wav", "duration_s": 0.5, "fold": 1, "labels": [0]},
         common | {"clip_id": "three", "uri": "s3://bucket/c.wav", "duration_s": 1.0, "fold": 2, "labels": []},

@@ -22,6 +22,7 @@ from benchmarks.common import say, seconds
 from helpers.reader_data import write_shards
 
 from ajepa import storage
+from ajepa.audio.blocks import block_sizes
 from ajepa.audio.sources import load_manifest
 from ajepa.audio.statistics import Statistics
 from ajepa.checkpoints import write_checkpoint
@@ -134,7 +135,7 @@ def measure_plan(rows: int, path: str, output: str, queue: Any) -> None:
     began = time.process_time()
     manifest = load_manifest("manifest", path)
     plan = make_plan("manifest", path, manifest, None, FrontEndConfig())
-    prepare_output(output, SHARDS, plan, manifest, plan["shard_size"], False)
+    prepare_output(output, SHARDS, plan, manifest, block_sizes(manifest.clips, plan["shard_size"]), False)
     planned = time.process_time() - began
     began = time.process_time()
     read_block(output, rows // plan["shard_size"] - 1)

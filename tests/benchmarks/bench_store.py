@@ -9,9 +9,8 @@ import pytest
 import soundfile
 from benchmarks.common import ROUNDS, say, seconds, sound
 
-from ajepa import storage
 from ajepa.audio.manifest import MANIFEST_SCHEMA
-from ajepa.audio.read_ahead import Opener
+from ajepa.audio.read_ahead import Clip, Opener, open_clip
 from ajepa.config import FrontEndConfig
 from ajepa.shards import writer
 
@@ -20,8 +19,8 @@ DELAY = 0.05  # seconds a request
 
 
 @contextlib.contextmanager
-def one_after_another(_: Sequence[str]) -> Iterator[Opener]:
-    yield storage.decoder_input
+def one_after_another(_: Sequence[Clip]) -> Iterator[Opener]:
+    yield open_clip
 
 
 @pytest.mark.parametrize("opener", [writer.read_ahead, one_after_another], ids=["ahead", "one after another"])

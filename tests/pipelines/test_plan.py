@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from ajepa import storage
+from ajepa.audio.blocks import block_sizes
 from ajepa.audio.manifest import Manifest, make_table
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
@@ -22,7 +23,7 @@ def manifest(monkeypatch):
 
 def prepare(output, manifest):
     plan = make_plan("manifest", "clips.csv", manifest, SIZE, FrontEndConfig())
-    return prepare_output(str(output), SHARDS, plan, manifest, SIZE, False)
+    return prepare_output(str(output), SHARDS, plan, manifest, block_sizes(manifest.clips, SIZE), False)
 
 
 def test_the_blocks_together_are_the_clips(manifest, tmp_path):

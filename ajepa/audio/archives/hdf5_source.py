@@ -1,0 +1,128 @@
+"""Clips in the rows of HDF5 files: PANNs' packs of samples, and PaSST's and MaskSpec's of MP3 files."""
+
+import functools
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ajepa import storage
+from ajepa.audio.archives.each import Each
+from ajepa.audio.archives.files import find_files
+from ajepa.audio.archives.hdf5_rows import opened
+from ajepa.audio.archives.splits import split_of
+from ajepa.audio.decode import AUDIO_EXTENSIONS
+from ajepa.audio.labels import class_table_near, read_class_table
+from ajepa.audio.manifest import Manifest, in_reading_order, locators, make_table
+from ajepa.errors import UserError, one_line
+
+ENDINGS = (".h5", ".hdf5", ".hdf")
+NAMES, TARGET, SOUNDS = "audio_name", "target", ("waveform", "mp3", "audio", "flac", "wav")
+SAMPLES = (np.dtype(np.int16), np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))
+LAYOUT = "waveform [clips, samples] of int16 or floats, or mp3 [clips] of bytes, beside audio_name [clips]"
+
+
+def hdf5(path: str, columns: Mapping[str, str], each: Each) -> Manifest:
+    """List the rows of HDF5 files.
+
+    Args:
+        path: a file, a folder or a pattern; local or a URI.
+        columns: "audio", "clip_id" and "labels" to the names of their arrays.
+        each: maps over the files.
+
+    Raises:
+        UserError: h5py is not installed, no such files, or arrays of another layout.
+    """
+    if importlib.util.find_spec("h5py") is None:
+        raise UserError("HDF5 files need h5py: pip install 'ajepa[hdf5]'")
+    for ours, theirs in columns.items():
+        if ours not in ("audio", "clip_id", "labels"):
+            raise UserError(f"--columns {ours}={theirs}: of HDF5 files audio, clip_id and labels can be named")
+    folder, names = find_files(path, ENDINGS, "HDF5 files")
+    paths = [storage.join(folder, name) for name in names]
+    found = list(each(functools.partial(_read, columns=dict(columns)), paths))
+    parts = [(name, part) for name, part in zip(names, found, strict=True) if part is not None]
+    if not parts:
+        raise UserError(f"the HDF5 files of {path!r} hold no sound (expected: {LAYOUT})")
+    left_out = [name for name, part in zip(names, found, strict=True) if part is None]
+    remarks = [f"{len(left_out)} files without sound left out: {left_out[0]}"] if left_out else []
+    ids = [clip for _, part in parts for clip in part["ids"]]
+    classes = max(part["classes"] for _, part in parts)
+    table = class_table_near(storage.join(folder, names[0]))
+    label_names = [str(i) for i in range(classes)] if table is None else read_class_table(table)[1]
+    if len(label_names) < classes:
+        raise UserError(f"{table!r} names {len(label_names)} classes, the files have {classes}")
+    labels = [[label_names[i] for i in row] for _, part in parts for row in part["labels"]]
+    if table is not None:
+        remarks.append(f"names of labels from {table}")
+    elif classes:
+        remarks.append("labels are numbers: class_labels_indices.csv beside the files would name them")
+    locator = pa.concat_arrays([
+        locators("hdf5", len(part["ids"]), name=[part["sound"]] * len(part["ids"]), row=np.arange(len(part["ids"])))
+        for _, part in parts
+    ])  # fmt: skip
+    clips = make_table(
+        ids, [storage.join(folder, name) for name, part in parts for _ in part["ids"]], labels, label_names,
+        split=[split_of(name) for name, part in parts for _ in part["ids"]], locator=locator,
+    )  # fmt: skip
+    return Manifest(in_reading_order(clips), label_names, tuple(remarks))
+
+
+def _read(where: str, columns: Mapping[str, str]) -> dict[str, Any] | None:
+    """Ids and labels of a file, and the name of its sound; None where it has none, as PANNs' index files."""
+    try:
+        with opened(where) as file:
+            sound = columns.get("audio") or next((name for name in SOUNDS if name in file), None)
+            if sound is None:
+                return None
+            arrays = {sound: "sound", columns.get("clip_id", NAMES): "names"}
+            for name in arrays:
+                if name not in file:
+                    raise UserError(f"{where!r} has no array {name!r} (it has: {', '.join(file)}); expected: {LAYOUT}")
+            _check_sound(where, sound, file)
+            ids = _ids(file[columns.get("clip_id", NAMES)][:])
+            rows = file[sound].shape[0]
+            if len(ids) != rows:
+                raise UserError(f"{where!r} has {len(ids)} names for {rows} rows of {sound!r}")
+            target = columns.get("labels", TARGET)
+            labels = _labels(where, file[target][:], rows) if target in file else np.zeros((rows, 0), bool)
+            is_packed = target in file and file[target].dtype == np.uint8
+    except (OSError, KeyError) as error:
+        if isinstance(error, storage.UnreachableError):
+            raise
+        raise UserError(f"{where!r} cannot be read as HDF5: {one_line(error)[:200]}") from error
+    # Of bits in bytes the last ones may be none: only those that are set tell how many classes there are.
+    classes = int(np.flatnonzero(labels.any(axis=0)).max(initial=-1)) + 1 if is_packed else labels.shape[1]
+    return {"ids": ids, "sound": sound, "classes": classes, "labels": [np.flatnonzero(row) for row in labels]}
+
+
+def _check_sound(where: str, name: str, file: Any) -> None:
+    """Refuse what is neither samples nor files."""
+    import h5py
+
+    array = file[name]
+    kind = h5py.check_vlen_dtype(array.dtype)
+    if array.ndim == 1 and kind is not None and np.dtype(kind) == np.uint8:
+        return
+    if array.ndim != 2 or array.dtype not in SAMPLES:
+        shape = "x".join(map(str, array.shape))
+        raise UserError(f"{name!r} of {where!r} is {shape} of {array.dtype}; expected: {LAYOUT}")
+    if "sample_rate" not in file.attrs:
+        raise UserError(f"{where!r} has no attribute sample_rate, so its waveforms have no known speed: add it (in Hz)")
+
+
+def _ids(values: np.ndarray) -> list[str]:
+    """Names without the extension of a sound: "Y1yX3r9c8yQ.wav" is "Y1yX3r9c8yQ"."""
+    names = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values.tolist()]
+    return [
+        name.rpartition(".")[0] if "." + name.rpartition(".")[2].lower() in AUDIO_EXTENSIONS else name for name in names
+    ]
+
+
+def _labels(where: str, target: np.ndarray, rows: int) -> np.ndarray:
+    """[rows, classes] bool, from bits in bytes as well."""
+    if target.ndim != 2 or len(target) != rows:
+        raise UserError(f"the labels of {where!r} are {'x'.join(map(str, target.shape))}, not one row for each clip")
+    return np.unpackbits(target, axis=1).astype(bool) if target.dtype == np.uint8 else target.astype(bool)
