@@ -165,7 +165,7 @@ def test_a_csv_manifest_is_read(tmp_path):
         common | {"clip_id": "one", "uri": "/data/a.wav", "duration_s": 0.5, "fold": 1, "labels": [0]},
         common | {"clip_id": "three", "uri": "s3://bucket/c.wav", "duration_s": 1.0, "fold": 2, "labels": []},
         {"clip_id": "two", "uri": str(tmp_path / "sub/b.wav"), "start_s": 1.5, "duration_s": 2.0, "split": "test",
-         "fold": 3, "labels": [0, 1]},
+         "fold": 3, "labels": [0, 1], "locator": None},
     ]  # fmt: skip
     assert manifest.label_names == ["rain", "wind"]
 
@@ -174,7 +174,7 @@ def test_a_column_of_uris_is_enough(tmp_path):
     (tmp_path / "list.csv").write_text("uri\nb.wav\n007.wav\n")
     assert load_manifest("manifest", str(tmp_path / "list.csv")).clips.to_pylist() == [
         {"clip_id": name, "uri": str(tmp_path / name), "start_s": 0.0, "duration_s": None, "split": "", "fold": -1,
-         "labels": []}
+         "labels": [], "locator": None}
         for name in ("007.wav", "b.wav")
     ]  # fmt: skip
 

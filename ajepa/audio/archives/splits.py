@@ -7,6 +7,7 @@ CANONICAL = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
+AUDIOSET = re.compile(r"(un)?bal(anced)?_train")  # its two training sets stay apart
 SHARDED = re.compile(r"^(?P<split>\w+(?:[.-]\w+)*?)-\d{4,6}-of-\d{4,6}(?:-[0-9a-f]+)?$")  # train-00000-of-00012
 
 
@@ -25,6 +26,9 @@ def split_of(name: str) -> str:
     for folder in reversed(path.parts[:-1]):
         if set(_words(folder)) & CANONICAL.keys():
             return _canonical(folder)
+    part = AUDIOSET.search(stem)
+    if part:
+        return part[0]
     found = [CANONICAL[word] for word in _words(stem) if word in CANONICAL]
     return found[-1] if found else ""
 

@@ -126,11 +126,15 @@ def _infos(where: str, hops: _Hops, remarks: dict[str, tuple[int, str]]) -> Iter
             yield info
     except (tarfile.TarError, ValueError, EOFError) as error:
         # Of a member that is cut off the header was read: it is a row of its own.
-        _count(remarks, f"archives that are damaged or cut off ({one_line(error)}): what follows is lost", where)
+        _count(remarks, f"archives that are cut off or damaged ({one_line(error)}): what follows is lost", where)
         return
-    if not count:
+    hops.seek(archive.offset)
+    end = hops.read(tarfile.BLOCKSIZE)  # tarfile takes a header that it cannot read for the end
+    if any(end):
+        _count(remarks, f"archives that are damaged (at byte {archive.offset:,}): what follows is lost", where)
+    elif not count:
         _count(remarks, "empty archives", where)
-    elif archive.offset >= hops.size:
+    elif not end:
         _count(remarks, "archives without their closing blocks, which may be cut off", where)
 
 

@@ -1,0 +1,112 @@
+"""Sound in HDF5 files: PANNs' packs of samples and PaSST's of MP3 files."""
+
+import h5py
+import numpy as np
+import pytest
+from helpers.containers import Sound, bad_rows, flac, loose_dataset, make_shards
+
+from ajepa.audio.sources import load_manifest
+from ajepa.audio.statistics import Statistics
+from ajepa.errors import UserError
+from ajepa.shards.verify import verify_dataset
+
+RATE = 32_000
+
+
+def pack(path, waveform, *, names=None, target=None, rate=RATE, array="waveform", **options):
+    """A file as PANNs' create_hdf5 makes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = len(waveform)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("audio_name", data=np.array(names or [f"Yid{i:08d}.wav" for i in range(count)], "S20"))
+        file.create_dataset(array, data=waveform, **options)
+        if target is not None:
+            file.create_dataset("target", data=target)
+        if rate is not None:
+            file.attrs.create("sample_rate", data=rate, dtype=np.int32)
+    return str(path)
+
+
+def noise(clips, seconds=0.5):
+    return np.random.default_rng(0).uniform(-0.5, 0.5, (clips, round(seconds * RATE))).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_a_pack_of_samples(tmp_path, dtype, write_wav):
+    waveform = np.round(noise(6) * 32767) / 32767
+    waveform[4] = 0
+    stored = np.round(waveform * 32767).astype(np.int16) if dtype == np.int16 else waveform.astype(np.float32)
+    target = np.zeros((6, 3), bool)
+    target[np.arange(6), np.arange(6) % 3] = True
+    pack(tmp_path / "in/balanced_train.h5", stored, target=target)
+    with h5py.File(tmp_path / "in/index.h5", "w") as file:  # PANNs' indices hold no sound
+        file.create_dataset("audio_name", data=np.array(["Y.wav"], "S20"))
+    (tmp_path / "in/class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/0,A\n1,/m/1,B\n2,/m/2,C\n")
+    manifest = load_manifest("hdf5", str(tmp_path / "in"))
+    assert manifest.label_names == ["A", "B", "C"]
+    assert manifest.clips["labels"].to_pylist() == [[i % 3] for i in range(6)]
+    assert manifest.clips["split"].to_pylist() == ["balanced_train"] * 6
+    assert any("1 files without sound left out: index.h5" in remark for remark in manifest.remarks)
+    dataset = make_shards(manifest, tmp_path / "shards")
+    assert sum(verify_dataset(dataset.path)) == 5
+    assert bad_rows(dataset) == {
+        "Yid00000004": "waveform: a row of zeros: this clip was missing when the file was made"
+    }
+    (tmp_path / "wav").mkdir()
+    for i in (0, 1, 2, 3, 5):
+        write_wav(tmp_path / f"wav/Yid{i:08d}", waveform[i].astype(np.float32), RATE, format="WAV", subtype="FLOAT")
+    (tmp_path / "wav/list.csv").write_text("uri\n" + "".join(f"Yid{i:08d}\n" for i in (0, 1, 2, 3, 5)))
+    loose = make_shards(load_manifest("manifest", str(tmp_path / "wav/list.csv")), tmp_path / "loose")
+    ours: Statistics = dataset.statistics
+    np.testing.assert_allclose(ours.mean, loose.statistics.mean, atol=2e-5 if dtype == np.int16 else 0)
+
+
+def test_mp3_files_in_rows_and_labels_in_bits(tmp_path):
+    clips = [Sound(f"clip{i}", flac(i, 0.5, 32_000, "MP3"), (str(i), "8")) for i in range(4)]
+    target = np.zeros((4, 9), bool)
+    for i in range(4):
+        target[i, [i, 8]] = True
+    path = tmp_path / "in/eval.hdf"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        file.create_dataset("audio_name", data=np.array([f"{c.id}.mp3" for c in clips], "S20"))
+        sound = file.create_dataset("mp3", (4,), h5py.vlen_dtype(np.uint8))
+        for i, clip in enumerate(clips):
+            sound[i] = np.frombuffer(clip.data, np.uint8)
+        file.create_dataset("target", data=np.packbits(target, axis=1))
+    manifest = load_manifest("hdf5", str(path))
+    assert manifest.label_names == [str(i) for i in range(9)]  # seven bits at the end are no classes
+    assert manifest.clips["labels"].to_pylist() == [[i, 8] for i in range(4)]
+    dataset = make_shards(manifest, tmp_path / "shards")
+    loose = loose_dataset(tmp_path, [Sound(c.id, c.data, c.labels, "test") for c in clips])
+    assert [r["digest"] for r in dataset.read_columns(["digest"]).to_pylist()] == [
+        r["digest"] for r in loose.read_columns(["digest"]).to_pylist()
+    ]
+
+
+def test_from_a_store(tmp_path, s3):
+    s3.Object("packs/a.h5").put(Body=open(pack(tmp_path / "a.h5", noise(5)), "rb").read())  # noqa: SIM115, PTH123
+    here = make_shards(load_manifest("hdf5", str(tmp_path / "a.h5")), tmp_path / "here")
+    away = make_shards(load_manifest("hdf5", "s3://sounds/packs"), tmp_path / "away")
+    assert here.content_hash == away.content_hash
+
+
+def refusal(path) -> str:
+    with pytest.raises(UserError) as raised:
+        load_manifest("hdf5", str(path))
+    return str(raised.value)
+
+
+def test_refusals(tmp_path):
+    assert "16000 of float32" in refusal(pack(tmp_path / "a.h5", noise(1)[0], names=["a"]))
+    assert "of complex64" in refusal(pack(tmp_path / "b.h5", noise(2).astype(np.complex64)))
+    assert "no attribute sample_rate" in refusal(pack(tmp_path / "c.h5", noise(2), rate=None))
+    assert "3 names for 2 rows" in refusal(pack(tmp_path / "d.h5", noise(2), names=["a", "b", "c"]))
+    assert "hold no sound (expected: waveform" in refusal(pack(tmp_path / "e.h5", noise(2), array="x"))
+    assert "not one row for each clip" in refusal(pack(tmp_path / "f.h5", noise(2), target=np.zeros((3, 2), bool)))
+    (tmp_path / "g.h5").write_bytes(b"not HDF5 " * 100)
+    assert "cannot be read as HDF5" in refusal(tmp_path / "g.h5")
+    (tmp_path / "class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/0,A\n")
+    assert "names 1 classes, the files have 2" in refusal(
+        pack(tmp_path / "h.h5", noise(2), target=np.ones((2, 2), bool))
+    )
