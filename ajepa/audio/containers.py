@@ -38,6 +38,11 @@ class Container:
     refused: str = ""  # why no decoder would read all of it
 
 
+def needs_av(found: Container) -> bool:
+    """Whether libsndfile does not read it, or not to its end."""
+    return found.name in ONLY_AV or bool(found.doubt)
+
+
 def inspect(stream: Any) -> Container:
     """Look at a seekable stream; its position is 0 afterwards."""
     start, skipped = mpeg.after_tags(stream)

@@ -3,19 +3,20 @@ wanted, never by what a header claims."""
 
 import contextlib
 import importlib.util
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import soundfile
 import soxr
 
 from ajepa import storage
-from ajepa.audio import av_decode
-from ajepa.audio.containers import ONLY_AV, Container, inspect
-from ajepa.audio.errors import AudioError, check_header, mix
+from ajepa.audio import av_decode, soundfile_decode
+from ajepa.audio.containers import MP3, Container, inspect, needs_av
+from ajepa.audio.errors import AudioError
 from ajepa.audio.read_ahead import Opener, open_clip
+from ajepa.audio.soundfile_decode import OpenSound, UnreadError
+from ajepa.audio.soundfile_decode import decode as decode_sound
+from ajepa.audio.soundfile_decode import duration as duration_of_sound
 from ajepa.audio.streams import Patched, Samples, size_of
 from ajepa.errors import one_line
 
@@ -28,10 +29,7 @@ AUDIO_EXTENSIONS = SOUNDFILE_EXTENSIONS | AV_EXTENSIONS
 T = TypeVar("T")
 Opened = Callable[[], contextlib.AbstractContextManager[Any]]
 
-BLOCK_FRAMES = 1 << 16  # frames decoded at a time, so that channels are mixed in small pieces
-TOLERANCE_S = 0.2  # an MP3 encoder's delay and padding, and a frame that is cut off
 MAX_AMPLITUDE = 1e12  # beyond any integer scaling; its mel power would overflow float32
-SOUNDFILE_ERRORS = (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError, RuntimeError, ValueError, TypeError)
 
 
 class Decoded(NamedTuple):
@@ -49,6 +47,7 @@ def decode(
     duration_s: float | None = None,
     opened: Opened | None = None,
     member: str = "",
+    from_s: float | None = None,
 ) -> Decoded:
     """Read one clip of an audio file.
 
@@ -59,6 +58,7 @@ def decode(
         duration_s: at most this many seconds; None reads to the end.
         opened: gives the file's stream, or its samples; by default it is opened at its uri.
         member: names the part of the file that `opened` gives.
+        from_s: where decoding begins of a file that is decoded on and on, see `pieces`.
 
     Returns:
         The waveform, its channels averaged before resampling.
@@ -73,10 +73,14 @@ def decode(
             first = round(start_s * stream.rate)
             last = None if duration_s is None else first + round(duration_s * stream.rate)
             return stream.waveform[first:last], stream.rate
+        if isinstance(stream, OpenSound):
+            return decode_sound(stream, start_s, duration_s)
         return _by_the_right_one(
             (uri, member),
             stream,
-            lambda found, source: _decode_soundfile(source, start_s, duration_s, found.seconds),
+            lambda found, source: _by_soundfile(
+                found, source, lambda sound: decode_sound(sound, start_s, duration_s), from_s
+            ),
             lambda found, source: av_decode.decode(source, found, start_s, duration_s),
         )
 
@@ -102,7 +106,17 @@ def decode_clip(clip: dict[str, Any], sample_rate: int, most: int, opener: Opene
         raise AudioError(f"decode: a duration of {length:g} s")
     # One sample beyond the limit is enough to know that the audio goes on.
     wanted = min((most + 2) / sample_rate, np.inf if length is None else length)
-    decoded = decode(clip["uri"], sample_rate, start, wanted, lambda: opener(clip), _member(clip))
+
+    def read() -> Decoded:
+        return decode(clip["uri"], sample_rate, start, wanted, lambda: opener(clip), _member(clip), from_s)
+
+    from_s = (clip.get("locator") or {}).get("decoded_from_s")
+    try:
+        decoded = read()
+    except UnreadError:
+        if opener.pieces is None or not opener.pieces.is_unfit(clip):
+            raise
+        decoded = read()  # as a file of its own, which PyAV may read
     cut = len(decoded.waveform) > most
     waveform = np.ascontiguousarray(decoded.waveform[:most])
     return decoded._replace(waveform=waveform, seconds=min(decoded.seconds, most / sample_rate)), cut
@@ -116,7 +130,7 @@ def clip_duration(clip: dict[str, Any], opener: Opener = open_clip) -> float:
 def _member(clip: dict[str, Any]) -> str:
     """A name of the part of a file that a clip is."""
     locator = clip.get("locator")
-    return "" if locator is None else " ".join(map(str, locator.values()))
+    return "" if locator is None else " ".join(str(v) for k, v in locator.items() if k != "decoded_from_s")
 
 
 def duration(uri: str, opened: Opened | None = None, member: str = "") -> float:
@@ -136,7 +150,9 @@ def duration(uri: str, opened: Opened | None = None, member: str = "") -> float:
         return _by_the_right_one(
             (uri, member),
             stream,
-            lambda found, source: _duration_soundfile(source) if found.seconds is None else found.seconds,
+            lambda found, source: (
+                _by_soundfile(found, source, duration_of_sound) if found.seconds is None else found.seconds
+            ),
             lambda found, source: av_decode.duration(source, found),
         )
 
@@ -157,10 +173,6 @@ def _inspected(place: tuple[str, str], stream: Any) -> Container:
     return _known[key]
 
 
-class UnreadError(AudioError):
-    """libsndfile does not know what this is, or does not read all of it."""
-
-
 def _by_the_right_one(
     place: tuple[str, str],
     stream: Any,
@@ -177,7 +189,7 @@ def _by_the_right_one(
     if found.refused:
         raise AudioError(f"decode: {found.refused}")
     source = Patched(stream, found.start, found.patches) if found.start or found.patches else stream
-    if found.name in ONLY_AV or found.doubt:
+    if needs_av(found):
         if not has_av():
             why = f" and {found.doubt}" if found.doubt else ""
             raise AudioError(f"decode: this is {found.name}{why}: PyAV reads it, pip install 'ajepa[av]'")
@@ -194,12 +206,19 @@ def _by_the_right_one(
             raise error from None
 
 
+def _by_soundfile(found: Container, source: Any, work: Callable[[OpenSound], T], from_s: float | None = None) -> T:
+    is_mp3 = found.name == MP3
+    preroll_s = soundfile_decode.PREROLL_S if is_mp3 else 0.0
+    with soundfile_decode.opened(source, found.seconds, from_s if is_mp3 else None, preroll_s) as sound:
+        return work(sound)
+
+
 def _with_stream(uri: str, work: Callable[[Any], T], opened: Opened | None) -> T:
     """Open the file and work on its stream or samples, with errors as `decode` promises them."""
 
     def read() -> T:
         with opened() if opened is not None else storage.decoder_input(uri) as stream:
-            if isinstance(stream, Samples):
+            if isinstance(stream, Samples | OpenSound):
                 return work(stream)
             if not stream.read(1):
                 raise AudioError("decode: empty file (0 bytes)")
@@ -223,64 +242,6 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
 def _one_line(error: BaseException) -> str:
     return one_line(error)[:300]
-
-
-def _file_of(stream: Any) -> Any:
-    """The descriptor of a plain file: libsndfile then reads without calls back into Python."""
-    return stream.fileno() if isinstance(stream, io.FileIO) else stream
-
-
-def _duration_soundfile(stream: Any) -> float:
-    with _opened(stream) as sound:
-        return sound.frames / sound.samplerate
-
-
-def _decode_soundfile(
-    stream: Any, start_s: float, duration_s: float | None, seconds: float | None
-) -> tuple[np.ndarray, int]:
-    """The mono waveform and its rate; `seconds` is the length of the whole file, where it was counted.
-
-    Raises:
-        UnreadError: fewer samples come than the file has there.
-    """
-    with _opened(stream) as sound:
-        rate = sound.samplerate
-        if start_s:
-            sound.seek(min(round(start_s * rate), sound.frames))
-        left = None if duration_s is None else round(duration_s * rate)
-        blocks = []
-        while left is None or left > 0:
-            block = sound.read(
-                BLOCK_FRAMES if left is None else min(left, BLOCK_FRAMES), dtype="float32", always_2d=True
-            )
-            if not len(block):
-                break
-            blocks.append(mix(block))
-            left = None if left is None else left - len(block)
-    waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-    due = min(seconds - start_s, np.inf if duration_s is None else duration_s) if seconds is not None else 0.0
-    if len(waveform) / rate < due - TOLERANCE_S:
-        raise UnreadError(f"decode: {len(waveform) / rate:.2f} s were read where the file has {due:.2f} s")
-    return waveform, rate
-
-
-@contextlib.contextmanager
-def _opened(stream: Any) -> Iterator[soundfile.SoundFile]:
-    try:
-        sound = soundfile.SoundFile(_file_of(stream), closefd=False)
-    except SOUNDFILE_ERRORS as error:
-        raise UnreadError(f"decode: {_reason(error)}") from error
-    try:
-        with sound:
-            check_header(sound.samplerate, sound.channels)
-            yield sound
-    except SOUNDFILE_ERRORS as error:
-        raise AudioError(f"decode: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """What libsndfile says, without the names and numbers of the process."""
-    return str(getattr(error, "error_string", None) or _one_line(error))
 
 
 def has_av() -> bool:

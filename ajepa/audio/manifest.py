@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# Where in the file of `uri` a clip's sound lies; null: it is the whole file. `kind` names the reader in `archives`, the
-# others are what it needs.
+# Where in the file of `uri` a clip's sound lies; null: the file is the sound. `kind` names the reader, the others are
+# what it needs.
 LOCATOR = pa.struct(
     [
         ("kind", pa.string()),
@@ -18,6 +18,10 @@ LOCATOR = pa.struct(
         ("size", pa.int64()),  # in bytes
         ("row_group", pa.int32()),
         ("row", pa.int64()),  # in its row group or array
+        (
+            "decoded_from_s",
+            pa.float64(),
+        ),  # of pieces of a recording, see `pieces`
     ]
 )
 

@@ -8,18 +8,30 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ajepa import storage
 from ajepa.audio.archives.hdf5_rows import Hdf5Rows
 from ajepa.audio.archives.parquet_rows import ParquetRows
 from ajepa.audio.errors import AudioError
+from ajepa.audio.pieces import Pieces
 from ajepa.audio.streams import Window
 
 AT_ONCE = 16  # files that are held or asked for
 SMALL = 4 << 20  # bytes; of a larger file the decoder asks for what it needs
 Clip = Mapping[str, Any]  # a manifest row
-Opener = Callable[[Any], AbstractContextManager[Any]]  # of a Clip: a stream that decoders read, or `Samples`
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Opens a clip: a stream that decoders read, `Samples`, or an `OpenSound`."""
+
+    open: Callable[[Clip], AbstractContextManager[Any]]
+    pieces: Pieces | None = None
+
+    def __call__(self, clip: Clip) -> AbstractContextManager[Any]:
+        return self.open(clip)
 
 
 class Reader(Protocol):
@@ -27,6 +39,10 @@ class Reader(Protocol):
 
     def open(self, clip: Clip) -> AbstractContextManager[Any]:
         """As an Opener. AudioError, OSError where the sound cannot be read."""
+        ...
+
+    def used(self, clip: Clip) -> None:
+        """This clip is not opened any more."""
         ...
 
     def close(self) -> None:
@@ -44,18 +60,32 @@ def read_ahead(clips: Sequence[Clip]) -> Iterator[Opener]:
         readers = {kind: READERS[kind](of_kind) for kind, of_kind in kinds.items()}
         for reader in readers.values():
             stack.callback(reader.close)
-        yield lambda clip: readers[_kind(clip)].open(clip)
+        pieces = Pieces(
+            lambda clip: readers[_kind(clip)].open(clip),
+            lambda clip: readers[_kind(clip)].used(clip),
+            _recording,
+        )
+        stack.callback(pieces.close)
+        yield Opener(pieces.open, pieces)
 
 
 @contextlib.contextmanager
-def open_clip(clip: Clip) -> Iterator[Any]:
-    """The sound of one clip."""
-    if clip.get("locator") is None:
+def _open_one(clip: Clip) -> Iterator[Any]:
+    if _kind(clip) == "file":
         with storage.decoder_input(clip["uri"]) as stream:
             yield stream
         return
     with read_ahead([clip]) as opener, opener(clip) as found:
         yield found
+
+
+open_clip = Opener(_open_one)  # of one clip alone
+
+
+def _recording(clip: Clip) -> tuple[Any, ...]:
+    """What several clips may be pieces of."""
+    locator = clip.get("locator") or {}
+    return clip["uri"], *(value for name, value in locator.items() if name != "decoded_from_s")
 
 
 def _kind(clip: Clip) -> str:
@@ -93,9 +123,10 @@ class Files:
                 with _opened(place) as stream:
                     yield stream
         finally:
-            self._used(place)
+            self.used(clip)
 
-    def _used(self, place: "_Place") -> None:
+    def used(self, clip: Clip) -> None:
+        place = _place(clip)
         with self._lock:
             self._uses[place] -= 1
             if self._uses[place] <= 0:
@@ -122,7 +153,7 @@ _Place = tuple[str, tuple[int, int] | None]  # uri; offset and size where it is 
 
 def _place(clip: Clip) -> _Place:
     locator = clip.get("locator")
-    return clip["uri"], None if locator is None else (locator["offset"], locator["size"])
+    return clip["uri"], None if locator is None or locator["kind"] == "file" else (locator["offset"], locator["size"])
 
 
 @contextlib.contextmanager
@@ -149,6 +180,9 @@ class Unreadable:
 
     def open(self, clip: Clip) -> AbstractContextManager[Any]:
         raise AudioError(f"read: {clip['locator']['name']}")
+
+    def used(self, clip: Clip) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from ajepa.audio.decode import clip_duration
 from ajepa.audio.errors import AudioError
 from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest, in_reading_order
+from ajepa.audio.pieces import with_passes
 from ajepa.audio.read_ahead import Opener, open_clip, read_ahead
 from ajepa.choices import LastSegment
 from ajepa.config import FrontEndConfig
@@ -68,7 +69,7 @@ def segment(manifest: Manifest, seconds: float, last: LastSegment, config: Front
         )
     return dataclasses.replace(
         manifest,
-        clips=in_reading_order(pa.table(columns, schema=MANIFEST_SCHEMA)),
+        clips=in_reading_order(with_passes(pa.table(columns, schema=MANIFEST_SCHEMA))),
         remarks=(*manifest.remarks, *remarks),
     )
 

@@ -16,6 +16,7 @@ from ajepa.audio.archives.tar_source import webdataset
 from ajepa.audio.decode import AUDIO_EXTENSIONS, AV_EXTENSIONS, has_av
 from ajepa.audio.listing import list_names
 from ajepa.audio.manifest import Manifest, in_reading_order, make_table, sorted_names
+from ajepa.audio.pieces import with_passes
 from ajepa.audio.tables import read_table
 from ajepa.choices import SourceName
 from ajepa.errors import UserError
@@ -55,7 +56,7 @@ def load_manifest(
     if not manifest.clips.num_rows:
         raise UserError(f"no clips in {path!r}")
     require_decoders(manifest.clips["uri"].to_pylist())
-    clips = in_reading_order(manifest.clips)
+    clips = in_reading_order(with_passes(manifest.clips))
     counts = pc.value_counts(clips["clip_id"])
     twice = [c["values"] for c in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
     if twice:

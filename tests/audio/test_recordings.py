@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from ajepa.audio import decode as decoding
+from ajepa.audio import soundfile_decode
 from ajepa.audio.decode import decode, duration
 from ajepa.audio.errors import AudioError
 from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest
@@ -158,7 +159,7 @@ def test_a_reason_depends_on_the_file_alone(tmp_path, monkeypatch, name):
             decode(str(tmp_path / name), 16_000)
         reasons.append(str(error.value))
         [file.close() for file in files]
-    monkeypatch.setattr(decoding, "_file_of", lambda stream: io.BufferedReader(stream))
+    monkeypatch.setattr(soundfile_decode, "_file_of", lambda stream: io.BufferedReader(stream))
     with pytest.raises(AudioError) as error:
         decode(str(tmp_path / name), 16_000)
     assert {*reasons, str(error.value)} == {reasons[0]}

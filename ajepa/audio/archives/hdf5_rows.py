@@ -41,6 +41,9 @@ class Hdf5Rows:
         waveform = values / np.float32(INT16) if values.dtype == np.int16 else values
         yield Samples(np.ascontiguousarray(waveform, np.float32), int(rate))
 
+    def used(self, clip: Mapping[str, Any]) -> None:
+        pass
+
     def close(self) -> None:
         with self._lock:
             self._stack.close()

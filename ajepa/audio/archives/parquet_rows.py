@@ -68,10 +68,14 @@ class ParquetRows:
             else:
                 raise AudioError(f"read: row {row.row} of row group {row.group} has neither bytes nor a path")
         finally:
-            with self._changed:
-                self._uses[row] -= 1
-                if self._uses[row] <= 0:
-                    self._drop(row)
+            self.used(clip)
+
+    def used(self, clip: Mapping[str, Any]) -> None:
+        row = _row(clip)
+        with self._changed:
+            self._uses[row] -= 1
+            if self._uses[row] <= 0:
+                self._drop(row)
 
     def close(self) -> None:
         self._stopped.set()

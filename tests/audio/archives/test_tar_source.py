@@ -211,7 +211,8 @@ def test_indexing_passes_over_the_sound(tmp_path, monkeypatch):
     ("train-00000-of-00012.parquet", "train"), ("data/validation-00000-of-00001-2f1ab3e9.parquet", "validation"),
     ("my-split-00001-of-00002.tar", "my-split"), ("data/bal_train/03.parquet", "bal_train"), ("eval/0.tar", "test"),
     ("clips_test_3.tar", "test"), ("dev.parquet", "validation"), ("testament.tar", ""), ("a/b/c.tar", ""),
-    ("train/dev/0.tar", "validation"), ("unbalanced_train_part07.h5", "unbalanced_train"), ("Testing/x.tar", "test"), ("data/shard-000001.tar", ""),
+    ("train/dev/0.tar", "validation"),
+    ("unbalanced_train_part07.h5", "unbalanced_train"), ("Testing/x.tar", "test"), ("data/shard-000001.tar", ""),
 ])  # fmt: skip
 def test_splits_from_names(name, split):
     assert split_of(name) == split
