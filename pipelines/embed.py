@@ -18,13 +18,13 @@ class EmbedArgs:
     encoder: str
     """A run folder, a checkpoint or an export; a local path or a URI."""
     input: str
-    """The folder, manifest file or shard folder; a local path or a URI."""
+    """The folder, file of a list (of Kaldi's also its folder) or shard folder; a local path or a URI."""
     output: str
     """The embedding folder to write; a local path or a URI."""
     source: Literal["folder", "manifest", "parquet", "webdataset", "hdf5", "shards"] = "folder"
-    """Where clips come from: a `folder` of audio files, a `manifest` (a list with a column uri), `parquet` files
-    that hold the sound, `webdataset` (tar archives), `hdf5` packs, or `shards`, which a shard folder is taken for by
-    itself."""
+    """Where clips come from: a `folder` of audio files, a `manifest` (a list: CSV, TSV, Parquet, JSON Lines, lhotse,
+    Kaldi, AST's JSON), `parquet` files that hold the sound, `webdataset` (tar archives), `hdf5` packs, or
+    `shards`, which a shard folder is taken for by itself."""
     level: Level = "clip"
     """A vector a `clip`, a `frame` of 160 ms, or a `patch` of 160 ms and 16 mel bins."""
     pooling: Pooling = "mean"
@@ -37,8 +37,9 @@ class EmbedArgs:
     labels_from_folders: bool = False
     """Source `folder`: label each clip with the name of the subfolder it lies in."""
     columns: tuple[str, ...] = ()
-    """Names of columns, ours=theirs: `uri=file labels=category` of a list, `audio=sound clip_id=id` of Parquet files,
-    `labels=json.tag` of tar archives."""
+    """Which column stands for which of ours: of a `manifest` as uri=file labels=category (uri, clip_id, start_s,
+    duration_s, end_s, split, fold, labels; `labels=` takes none), of `parquet` as audio=sound, of `webdataset` as
+    labels=json.tag. Usual names are known without it."""
     segment: float | None = None
     """Cut recordings longer than this many seconds into consecutive clips of that length; by default a recording is
     one clip of any length up to --max-seconds."""

@@ -18,11 +18,12 @@ class PreprocessArgs:
     """Turn audio into log-mel Parquet shards."""
 
     source: SourceName
-    """Where clips come from: `folder` of audio files, `manifest` (a list with a column uri), `parquet` files that
-    hold the sound, `webdataset` (tar archives), `hdf5` packs, or a copy of `esc50`, `speech_commands` (v2) or
-    `audioset` in the layout of its authors."""
+    """Where clips come from: a `folder` of audio files, a `manifest` (a list: CSV, TSV, Parquet, JSON Lines, lhotse,
+    Kaldi, AST's JSON), `parquet` files that hold the sound, `webdataset` (tar archives), `hdf5` packs, or a
+    copy of `esc50`, `speech_commands` (v2) or `audioset` in the layout of its authors."""
     input: str
-    """The folder or file, of containers also a pattern as 'data/*.tar'; a local path or a URI (s3://, gs://, file://)."""
+    """The folder, or the file of the list (of Kaldi's also its folder); of containers also a pattern, as
+    'data/*.tar'. A local path or a URI (s3://, gs://, file://)."""
     output: str
     """The shard folder to write; a local path or a URI."""
     labels_from_folders: bool = False
@@ -30,8 +31,9 @@ class PreprocessArgs:
     whole_videos: bool = False
     """Source `audioset`: files hold whole videos' audio, to be cut at each segment's start."""
     columns: tuple[str, ...] = ()
-    """Names of columns, ours=theirs: `uri=file labels=category` of a list, `audio=sound clip_id=id` of Parquet files,
-    `labels=json.tag` of tar archives."""
+    """Which column stands for which of ours: of a `manifest` as uri=file labels=category (uri, clip_id, start_s,
+    duration_s, end_s, split, fold, labels; `labels=` takes none), of `parquet` as audio=sound, of `webdataset` as
+    labels=json.tag. Usual names are known without it."""
     segment: float | None = None
     """Cut recordings longer than this many seconds into consecutive clips of that length; by default a recording
     is one clip, cut at --clip-frames."""

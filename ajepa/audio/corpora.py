@@ -7,8 +7,9 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 from ajepa import storage
+from ajepa.audio.class_table import CLASS_TABLE, read_classes
 from ajepa.audio.decode import AUDIO_EXTENSIONS
-from ajepa.audio.labels import CLASS_TABLE, MID, read_class_table
+from ajepa.audio.labels import MID
 from ajepa.audio.listing import list_names
 from ajepa.audio.manifest import Manifest, make_table
 from ajepa.errors import UserError
@@ -125,11 +126,12 @@ def audioset(path: str, whole_videos: bool = False) -> Manifest:
 
 
 def _audioset_labels(path: str, files: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Display name by label id, and the names in the order of their ids."""
+    """Display name by label id, and the names in the table's order (which makes their number the label id)."""
     tables = [f for f in files if PurePosixPath(f).name == CLASS_TABLE]
     if len(tables) != 1:
         raise UserError(f"{path!r} needs one {CLASS_TABLE}, found {len(tables)}")
-    return read_class_table(storage.join(path, tables[0]))
+    table = read_classes(storage.join(path, tables[0]))
+    return dict(zip(table.mids, table.names, strict=True)), table.names
 
 
 def _read_list(path: str, name: str) -> str:

@@ -1,7 +1,5 @@
 """Labels as lists, texts, numbers or ids of a class table, to lists of label ids and their names."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 
@@ -10,21 +8,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ajepa import storage
+from ajepa.audio.class_table import CLASS_TABLE, read_classes
 from ajepa.audio.manifest import sorted_names
 from ajepa.errors import UserError
 
-CLASS_TABLE = "class_labels_indices.csv"  # AudioSet's: index, mid, display_name
 MID = re.compile(r"/[a-z]/[0-9a-z_]+")  # a label's id, however the CSV was quoted when it was saved again
 
 
 def label_ids(
-    column: pa.ChunkedArray | pa.Array, names: Sequence[str] | None = None, separator: str = ";"
+    column: pa.ChunkedArray | pa.Array, names: Sequence[str] | None = None, separator: str = ";", known_by: str = ""
 ) -> tuple[pa.ListArray, list[str]]:
     """Lists of label ids, and the names in the order of their ids, from lists of names or texts as "dog;bark". What a
     clip has twice counts once: "dog;dog" is one label.
 
     Args:
         names: all there are, in the order of their ids; by default those found, sorted.
+        separator: of the names in a text.
+        known_by: the file that has the names, for messages.
 
     Raises:
         UserError: a name that is not among them.
@@ -41,33 +41,12 @@ def label_ids(
     names = sorted_names(found.unique().to_pylist()) if names is None else list(names)
     indices = pc.index_in(found, value_set=pa.array(names, pa.string()))
     if indices.null_count:
-        raise UserError(f"the label {found.filter(indices.is_null())[0].as_py()!r} is not in the table of classes")
+        raise UserError(f"the label {found.filter(indices.is_null())[0].as_py()!r} is not in {known_by!r}")
     ids = indices.to_numpy(zero_copy_only=False).astype(np.int64)
     first = np.sort(np.unique(rows * len(names) + ids, return_index=True)[1])
     rows, ids = rows[first], pa.array(ids[first], pa.int32())
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(lists)))])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), ids), names
-
-
-def read_class_table(path: str) -> tuple[dict[str, str], list[str]]:
-    """Display name by label id, and the names in the order of AudioSet's table (which makes their number the label id).
-
-    Raises:
-        UserError: columns are missing, or an index is no number.
-    """
-    try:
-        text = storage.read_text(path).removeprefix("\ufeff")  # spreadsheets' mark
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path!r} is not UTF-8 ({error}): save it as UTF-8") from error
-    rows = list(csv.DictReader(io.StringIO(text)))
-    missing = {"index", "mid", "display_name"} - set(rows[0] if rows else {})
-    if missing:
-        raise UserError(f"{path!r} lacks the columns {', '.join(sorted(missing))}")
-    try:
-        rows.sort(key=lambda row: int(row["index"]))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path!r} has an index that is no number: {error}") from error
-    return {row["mid"]: row["display_name"] for row in rows}, [row["display_name"] for row in rows]
 
 
 def class_table_near(path: str) -> str | None:
@@ -87,7 +66,5 @@ def named_mids(column: pa.ChunkedArray, table: str) -> tuple[pa.ListArray, list[
     Raises:
         UserError: a MID that is not in the table.
     """
-    by_mid, names = read_class_table(table)
-    lists = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-    ids, _ = label_ids(lists, list(by_mid))
-    return ids, names
+    classes = read_classes(table)
+    return label_ids(column, classes.mids, known_by=table)[0], classes.names

@@ -31,6 +31,7 @@ def with_passes(clips: pa.Table) -> pa.Table:
     sizes = pc.list_value_length(groups).to_numpy()
     many = np.zeros(len(places), bool)
     many[pc.list_flatten(groups).to_numpy()] = np.repeat(sizes >= FEW, sizes)
+    many &= (clips["start_s"].to_numpy() > 0) | clips["duration_s"].is_valid().to_numpy()  # else it is the whole
     if not many.any():
         return clips
     found = clips["locator"].combine_chunks()

@@ -10,9 +10,14 @@ import pyarrow.compute as pc
 from ajepa import storage
 from ajepa.audio import corpora
 from ajepa.audio.archives.each import Each, in_threads
+from ajepa.audio.archives.hdf5_source import OURS as OF_HDF5
 from ajepa.audio.archives.hdf5_source import hdf5
+from ajepa.audio.archives.parquet_columns import OURS as OF_PARQUET
 from ajepa.audio.archives.parquet_source import parquet
+from ajepa.audio.archives.tar_source import OURS as OF_TAR
 from ajepa.audio.archives.tar_source import webdataset
+from ajepa.audio.columns import OURS as OF_LISTS
+from ajepa.audio.columns import parse_columns
 from ajepa.audio.decode import AUDIO_EXTENSIONS, AV_EXTENSIONS, has_av
 from ajepa.audio.listing import list_names
 from ajepa.audio.manifest import Manifest, in_reading_order, make_table, sorted_names
@@ -28,7 +33,7 @@ class SourceOptions:
 
     labels_from_folders: bool = False
     whole_videos: bool = False
-    columns: Mapping[str, str] = field(default_factory=dict)  # the contract's names: those of the source
+    columns: Mapping[str, str] = field(default_factory=dict)  # ours -> theirs, of `columns.parse_columns`
     each: Each = in_threads
 
 
@@ -47,11 +52,14 @@ def load_manifest(
         columns: pairs "ours=theirs" of names of columns.
         each: maps a function over the files that are looked at one by one, in order.
 
+    Args:
+        columns: pairs OURS=THEIRS that say which columns of the input stand for ours.
+
     Raises:
         UserError: nothing there, no audio, missing columns, a clip id that occurs twice, or containers that need PyAV
             where it is not installed.
     """
-    options = SourceOptions(labels_from_folders, whole_videos, parse_columns(columns), each)
+    options = SourceOptions(labels_from_folders, whole_videos, chosen_columns(source, columns), each)
     manifest = SOURCES[source](path, options)
     if not manifest.clips.num_rows:
         raise UserError(f"no clips in {path!r}")
@@ -67,19 +75,15 @@ def load_manifest(
     return dataclasses.replace(manifest, clips=clips)
 
 
-def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
-    """Names of columns, ours to theirs, from pairs as "uri=file".
+def chosen_columns(source: SourceName, pairs: Sequence[str]) -> dict[str, str]:
+    """The pairs OURS=THEIRS of --columns as a dict.
 
     Raises:
-        UserError: no pair, or a name of ours that comes twice.
+        UserError: one is no pair, or the source has no columns that a user could name.
     """
-    found: dict[str, str] = {}
-    for pair in pairs:
-        ours, equals, theirs = pair.partition("=")
-        if not (ours and equals and theirs) or ours in found:
-            raise UserError(f"--columns takes pairs as uri=file, each name once; got {pair!r}")
-        found[ours] = theirs
-    return found
+    if pairs and source not in WITH_COLUMNS:
+        raise UserError(f"--columns is for --source {', '.join(WITH_COLUMNS)}, not for {source}")
+    return parse_columns(pairs, WITH_COLUMNS.get(source, ()))
 
 
 def require_decoders(uris: Iterable[str]) -> None:
@@ -121,13 +125,20 @@ def _folder(path: str, labels_from_folders: bool) -> Manifest:
 
 SOURCES: dict[SourceName, Callable[[str, SourceOptions], Manifest]] = {
     "folder": lambda path, options: _folder(path, options.labels_from_folders),
-    "manifest": lambda path, options: read_table(path),
+    "manifest": lambda path, options: read_table(path, options.columns),
     "parquet": lambda path, options: parquet(path, options.columns),
     "webdataset": lambda path, options: webdataset(path, options.columns, options.each),
     "hdf5": lambda path, options: hdf5(path, options.columns, options.each),
     "esc50": lambda path, options: corpora.esc50(path),
     "speech_commands": lambda path, options: corpora.speech_commands(path),
     "audioset": lambda path, options: corpora.audioset(path, options.whole_videos),
+}
+# Names that --columns may give a column of the source.
+WITH_COLUMNS: dict[SourceName, tuple[str, ...]] = {
+    "manifest": OF_LISTS,
+    "parquet": OF_PARQUET,
+    "webdataset": OF_TAR,
+    "hdf5": OF_HDF5,
 }
 
 

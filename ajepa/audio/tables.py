@@ -1,203 +1,210 @@
-"""Manifests as people write them: a table of clips, read into the columns of the contract or refused."""
+"""Lists of sounds as people hold them, as manifests: their columns become those of the contract, or are refused."""
 
-import csv
-import io
-import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet
 
-from ajepa import storage
+from ajepa.audio.columns import END, Columns, listed, match_columns
 from ajepa.audio.labels import label_ids
-from ajepa.audio.manifest import LOCATOR, MANIFEST_SCHEMA, Manifest
+from ajepa.audio.lists.formats import find_list, open_list
+from ajepa.audio.lists.user_list import UserList
+from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest
+from ajepa.audio.places import locate
 from ajepa.errors import UserError
 
-TEXTS = ("clip_id", "uri", "labels", "split")  # never numbers or nulls, whatever they look like
-TIMES = ("start_s", "duration_s")
-# What the words of a column's name mean in the contract, once its unit and its general words are taken away. An offset
-# may be an end as well: see `_meaning`.
-MEANINGS = {
-    **dict.fromkeys(("label", "class", "classes", "category", "categories", "tag", "tags", "target", "targets",
-                     "species", "ebird", "scientific", "common"), ("labels",)),
-    **dict.fromkeys(("start", "starts", "begin", "onset", "offset", "t0", "tmin", "xmin"), ("start_s",)),
-    **dict.fromkeys(("end", "ends", "stop", "t1", "tmax", "xmax"), TIMES),
-    **dict.fromkeys(("duration", "dur", "length", "len", "seconds", "delta"), ("duration_s",)),
-    **dict.fromkeys(("subset", "partition", "set", "splits", "train", "test"), ("split",)),
-    **dict.fromkeys(("folds", "kfold"), ("fold",)),
-}  # fmt: skip
-GENERAL = frozenset(("time", "times", "name", "names", "id", "ids", "code", "codes", "primary", "clip",
-                     "event", "sound", "segment", "chunk", "data", "dataset", "cv", "k", "t", "is"))  # fmt: skip
-JOINED = re.compile(r"(start|begin|end|stop|onset|offset)(time|times|sec|secs|seconds|ms)$")  # two words in one
-SECONDS = frozenset(("s", "sec", "secs", "second", "seconds"))
-OTHER_UNITS = frozenset((
-    "ms", "msec", "millis", "millisecond", "milliseconds", "us", "min", "minutes", "frame", "frames", "sample",
-    "samples",
-))  # fmt: skip
+NOTHING = pa.array(pa.csv.ConvertOptions().null_values)  # texts that stand for no number, as "NA"
+DEFAULTS = {"start_s": 0.0, "split": "", "fold": -1}  # of empty cells
 
 
-def read_table(path: str) -> Manifest:
-    """A CSV or Parquet table with `uri` and, optionally, clip_id, start_s, duration_s, labels, split, fold. Case and
-    blanks in the names of columns do not matter.
+def read_table(path: str, chosen: Mapping[str, str] | None = None) -> Manifest:
+    """A list of clips: CSV (also with tabs or semicolons), Parquet, JSON Lines (also .gz), lhotse's recordings or cuts,
+    Kaldi's wav.scp or its folder, or AST's JSON.
 
-    Relative uris start at the manifest's folder; labels in a CSV are separated by ";". Without clip_id a clip is called
-    by its uri, and pieces of one file by their times as well.
+    It needs a column for the sound files; for ids, times in seconds, labels, split and fold it may have one. Several
+    labels are a list, or one text separated by ";" (by "," where ";" separates columns, and in AST's JSON). Relative
+    paths start at the list's folder. Without ids a clip is called by its path, and pieces of one file by their times
+    as well.
+
+    Args:
+        chosen: which column stands for which of ours, from `columns.parse_columns`; others are known by their names.
 
     Raises:
-        UserError: no such table, or a column that looks like one of these under another name: it is not ignored.
+        UserError: no such list, it is damaged, a column means something that cannot be read, or no file exists.
     """
-    if storage.path_type(path) != "file":
-        raise UserError(f"the manifest {path!r} is not a file (a CSV or Parquet table is needed)")
-    path = storage.absolute(path)
-    table, renamed = _known_columns(_read(path), path)
-    for name in ("uri", "clip_id"):
-        missing = _count_missing(table[name]) if name in table.column_names else 0
-        if missing:
-            raise UserError(f"the manifest {path!r} has {missing} row{'s' * (missing > 1)} without a {name}")
-    unknown = set(table.column_names) - set(MANIFEST_SCHEMA.names)
+    path = find_list(path)
+    found = open_list(path)
+    columns = match_columns(found.names, chosen or {}, path)
+    table = found.read(list(dict.fromkeys(columns.taken.values())))
+    if not table.num_rows:
+        return Manifest(MANIFEST_SCHEMA.empty_table(), [])
+    theirs = {ours: table[name] for ours, name in columns.taken.items()}
+    written = _texts(theirs["uri"], columns.taken["uri"], path)
+    _require_filled(written, "uri", path)
+    ready: dict[str, Any] = {}
+    ready["labels"], names = _labels(theirs.get("labels"), table.num_rows, found, columns, path)
+    time_remarks = _add_times(ready, theirs, found, columns, path)
+    if "split" in theirs:
+        ready["split"] = _texts(theirs["split"], columns.taken["split"], path)
+    if "fold" in theirs:
+        ready["fold"] = _whole(_numbers(theirs["fold"], columns.taken["fold"], found, path), columns, path)
+    ready["clip_id"], id_remarks = _ids(theirs.get("clip_id"), written, ready, columns, path)
+    ready["uri"], place_remarks = locate(written, path)
+    remarks = [*found.remarks, *columns.remarks, *id_remarks, *time_remarks, *place_remarks]
+    if columns.left_out:
+        remarks.append(f"columns of the manifest left out: {listed(sorted(columns.left_out))}")
+    return Manifest(_in_schema(ready, table.num_rows), names, tuple(remarks), found.missing)
+
+
+def _in_schema(ready: Mapping[str, Any], rows: int) -> pa.Table:
+    """The columns in the order of the contract; one that the list has not is empty."""
+    filled = {}
+    for field in MANIFEST_SCHEMA:
+        column = ready[field.name].cast(field.type) if field.name in ready else pa.nulls(rows, field.type)
+        filled[field.name] = pc.fill_null(column, DEFAULTS[field.name]) if field.name in DEFAULTS else column
+    return pa.table(filled, schema=MANIFEST_SCHEMA)
+
+
+def _wrong(name: str, path: str, why: str) -> UserError:
+    return UserError(f"the manifest {path!r} has a column of the wrong type, {name!r}: {why}")
+
+
+def _texts(column: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise _wrong(name, path, f"it holds {kind}, not texts")
+    texts = column.cast(pa.string())
+    row = pc.index(pc.match_substring(texts, "\n"), True).as_py() + 1
+    if row:
+        raise UserError(f"row {row} of the manifest {path!r} has {name!r} over two lines: is a quote not closed?")
+    return texts
+
+
+def _numbers(column: pa.ChunkedArray, name: str, found: UserList, path: str) -> pa.ChunkedArray:
+    """As float64, null where nothing stands."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
+        texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        if found.decimal_comma:
+            texts = pc.replace_substring(texts, ",", ".")
+        texts = pc.if_else(pc.is_in(texts, value_set=NOTHING), None, texts)
+        try:
+            return texts.cast(pa.float64())
+        except pa.ArrowInvalid as error:
+            value = str(error).partition("'")[2].rpartition("'")[0]
+            raise _wrong(name, path, f"{value!r} in row {pc.index(texts, value).as_py() + 1} is no number") from error
+    checks = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+    if not any(check(kind) for check in checks):
+        raise _wrong(name, path, f"it holds {kind}, not numbers")
+    return column.cast(pa.float64(), safe=False)
+
+
+def _whole(numbers: pa.ChunkedArray, columns: Columns, path: str) -> pa.ChunkedArray:
     try:
-        clips, names = _manifest_table(table, path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(
-            f"the manifest {path!r} has a column of the wrong type: {str(error).splitlines()[0]}"
-        ) from error
-    remarks = [f"column {old!r} of the manifest taken for {new!r}" for old, new in renamed.items()]
-    if unknown:
-        remarks.append(f"columns of the manifest left out: {', '.join(sorted(unknown))}")
-    return Manifest(clips, names, tuple(remarks))
+        return numbers.cast(pa.int32())
+    except pa.ArrowInvalid as error:
+        raise _wrong(columns.taken["fold"], path, f"it holds {str(error).splitlines()[0]}") from error
 
 
-def _read(path: str) -> pa.Table:
-    try:
-        with storage.open_input(path) as stream:
-            if path.lower().endswith((".parquet", ".pq")):
-                return pa.parquet.read_table(stream)
-            data = stream.read()
-        head = _first_line(data, path)
-        text = {name: pa.string() for name in head if _plain(name) in TEXTS}
-        options = pa.csv.ConvertOptions(column_types=text, strings_can_be_null=False)
-        # One thread: two million rows take 0.2 s, and a process that ends at once was aborted by Arrow's own threads.
-        one = pa.csv.ReadOptions(use_threads=False)
-        return pa.csv.read_csv(pa.BufferReader(data), one, convert_options=options)
-    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the manifest {path!r}: {str(error).splitlines()[0]}") from error
-
-
-def _first_line(data: bytes, path: str) -> list[str]:
-    """The names of a CSV's columns.
+def _add_times(
+    ready: dict[str, Any], theirs: Mapping[str, pa.ChunkedArray], found: UserList, columns: Columns, path: str
+) -> list[str]:
+    """Put the start and duration of each clip in place; a remark on rows that end before they start.
 
     Raises:
-        UserError: it is no text in UTF-8.
+        UserError: a time is no number, or all rows end before they start.
     """
-    starts = {
-        b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x89HDF": "HDF5", b"PK\x03\x04": "a spreadsheet or an archive",
-        b"PAR1": "Parquet under another name", b"\x1f\x8b": "compressed",
+    times = {
+        ours: _numbers(theirs[ours], columns.taken[ours], found, path)
+        for ours in ("start_s", "duration_s", END) if ours in theirs
     }  # fmt: skip
-    found = next((what for start, what in starts.items() if data.startswith(start)), None)
-    if found is None and b"\0" in data[:4096]:
-        found = "no text"
-    if found is not None:
-        raise UserError(f"the manifest {path!r} is {found}: save it as a CSV in UTF-8, or as .parquet")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        why = f"{error.reason} at byte {error.start}"
-        raise UserError(f"the manifest {path!r} is not UTF-8 ({why}): save it as UTF-8") from error
-    return next(csv.reader(io.StringIO(text.removeprefix("\ufeff"))), [])
+    if "start_s" in times:
+        ready["start_s"] = times["start_s"]
+    if END in times:
+        start = pc.fill_null(times["start_s"], 0.0) if "start_s" in times else 0.0
+        times["duration_s"] = pc.subtract(times[END], start)
+    if "duration_s" in times:
+        ready["duration_s"] = times["duration_s"]
+    wrong = np.zeros(len(theirs["uri"]), bool)
+    for column, compare in (("duration_s", pc.less_equal), ("start_s", pc.less)):
+        if column in ready:
+            wrong |= pc.fill_null(compare(ready[column], 0.0), False).to_numpy()
+    if not wrong.any():
+        return []
+    row = int(wrong.argmax())
+    start, length = (ready[name][row].as_py() if name in ready else None for name in ("start_s", "duration_s"))
+    said = f"row {row + 1} starts at {start or 0:g} s" + ("" if length is None else f" and lasts {length:g} s")
+    if wrong.all():
+        raise UserError(f"no row of the manifest {path!r} is a piece of its file: {said}")
+    return [f"rows of the manifest that are no piece of their file and become bad rows: {wrong.sum()} ({said})"]
 
 
-def _plain(name: str) -> str:
-    return name.strip().removeprefix("\ufeff").casefold()
-
-
-def _words(name: str) -> list[str]:
-    """The words of a name, "classID" and "Class-ID" alike."""
-    words = re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.removeprefix("\ufeff")).casefold())
-    pairs = ((word, JOINED.match(word)) for word in words)
-    return [part for word, pair in pairs for part in (pair.groups() if pair else (word,))]
-
-
-def _meaning(name: str, others: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """What a name means in the contract, as "Begin Time (s)" and "startTime" do start_s, and its unit if that is not
-    seconds. An offset beside another start is where the sound ends, as in DCASE's lists; alone it is where it starts.
-    """
-    words = _words(name)
-    if "_".join(words) in MANIFEST_SCHEMA.names:
-        return ("_".join(words),), ""
-    unit = ""
-    if len(words) > 1 and words[-1] in SECONDS | OTHER_UNITS:
-        last = words.pop()
-        unit = last if last in OTHER_UNITS else ""
-    telling = [word for word in words if word not in GENERAL]
-    meanings = {(word,) if word in MANIFEST_SCHEMA.names else MEANINGS.get(word, ()) for word in telling}
-    if len(meanings) != 1:
-        return (), ""
-    (meant,) = meanings
-    if telling == ["offset"] and any(_meaning(other, ())[0] == ("start_s",) for other in others if other != name):
-        meant = TIMES
-    return meant, unit if set(meant) & set(TIMES) else ""
-
-
-def _known_columns(table: pa.Table, path: str) -> tuple[pa.Table, dict[str, str]]:
-    """The table with the names of the contract, and which of its own they replace.
-
-    Raises:
-        UserError: a name that occurs twice, or one that is not understood though it seems to mean something.
-    """
-    names = table.column_names
-    twice = sorted({_plain(name) for name in names if [_plain(n) for n in names].count(_plain(name)) > 1})
-    if twice:
-        raise UserError(f"the manifest {path!r} has the column {twice[0]!r} twice: remove one")
-    new = [_plain(name) if _plain(name) in MANIFEST_SCHEMA.names else name for name in names]
-    if "uri" not in new:
-        raise UserError(f"the manifest {path!r} has no column `uri` (it has: {', '.join(names)})")
-    for name in new:
-        meant, unit = ((), "") if name in MANIFEST_SCHEMA.names else _meaning(name, new)
-        if not set(meant) <= set(new):  # beside what it means it is a spare column, and named as left out
-            hint = "start_s + duration_s is the end" if meant == TIMES else ""
-            hint += f"{', ' * bool(hint)}seconds, not {unit}" if unit else ""
-            raise UserError(
-                f"the manifest {path!r} has a column {name!r}, which is not read: call it {' and '.join(meant)}"
-                + f" ({hint})" * bool(hint)
-                + ", or remove it if it means something else"
-            )
-    return table.rename_columns(new), {old: now for old, now in zip(names, new, strict=True) if old != now}
+def _require_filled(column: pa.ChunkedArray, name: str, path: str) -> None:
+    missing = _count_missing(column)
+    if missing:
+        raise UserError(f"the manifest {path!r} has {missing} row{'s' * (missing > 1)} without a {name}")
 
 
 def _count_missing(column: pa.ChunkedArray) -> int:
     """Nulls, and empty or blank texts: a CSV has no nulls."""
-    texts = pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), ""))
+    texts = pc.utf8_trim_whitespace(pc.fill_null(column, ""))
     return int(pc.sum(pc.equal(texts, "")).as_py() or 0)
 
 
-def _manifest_table(table: pa.Table, path: str) -> tuple[pa.Table, list[str]]:
-    """The clips and label names of a user's table, column by column: a list of millions passes in seconds."""
-    uris = table["uri"].cast(pa.string())
-    known = pc.or_(pc.match_substring(uris, "://"), pc.starts_with(uris, "/"))
-    columns = {}
-    columns["uri"] = pc.if_else(known, uris, pc.binary_join_element_wise(path.rpartition("/")[0], uris, "/"))
-    given = table["labels"] if "labels" in table.column_names else pa.nulls(table.num_rows, pa.string())
-    columns["labels"], names = label_ids(given)
-    for name, default in (("start_s", 0.0), ("duration_s", None), ("split", ""), ("fold", -1)):
-        kind = MANIFEST_SCHEMA.field(name).type
-        column = table[name] if name in table.column_names else pa.nulls(table.num_rows, kind)
-        columns[name] = column.cast(kind) if default is None else pc.fill_null(column.cast(kind), default)
-    columns["clip_id"] = table["clip_id"] if "clip_id" in table.column_names else _ids(uris, columns)
-    columns["locator"] = pa.nulls(table.num_rows, LOCATOR)
-    clips = [columns[field.name].cast(field.type) for field in MANIFEST_SCHEMA]
-    return pa.table(clips, schema=MANIFEST_SCHEMA), names
-
-
-def _ids(uris: pa.ChunkedArray, columns: dict[str, Any]) -> pa.Array:
-    """A clip's uri; of pieces of one file with their times, as "a.wav@1.5-2"."""
-    names = uris.to_pylist()
-    counts = Counter(names)
-    starts, lengths = columns["start_s"].to_pylist(), columns["duration_s"].to_pylist()
-    return pa.array([
-        name if counts[name] == 1 else f"{name}@{start:.10g}-{'' if length is None else f'{start + length:.10g}'}"
-        for name, start, length in zip(names, starts, lengths, strict=True)
+def _ids(
+    given: pa.ChunkedArray | None, written: pa.ChunkedArray, ready: Mapping[str, Any], columns: Columns, path: str
+) -> tuple[Any, list[str]]:
+    """The names of the clips: those given, or else their uris, of pieces of one file with their times, as
+    "a.wav@1.5-2". A column that was only taken for ids must have one for each clip, or is left alone."""
+    if given is not None:
+        name = columns.taken["clip_id"]
+        ids = _texts(given, name, path)
+        if "clip_id" not in columns.guessed:
+            _require_filled(ids, "clip_id", path)
+            return ids, []
+        if not _count_missing(ids) and pc.count_distinct(ids).as_py() == len(ids):
+            return ids, []
+        remarks = [f"column {name!r} does not name every clip by itself: clips are called by their files"]
+    else:
+        remarks = []
+    counts = pc.value_counts(written)
+    often = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if not len(often):
+        return written, remarks
+    nothing = pa.nulls(len(written), pa.float64())
+    again = pc.is_in(written, value_set=often)
+    pieces = zip(
+        written.filter(again).to_pylist(),
+        ready.get("start_s", nothing).filter(again).to_pylist(),
+        ready.get("duration_s", nothing).filter(again).to_pylist(),
+        strict=True,
+    )
+    named = pa.array([
+        f"{name}@{start or 0:.10g}-{'' if length is None else f'{(start or 0) + length:.10g}'}"
+        for name, start, length in pieces
     ], pa.string())  # fmt: skip
+    return pc.replace_with_mask(written.combine_chunks(), again.combine_chunks(), named), remarks
+
+
+def _labels(
+    column: pa.ChunkedArray | None, rows: int, found: UserList, columns: Columns, path: str
+) -> tuple[pa.Array, list[str]]:
+    """Lists of label ids, and the names in the order of their ids.
+
+    Raises:
+        UserError: the column holds no labels, or one that its table of classes has not.
+    """
+    if column is None:
+        return label_ids(pa.nulls(rows, pa.string()))
+    if pa.types.is_string(column.type):
+        column = _texts(column, columns.taken["labels"], path)
+    known = found.classes
+    try:
+        if known is not None:
+            return label_ids(column, known.mids, found.label_separator, known.path)[0], known.names
+        return label_ids(column, None, found.label_separator)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise _wrong(columns.taken["labels"], path, str(error).splitlines()[0]) from error

@@ -17,7 +17,7 @@ from ajepa.audio.blocks import block_sizes
 from ajepa.audio.errors import AudioError
 from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest
 from ajepa.audio.segments import segment
-from ajepa.audio.sources import load_manifest
+from ajepa.audio.sources import chosen_columns, load_manifest
 from ajepa.checkpoints import latest_checkpoint
 from ajepa.choices import Branch
 from ajepa.documents import refusing_damage, require_types
@@ -221,6 +221,8 @@ def check(args: EmbedArgs) -> None:
     if args.max_seconds <= 0:
         raise UserError(f"--max-seconds must be positive, got {args.max_seconds:g}")
     block_size(0, args.clips_per_part, "--clips-per-part")
+    if args.source != "shards":
+        chosen_columns(args.source, args.columns)
     if args.level != "clip" and args.pooling != "mean":
         raise UserError(f"--pooling is for --level clip; every {args.level} has its own vector")
 

@@ -18,7 +18,7 @@ from ajepa.audio.archives.each import in_threads
 from ajepa.audio.blocks import block_sizes
 from ajepa.audio.manifest import Manifest
 from ajepa.audio.segments import segment
-from ajepa.audio.sources import load_manifest
+from ajepa.audio.sources import chosen_columns, load_manifest
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, finish_dataset, open_dataset
@@ -136,6 +136,7 @@ def check(args: PreprocessArgs) -> None:
     if args.num_workers is not None and args.num_workers < 1:
         raise UserError(f"--num-workers must be positive, got {args.num_workers}")
     block_size(0, args.clips_per_shard, "--clips-per-shard")
+    chosen_columns(args.source, args.columns)
 
 
 def main(args: PreprocessArgs) -> ShardDataset:

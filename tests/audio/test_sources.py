@@ -148,22 +148,22 @@ def test_mistakes_in_an_esc50_copy_are_named(tmp_path):
 
 
 def table(path, **columns):
+    fill(path.parent, *(uri for uri in columns.get("uri", ()) if uri))
     pq.write_table(pa.table(columns), path)
     return str(path)
 
 
 def test_a_csv_manifest_is_read(tmp_path):
+    fill(tmp_path, "sub/b.wav")
     (tmp_path / "list.csv").write_text(
         "clip_id,uri,start_s,duration_s,labels,split,fold\n"
         "two,sub/b.wav,1.5,2,rain; wind,test,3\n"
-        "one,/data/a.wav,0,0.5,rain,train,1\n"
-        "three,s3://bucket/c.wav,0,1,,train,2\n"
+        "one,/no/such/a.wav,0,0.5,rain,train,1\n"
     )
     manifest = load_manifest("manifest", str(tmp_path / "list.csv"))
     common = {"split": "train", "start_s": 0.0, "locator": None}
     assert manifest.clips.to_pylist() == [
-        common | {"clip_id": "one", "uri": "/data/a.wav", "duration_s": 0.5, "fold": 1, "labels": [0]},
-        common | {"clip_id": "three", "uri": "s3://bucket/c.wav", "duration_s": 1.0, "fold": 2, "labels": []},
+        common | {"clip_id": "one", "uri": "/no/such/a.wav", "duration_s": 0.5, "fold": 1, "labels": [0]},
         {"clip_id": "two", "uri": str(tmp_path / "sub/b.wav"), "start_s": 1.5, "duration_s": 2.0, "split": "test",
          "fold": 3, "labels": [0, 1], "locator": None},
     ]  # fmt: skip
@@ -171,6 +171,7 @@ def test_a_csv_manifest_is_read(tmp_path):
 
 
 def test_a_column_of_uris_is_enough(tmp_path):
+    fill(tmp_path, "b.wav", "007.wav")
     (tmp_path / "list.csv").write_text("uri\nb.wav\n007.wav\n")
     assert load_manifest("manifest", str(tmp_path / "list.csv")).clips.to_pylist() == [
         {"clip_id": name, "uri": str(tmp_path / name), "start_s": 0.0, "duration_s": None, "split": "", "fold": -1,
@@ -180,6 +181,7 @@ def test_a_column_of_uris_is_enough(tmp_path):
 
 
 def test_numbers_stay_text_where_text_is_meant(tmp_path):
+    fill(tmp_path, "1.wav")
     (tmp_path / "list.csv").write_text("clip_id,uri,labels\n007,1.wav,03\n")
     manifest = load_manifest("manifest", str(tmp_path / "list.csv"))
     assert (column(manifest, "clip_id"), manifest.label_names) == (["007"], ["03"])
@@ -200,12 +202,14 @@ def test_a_parquet_manifest_may_hold_lists_of_labels(tmp_path, labels):
 
 
 def test_a_file_uri_of_a_manifest_keeps_its_clips_beside_it(tmp_path):
+    fill(tmp_path, "a.wav")
     (tmp_path / "list.csv").write_text("uri\na.wav\n")
     manifest = load_manifest("manifest", (tmp_path / "list.csv").as_uri())
     assert column(manifest, "uri") == [str(tmp_path / "a.wav")]
 
 
 def test_unknown_columns_are_remarked(tmp_path):
+    fill(tmp_path, "a.wav")
     (tmp_path / "list.csv").write_text("uri,mood,city\na.wav,calm,Rome\n")
     assert load_manifest("manifest", str(tmp_path / "list.csv")).remarks == (
         "columns of the manifest left out: city, mood",
@@ -213,6 +217,7 @@ def test_unknown_columns_are_remarked(tmp_path):
 
 
 def test_clip_ids_that_occur_twice_are_named(tmp_path):
+    fill(tmp_path, "a.wav")
     (tmp_path / "list.csv").write_text("clip_id,uri\nx,a.wav\ny,b.wav\nx,c.wav\n")
     assert refused("manifest", tmp_path / "list.csv").endswith(": x (a column clip_id names the clips)")
 
@@ -220,13 +225,17 @@ def test_clip_ids_that_occur_twice_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("clip_id,path\nx,a.wav\n", "has no column `uri` (it has: clip_id, path)"),
-        ("uri;labels\na.wav;x\n", "has no column `uri`"),
+        ("clip_id,where\nx,a.wav\n", "has no column `uri`, nor another for the sound files (it has: clip_id, where)"),
         ("uri\n", "no clips in"),
-        ("", "cannot read the manifest"),
+        ("", "is empty"),
         ("uri,labels\na.wav,x,y\n", "cannot read the manifest"),
-        ("uri,start_s\na.wav,soon\n", "has a column of the wrong type"),
-        ("uri,fold\na.wav,first\n", "has a column of the wrong type"),
+        (
+            "uri,start_s\na.wav,1\na.wav,soon\n",
+            "has a column of the wrong type, 'start_s': 'soon' in row 2 is no number",
+        ),
+        ("uri,fold\na.wav,first\n", "has a column of the wrong type, 'fold': 'first' in row 1 is no number"),
+        ("uri,fold\na.wav,1.5\n", "has a column of the wrong type, 'fold': it holds"),
+        ('uri,labels\na.wav,"dog\nb.wav,cat\n', "row 1 of the manifest"),
     ],
 )
 def test_mistakes_in_a_csv_manifest_are_named(tmp_path, text, reason):
@@ -238,8 +247,10 @@ def test_mistakes_in_a_parquet_manifest_are_named(tmp_path):
     (tmp_path / "junk.parquet").write_bytes(b"not Parquet at all")
     assert "cannot read the manifest" in refused("manifest", tmp_path / "junk.parquet")
     assert "wrong type" in refused("manifest", table(tmp_path / "s.parquet", uri=["a.wav"], start_s=["soon"]))
-    assert "is not a file" in refused("manifest", tmp_path / "gone.csv")
-    assert "is not a file" in refused("manifest", tmp_path)
+    assert "does not exist" in refused("manifest", tmp_path / "gone.csv")
+    assert "is a folder without wav.scp" in refused("manifest", tmp_path)
+    audio = pa.array([{"bytes": b"RIFF", "path": "a.wav"}])
+    assert "'audio': it holds struct<bytes" in refused("manifest", table(tmp_path / "s.parquet", audio=audio))
 
 
 def test_numbers_may_be_clip_ids_and_labels(tmp_path):
@@ -277,9 +288,8 @@ def test_esc50_tables_with_a_byte_order_mark_are_read_and_broken_folds_named(tmp
 
 
 def test_empty_cells_of_a_manifest_get_the_defaults(tmp_path):
-    table = {"uri": ["a.wav", "b.wav"], "start_s": [None, 2.0], "fold": [None, 3], "split": [None, "train"]}
-    pq.write_table(pa.table(table), tmp_path / "m.parquet")
-    clips = load_manifest("manifest", str(tmp_path / "m.parquet")).clips
+    cells = {"uri": ["a.wav", "b.wav"], "start_s": [None, 2.0], "fold": [None, 3], "split": [None, "train"]}
+    clips = load_manifest("manifest", table(tmp_path / "m.parquet", **cells)).clips
     assert clips.select(["start_s", "fold", "split"]).to_pydict() == {
         "start_s": [0.0, 2.0], "fold": [-1, 3], "split": ["", "train"],
     }  # fmt: skip

@@ -1,7 +1,6 @@
 """Manifests as people write them are used as meant, or refused with one line; nothing is ignored in silence."""
 
 import os
-import re
 import subprocess
 import sys
 
@@ -19,6 +18,9 @@ from ajepa.errors import UserError
 
 
 def read(folder, text):
+    """The manifest of a list beside empty files a.wav to d.wav, which are not opened."""
+    for name in "abcd":
+        (folder / f"{name}.wav").touch()
     (folder / "list.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return load_manifest("manifest", str(folder / "list.csv"))
 
@@ -35,78 +37,6 @@ def test_case_and_blanks_of_columns_do_not_matter(tmp_path, head):
 
 def test_what_a_column_is_taken_for_is_said(tmp_path):
     assert "column ' Labels' of the manifest taken for 'labels'" in read(tmp_path, "uri, Labels\na.wav,x\n").remarks
-
-
-@pytest.mark.parametrize(
-    ("column", "meant"),
-    [
-        ("label", "labels"), ("category", "labels"), ("Class", "labels"), ("tags", "labels"), ("start", "start_s"),
-        (" onset", "start_s"), ("end", "start_s and duration_s"), ("duration", "duration_s"), ("subset", "split"),
-    ],
-)  # fmt: skip
-def test_a_column_under_another_name_is_refused(tmp_path, column, meant):
-    with pytest.raises(UserError, match=f"has a column '{column}', which is not read: call it {meant}"):
-        read(tmp_path, f"uri,{column}\na.wav,1\n")
-
-
-@pytest.mark.parametrize(
-    ("column", "meant"),
-    [
-        ("start time", "start_s"), ("Begin Time (s)", "start_s"), ("start-seconds", "start_s"),
-        ("offset_sec", "start_s"),
-        ("start_ms", r"start_s \(seconds, not ms\)"), ("onset (frames)", r"start_s \(seconds, not frames\)"),
-        ("End Time (s)", "start_s and duration_s"), ("Delta Time (s)", "duration_s"), ("class_name", "labels"),
-        ("duration_ms", r"duration_s \(seconds, not ms\)"), ("label_name", "labels"), ("Labels names", "labels"),
-        ("primary_label", "labels"), ("ebird_code", "labels"), ("Species", "labels"), ("category id", "labels"),
-        ("startTime", "start_s"), ("t_start", "start_s"),
-        ("EndTime", "start_s and duration_s"), ("classID", "labels"), ("className", "labels"),
-        ("event_label", "labels"), ("class_label", "labels"),
-        ("starttime", "start_s"), ("begintime", "start_s"), ("startsec", "start_s"), ("segment_start", "start_s"),
-        ("chunk start", "start_s"), ("start_offset", "start_s"), ("xmin", "start_s"),
-        ("tmax", "start_s and duration_s"),
-        ("endtime", "start_s and duration_s"), ("dur", "duration_s"), ("dur_s", "duration_s"), ("len", "duration_s"),
-        ("startms", r"start_s \(seconds, not ms\)"), ("cv_fold", "fold"), ("k_fold", "fold"), ("kfold", "fold"),
-        ("data_split", "split"), ("dataset split", "split"), ("train_test", "split"), ("is_train", "split"),
-        ("sound class", "labels"), ("Scientific name", "labels"), ("Common Name", "labels"), ("clipId", "clip_id"),
-        ("fold id", "fold"), ("split-name", "split"), ("Clip ID", "clip_id"),
-    ],
-)  # fmt: skip
-def test_units_and_general_words_change_no_meaning(tmp_path, column, meant):
-    with pytest.raises(UserError, match=f"has a column '{re.escape(column)}', which is not read: call it {meant}"):
-        read(tmp_path, f"uri,{column}\na.wav,1\n")
-
-
-def test_an_offset_beside_a_start_is_an_end(tmp_path):
-    with pytest.raises(UserError, match=r"'offset', which is not read: call it start_s and duration_s .* or remove it"):
-        read(tmp_path, "uri,start_s,offset\na.wav,1,2\n")
-    with pytest.raises(UserError, match="'offset', which is not read: call it start_s and duration_s"):
-        read(tmp_path, "uri,offset,onset\na.wav,1,2\n")
-    with pytest.raises(UserError, match="'offset', which is not read: call it start_s,"):
-        read(tmp_path, "uri,offset,duration_s\na.wav,1,2\n")
-
-
-@pytest.mark.parametrize("there", ["start_s", "duration_s"])
-@pytest.mark.parametrize("column", ["end", "End Time (s)", "stop_ms"])
-def test_half_of_what_a_column_means_is_not_enough(tmp_path, there, column):
-    with pytest.raises(UserError, match=r"call it start_s and duration_s \(start_s \+ duration_s is the end"):
-        read(tmp_path, f"uri,{there},{column}\na.wav,1,2\n")
-
-
-def test_a_column_beside_all_that_it_means_is_left_out_and_named(tmp_path):
-    manifest = read(tmp_path, "uri,start_s,duration_s,end,offset\na.wav,1,2,3,1\n")
-    assert manifest.remarks == ("columns of the manifest left out: end, offset",)
-    assert manifest.clips["duration_s"].to_pylist() == [2.0]
-
-
-@pytest.mark.parametrize(
-    "column",
-    [
-        "file_length", "sample_rate", "secondary_labels", "id", "Low Freq (Hz)", "Begin File", "recordist", "name",
-        "eventType", "audio_length", "train_loss", "segment_id", "dataset", "file_offset", "startle",
-    ],
-)  # fmt: skip
-def test_names_that_mean_something_else_are_no_mistake(tmp_path, column):
-    assert read(tmp_path, f"uri,{column}\na.wav,1\n").remarks == (f"columns of the manifest left out: {column}",)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +61,7 @@ def test_a_label_that_a_clip_has_twice_counts_once(tmp_path):
 @pytest.mark.process
 def test_a_process_that_ends_right_after_reading_is_not_aborted(tmp_path):
     """Arrow's threads did so in a third of all runs."""
-    (tmp_path / "list.csv").write_text("uri,start\na.wav,1\n")
+    (tmp_path / "list.csv").write_text("uri,fold\na.wav,first\n")
     code = (
         "from pipelines import preprocess; from pipelines.cli.command import run_command; "
         "run_command(lambda: preprocess.main(preprocess.parse_args(['--source', 'manifest', '--dry-run', '--output', "
@@ -144,12 +74,12 @@ def test_a_process_that_ends_right_after_reading_is_not_aborted(tmp_path):
         for _ in range(6)
     ]
     assert [run.returncode for run in runs] == [2] * 6
-    assert all("has a column 'start'" in run.stderr and "terminate" not in run.stderr for run in runs)
+    assert all("'first' in row 1 is no number" in run.stderr and "terminate" not in run.stderr for run in runs)
 
 
 def test_other_columns_are_left_out_and_named(tmp_path):
-    manifest = read(tmp_path, "uri,labels,label,speaker\na.wav,x,y,z\n")
-    assert manifest.remarks == ("columns of the manifest left out: label, speaker",)
+    manifest = read(tmp_path, "uri,labels,label,speaker,path\na.wav,x,y,z,/a\n")
+    assert manifest.remarks == ("columns of the manifest left out: label, path, speaker",)
 
 
 @pytest.mark.parametrize("head", ["uri,uri,labels", "uri,URI,labels", "uri,labels, labels"])
@@ -159,8 +89,8 @@ def test_a_column_that_occurs_twice_is_refused(tmp_path, head):
 
 
 def test_a_parquet_table_is_held_to_the_same(tmp_path):
-    pq.write_table(pa.table({"URI": ["a.wav"], "start": [0.5]}), tmp_path / "list.parquet")
-    with pytest.raises(UserError, match="has a column 'start', which is not read"):
+    pq.write_table(pa.table({"URI": ["a.wav"], "start_ms": [500]}), tmp_path / "list.parquet")
+    with pytest.raises(UserError, match="has a column 'start_ms', which may be start_s but in ms"):
         load_manifest("manifest", str(tmp_path / "list.parquet"))
 
 
@@ -173,7 +103,9 @@ def test_a_parquet_table_is_held_to_the_same(tmp_path):
         (b"PK\x03\x04" + bytes(100), "is a spreadsheet or an archive"),
         (b"PAR1" + bytes(100), "is Parquet under another name"),
         (b"uri\0labels", "is no text"),
-        (b"", "cannot read the manifest|no column"),
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"\x1f\x8b\x08\0", "is a damaged gzip file"),
     ],
 )
 def test_what_is_no_csv_is_named(tmp_path, data, what):

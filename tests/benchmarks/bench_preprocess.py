@@ -215,9 +215,11 @@ def write_rows(path: Path, rows: int) -> None:
         pa.array(generator.integers(0, 527, ends[-1]))
     )
     splits = pa.array(["unbalanced_train", "balanced_train", "eval"]).take(pa.array(generator.integers(0, 3, rows)))
+    # A list of which no file exists is refused: the first is the list itself.
+    uris = pc.binary_join_element_wise("/nowhere", folders, pc.binary_join_element_wise(videos, "flac", "."), "/")
     columns = {
         "clip_id": pc.binary_join_element_wise(videos, offsets, "_"),
-        "uri": pc.binary_join_element_wise("/nowhere", folders, pc.binary_join_element_wise(videos, "flac", "."), "/"),
+        "uri": pa.concat_arrays([pa.array([str(path)]), uris.slice(1)]),
         "start_s": start,
         "duration_s": np.full(rows, 10.0),
         "split": splits,

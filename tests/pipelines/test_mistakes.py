@@ -24,7 +24,8 @@ def places(small_dataset, finished_run, build_dataset, sounds, tmp_path_factory)
         (folder / name).mkdir()
     (folder / "texts" / "a.txt").write_text("x")
     (folder / "file").write_text("x")
-    (folder / "no-uri.csv").write_text("path,labels\na.wav,dog\n")
+    (folder / "no-uri.csv").write_text("where,labels\na.wav,dog\n")
+    (folder / "a.wav").touch()
     (folder / "twice.csv").write_text("clip_id,uri\nsame,a.wav\nsame,b.wav\n")
     shutil.copytree(small_dataset.path, folder / "unfinished")
     (folder / "unfinished" / "dataset.json").unlink()
@@ -87,6 +88,15 @@ MISTAKES = {
     ),
     "clip id twice": (
         preprocess, ["--source", "manifest", "--input", "{twice.csv}", "--output", "{new}"], "more than once",
+    ),
+    "columns of a folder": (
+        preprocess, [*PREPROCESS, "{sounds}", "--columns", "uri=file"], "--columns is for --source",
+    ),
+    "columns that are no pairs": (
+        embed, [*EMBED, "{twice.csv}", "--source", "manifest", "--columns", "file"], "give pairs OURS=THEIRS",
+    ),
+    "columns of shards": (
+        embed, [*EMBED, "{shards}", "--source", "shards", "--columns", "uri=file"], "--columns is for audio files",
     ),
     "clip frames off the grid": (
         preprocess, [*PREPROCESS, "{sounds}", "--clip-frames", "1000"], "not a multiple of 16",

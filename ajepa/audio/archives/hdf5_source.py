@@ -13,11 +13,13 @@ from ajepa.audio.archives.each import Each
 from ajepa.audio.archives.files import find_files
 from ajepa.audio.archives.hdf5_rows import opened
 from ajepa.audio.archives.splits import split_of
+from ajepa.audio.class_table import read_classes
 from ajepa.audio.decode import AUDIO_EXTENSIONS
-from ajepa.audio.labels import class_table_near, read_class_table
+from ajepa.audio.labels import class_table_near
 from ajepa.audio.manifest import Manifest, in_reading_order, locators, make_table
 from ajepa.errors import UserError, one_line
 
+OURS = ("audio", "clip_id", "labels")  # what --columns can name
 ENDINGS = (".h5", ".hdf5", ".hdf")
 NAMES, TARGET, SOUNDS = "audio_name", "target", ("waveform", "mp3", "audio", "flac", "wav")
 SAMPLES = (np.dtype(np.int16), np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))
@@ -37,9 +39,6 @@ def hdf5(path: str, columns: Mapping[str, str], each: Each) -> Manifest:
     """
     if importlib.util.find_spec("h5py") is None:
         raise UserError("HDF5 files need h5py: pip install 'ajepa[hdf5]'")
-    for ours, theirs in columns.items():
-        if ours not in ("audio", "clip_id", "labels"):
-            raise UserError(f"--columns {ours}={theirs}: of HDF5 files audio, clip_id and labels can be named")
     folder, names = find_files(path, ENDINGS, "HDF5 files")
     paths = [storage.join(folder, name) for name in names]
     found = list(each(functools.partial(_read, columns=dict(columns)), paths))
@@ -51,7 +50,7 @@ def hdf5(path: str, columns: Mapping[str, str], each: Each) -> Manifest:
     ids = [clip for _, part in parts for clip in part["ids"]]
     classes = max(part["classes"] for _, part in parts)
     table = class_table_near(storage.join(folder, names[0]))
-    label_names = [str(i) for i in range(classes)] if table is None else read_class_table(table)[1]
+    label_names = [str(i) for i in range(classes)] if table is None else read_classes(table).names
     if len(label_names) < classes:
         raise UserError(f"{table!r} names {len(label_names)} classes, the files have {classes}")
     labels = [[label_names[i] for i in row] for _, part in parts for row in part["labels"]]
@@ -77,18 +76,18 @@ def _read(where: str, columns: Mapping[str, str]) -> dict[str, Any] | None:
             sound = columns.get("audio") or next((name for name in SOUNDS if name in file), None)
             if sound is None:
                 return None
-            arrays = {sound: "sound", columns.get("clip_id", NAMES): "names"}
+            arrays = (sound, columns.get("clip_id") or NAMES)
             for name in arrays:
                 if name not in file:
                     raise UserError(f"{where!r} has no array {name!r} (it has: {', '.join(file)}); expected: {LAYOUT}")
             _check_sound(where, sound, file)
-            ids = _ids(file[columns.get("clip_id", NAMES)][:])
+            ids = _ids(file[columns.get("clip_id") or NAMES][:])
             rows = file[sound].shape[0]
             if len(ids) != rows:
                 raise UserError(f"{where!r} has {len(ids)} names for {rows} rows of {sound!r}")
-            target = columns.get("labels", TARGET)
-            labels = _labels(where, file[target][:], rows) if target in file else np.zeros((rows, 0), bool)
-            is_packed = target in file and file[target].dtype == np.uint8
+            target = columns.get("labels", TARGET)  # "": none
+            labels = _labels(where, file[target][:], rows) if target and target in file else np.zeros((rows, 0), bool)
+            is_packed = bool(target) and target in file and file[target].dtype == np.uint8
     except (OSError, KeyError) as error:
         if isinstance(error, storage.UnreachableError):
             raise

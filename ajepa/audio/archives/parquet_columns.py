@@ -61,9 +61,7 @@ def find_columns(schema: pa.Schema, given: Mapping[str, str], where: str) -> Col
     """
     names = schema.names
     for ours, theirs in given.items():
-        if ours not in OURS:
-            raise UserError(f"--columns {ours}={theirs}: for Parquet files {', '.join(OURS)} can be named")
-        if theirs not in names:
+        if theirs not in (*names, ""):
             raise UserError(
                 f"--columns {ours}={theirs}: {where!r} has no column {theirs!r} (it has: {', '.join(names)})"
             )
@@ -71,18 +69,19 @@ def find_columns(schema: pa.Schema, given: Mapping[str, str], where: str) -> Col
     audio = given.get("audio") or _audio(schema, features, where)
     if not holds_sound(schema.field(audio).type):
         raise UserError(f"the column {audio!r} of {where!r} holds {schema.field(audio).type}, not bytes or paths")
-    labels = given.get("labels") or next((n for n in LABELS if n in names and n != audio), "")
+    labels = given.get("labels", next((n for n in LABELS if n in names and n != audio), ""))
     class_names = tuple(_class_names(features.get(labels)))
     numbers = ""
     if labels and not class_names and pa.types.is_string(schema.field(labels).type):
         numbers = next((n for n in NUMBERS if n in names and pa.types.is_integer(schema.field(n).type)), "")
-    ids = (given["clip_id"],) if "clip_id" in given else tuple(n for n in IDS if n in names and n != audio)
+    ids = tuple(n for n in IDS if n in names and n != audio)
+    ids = ids if "clip_id" not in given else (given["clip_id"],) if given["clip_id"] else ()
     ids = tuple(n for n in ids if _is_text_or_number(schema.field(n).type))
-    split = given.get("split") or next((n for n in SPLITS if n in names), "")
-    fold = given.get("fold") or next((n for n in FOLDS if n in names), "")
+    split = given.get("split", next((n for n in SPLITS if n in names), ""))
+    fold = given.get("fold", next((n for n in FOLDS if n in names), ""))
     used = {audio, *ids, labels, numbers, split, fold}
     left_out = tuple(n for n in names if n not in used)
-    return Columns(audio, ids, labels, numbers, split, fold, class_names, left_out, "clip_id" in given)
+    return Columns(audio, ids, labels, numbers, split, fold, class_names, left_out, bool(given.get("clip_id")))
 
 
 def holds_sound(kind: pa.DataType) -> bool:

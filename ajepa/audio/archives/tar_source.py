@@ -17,7 +17,7 @@ from ajepa.audio.manifest import MANIFEST_SCHEMA, Manifest, in_reading_order, lo
 from ajepa.errors import UserError, one_line
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # the compressed ones are refused by name
-OURS = ("labels", "split", "fold")
+OURS = ("labels", "split", "fold")  # what --columns can name
 
 
 def webdataset(path: str, columns: Mapping[str, str], each: Each) -> Manifest:
@@ -33,7 +33,7 @@ def webdataset(path: str, columns: Mapping[str, str], each: Each) -> Manifest:
             there is one.
     """
     for ours, theirs in columns.items():
-        if ours not in OURS or theirs.partition(".")[0] not in ("cls", "txt", "json"):
+        if theirs and theirs.partition(".")[0] not in ("cls", "txt", "json"):
             raise UserError(
                 f"--columns {ours}={theirs}: of tar archives {', '.join(OURS)} are read from cls, txt or a path into "
                 "the JSON as json.tag"

@@ -50,7 +50,7 @@ def test_the_layout_of_audioset_on_the_hub(tmp_path):
     assert named.clips["labels"].to_pylist()[:3] == [[1], [1, 0], []]
 
     (tmp_path / "in/data/class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/05zppz,Male\n")
-    with pytest.raises(UserError, match="'/m/09x0r' is not in the table of classes"):
+    with pytest.raises(UserError, match="'/m/09x0r' is not in .*class_labels_indices.csv"):
         load_manifest("parquet", str(tmp_path / "in"))
 
 
@@ -182,8 +182,8 @@ def test_refusals(tmp_path):
     middle.unlink()
     assert "occur more than once" in refusal(tmp_path / "in", columns=["clip_id=label"])
     assert "no column 'nope'" in refusal(tmp_path / "in", columns=["audio=nope"])
-    assert "can be named" in refusal(tmp_path / "in", columns=["sound=audio"])
-    assert "takes pairs" in refusal(tmp_path / "in", columns=["audio"])
+    assert "none of our columns" in refusal(tmp_path / "in", columns=["sound=audio"])
+    assert "give pairs" in refusal(tmp_path / "in", columns=["audio"])
     assert "does not exist" in refusal(tmp_path / "nowhere")
     assert "no file fits" in refusal(tmp_path / "in/*.pq")
     (tmp_path / "empty").mkdir()

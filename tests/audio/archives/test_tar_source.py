@@ -171,7 +171,8 @@ def test_refusals(tmp_path):
     (tmp_path / "e.tar").write_bytes(b"no archive at all " * 100)
     assert "is no tar archive" in refusal(tmp_path / "e.tar")
     assert "hold no sound (1 samples without sound: a)" in refusal(tar(tmp_path / "f.tar", [("a.json", b"{}")]))
-    assert "--columns uri=x" in refusal(tmp_path / "f.tar", columns=["uri=x"])
+    assert "none of our columns" in refusal(tmp_path / "f.tar", columns=["uri=x"])
+    assert "are read from cls, txt or a path" in refusal(tmp_path / "f.tar", columns=["labels=x"])
     assert "holds no tar archives" in refusal((tmp_path / "none").mkdir() or tmp_path / "none")
 
 
