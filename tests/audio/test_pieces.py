@@ -160,6 +160,8 @@ def test_few_pieces_are_sought_and_whole_files_left_alone(tmp_path):
 
 def test_pieces_of_one_pass_stay_in_one_block():
     starts = [10.0 * i for i in range(150)]
-    table = make_table([f"{i:03d}" for i in range(150)], ["a.mp3"] * 150, [[]] * 150, [], start=starts)
+    table = make_table(
+        [f"{i:03d}" for i in range(150)], ["a.mp3"] * 150, [[]] * 150, [], start=starts, duration=[10.0] * 150
+    )
     assert block_sizes(with_passes(table), 40) == [60, 60, 30]
     assert block_sizes(with_passes(table), 130) == [120, 30]

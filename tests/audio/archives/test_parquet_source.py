@@ -50,7 +50,7 @@ def test_the_layout_of_audioset_on_the_hub(tmp_path):
     assert named.clips["labels"].to_pylist()[:3] == [[1], [1, 0], []]
 
     (tmp_path / "in/data/class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/05zppz,Male\n")
-    with pytest.raises(UserError, match="'/m/09x0r' is not in .*class_labels_indices.csv"):
+    with pytest.raises(UserError, match=r"'/m/09x0r' is not in .*class_labels_indices\.csv"):
         load_manifest("parquet", str(tmp_path / "in"))
 
 
