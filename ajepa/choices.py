@@ -7,6 +7,8 @@ SourceName = Literal["folder", "manifest", "parquet", "webdataset", "hdf5", "esc
 """Where clips come from."""
 LastSegment = Literal["pad", "drop"]
 """The shorter piece at the end of a recording that is cut: kept or left out."""
+KeepOrDrop = Literal["keep", "drop"]
+"""Clips that hold nothing new, copies and silence: kept, or moved to the bad rows."""
 Branch = Literal["target", "context"]
 """Which encoder of a run: the EMA target encoder or the context encoder."""
 Placement = Literal["wrap", "inside"]

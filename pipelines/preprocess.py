@@ -1,15 +1,16 @@
 """Audio files to verified log-mel shards, as one Ray Data job. Interrupted at any time, the same command goes on."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from ajepa.choices import LastSegment, SourceName
+from ajepa.choices import KeepOrDrop, LastSegment, SourceName
 from ajepa.config import FrontEndConfig
-from pipelines.cli.arguments import parse
+from pipelines.cli.arguments import option_value, parse
 from pipelines.cli.command import announce, run_command
 
 
@@ -45,6 +46,15 @@ class PreprocessArgs:
     """Tasks that run at once; by default one a CPU of the cluster."""
     dry_run: bool = False
     """Read a sample of the clips, say what the job would take and which share would fail, and write nothing."""
+    append: bool = False
+    """Add to the finished dataset at --output the clips of the source that it does not have, by their ids. The
+    front end is that of the dataset; so are --duplicates and --silent where they are not given."""
+    duplicates: KeepOrDrop = "keep"
+    """Clips whose stored log-mel (up to --clip-frames) is that of another clip: keep them, or move all but the one with
+    the smallest id to the bad rows."""
+    silent: KeepOrDrop = "keep"
+    """Clips of which every stored value is log(epsilon), as digital zero gives: keep them, or move them to the bad
+    rows."""
     overwrite: bool = False
     """Delete a dataset or an unfinished job found at the output first."""
     mlflow_uri: str | None = None
@@ -76,8 +86,20 @@ def parse_args(argv: Sequence[str]) -> PreprocessArgs | VerifyArgs | MergeArgs:
         return parse(VerifyArgs, str(VerifyArgs.__doc__), argv)
     if "--merge" in given:
         return parse(MergeArgs, str(MergeArgs.__doc__), argv)
+    default = PreprocessArgs(source=tyro.MISSING, input=tyro.MISSING, output=tyro.MISSING)
+    output = option_value(argv, "--output")
+    if "--append" in given and output is not None:
+        default = dataclasses.replace(default, **settings_of(output))
     others = "With --verify SHARDS, check a finished dataset; with --merge SHARDS SHARDS --output PATH, join them."
-    return parse(PreprocessArgs, f"{__doc__} {others}", argv)
+    return parse(PreprocessArgs, f"{__doc__} {others}", argv, default)
+
+
+def settings_of(output: str) -> dict[str, Any]:
+    """What --append takes from the dataset where no option says otherwise; nothing where there is none: the job refuses
+    that."""
+    from ajepa.shards.append import settings  # pyarrow takes long to import
+
+    return settings(output)
 
 
 def main(args: PreprocessArgs | VerifyArgs | MergeArgs) -> None:
@@ -94,6 +116,10 @@ def main(args: PreprocessArgs | VerifyArgs | MergeArgs) -> None:
         preprocess.verify(args.verify)
     elif isinstance(args, MergeArgs):
         preprocess.merge(args)
+    elif args.append:
+        from pipelines.jobs import append
+
+        append.main(args)
     elif args.dry_run:
         preprocess.dry_run(args)
     else:

@@ -46,7 +46,7 @@ def fine_tune(
         KeyboardInterrupt: it was asked to stop.
     """
     dataset, labels = probe_set.dataset, probe_set.labels
-    job = Job(start=start, data=dataset.path, output=folder, config=config, split_seed=SPLIT_SEED)
+    job = Job(start=start, dataset=dataset, output=folder, config=config, split_seed=SPLIT_SEED)
     finetune(job, WorkerHooks(0, 1, device, report=lambda _: None))
     plans = plan_folds(dataset, config, split_seed=SPLIT_SEED)
     results = [result for plan in plans if (result := read_result(folder, plan.name)) is not None]

@@ -29,7 +29,7 @@ from ajepa.finetuning.schedule import Schedule
 from ajepa.finetuning.start import FromScratch, Pretrained
 from ajepa.finetuning.step import FinetuneState, build_state
 from ajepa.inference.encoder import AudioEncoder
-from ajepa.shards.dataset import ShardDataset, open_dataset
+from ajepa.shards.dataset import ShardDataset
 from ajepa.shards.labels import Labels, read_labels
 from ajepa.shards.reader import ShardReader
 from ajepa.training.worker import WorkerHooks
@@ -45,7 +45,7 @@ class Job:
     """What is fine-tuned, on what and how. Small: it travels to the workers, which read the rest themselves."""
 
     start: Pretrained | FromScratch
-    data: str
+    dataset: ShardDataset  # as it was opened once: a worker that starts later may find a grown one at its path
     output: str
     config: FinetuneConfig
     seeds: int = 1
@@ -76,7 +76,7 @@ def finetune(job: Job, worker: WorkerHooks) -> None:
     Raises:
         UserError: as `train`, and for an encoder or data that do not fit.
     """
-    dataset = open_dataset(job.data)
+    dataset = job.dataset
     labels = read_labels(dataset)
     plans = plan_folds(dataset, job.config, job.seeds, job.fold, job.split_seed)
     left = [plan for plan in plans if read_result(job.output, plan.name) is None]

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -82,6 +82,22 @@ class ShardDataset:
             UnreachableError: the store did not answer.
         """
         return pa.concat_tables(self._tables(columns))
+
+    def bad_tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Columns of the bad rows, by shard. Those of a job that adds to the dataset and is not finished are left out.
+
+        Raises:
+            UserError: a file is damaged.
+            UnreachableError: the store did not answer.
+        """
+        there = storage.contents(storage.join(self.path, BAD))
+        names = [name for name in self.file_names if name in there]
+        yield from read_columns(self.path, [f"{BAD}/{name}" for name in names], columns, damaged_shard)
+
+    @property
+    def file_names(self) -> list[str]:
+        """Of the shards, without their folder: the bad rows beside them have the same."""
+        return [shard.name.rpartition("/")[2] for shard in self.shards]
 
     def check_shards(self) -> None:
         """Read a small column of every shard, to refuse a dataset of which one is missing or cut before work begins.
@@ -229,24 +245,30 @@ def combined_hash(about: str, rows: int) -> str:
 
 
 def finish_dataset(
-    output: str, front_end: FrontEndConfig, label_names: list[str], expected: int, extra: dict[str, Any]
+    output: str,
+    front_end: FrontEndConfig,
+    label_names: list[str],
+    expected: int,
+    extra: dict[str, Any],
+    finished: Collection[str] = (),
 ) -> ShardDataset:
     """Check that every clip is there exactly once, reduce the statistics and write dataset.json.
 
-    Reads only the small columns, a few shards at a time. `extra` is stored as it is.
+    Reads only the small columns, a few shards at a time. `extra` is stored beside what is found; `finished` are the
+    file names of shards that an earlier job made.
 
     Raises:
         UserError: the shards do not hold the expected clips, one is damaged, or not one clip could be read.
     """
     storage.sweep(output)
     reduction, shards = DatasetSummary(front_end, label_names), []
-    for name, table in read_shards(output, OK, SMALL_COLUMNS):
+    for name, table in read_shards(output, OK, SMALL_COLUMNS, finished):
         reduction.add(table)
         shards.append({"name": f"{OK}/{name}", "rows": table.num_rows})
     ids = reduction.clip_ids()
-    reasons = check_complete(output, ids, expected)
+    reasons = check_complete(output, ids, expected, finished)
     statistics = reduction.statistics()
-    info = {
+    info: dict[str, Any] = {
         "contract_version": CONTRACT_VERSION,
         "front_end": dataclasses.asdict(front_end),
         "statistics": statistics.to_dict(),
@@ -259,28 +281,30 @@ def finish_dataset(
         "label_names": label_names,
         "content_hash": reduction.content_hash(),
         "shards": shards,
-        **extra,
     }
+    info |= {key: value for key, value in extra.items() if key not in info}
     storage.write_text(storage.join(output, DATASET_JSON), json.dumps(info, indent=1))
     return open_dataset(output)
 
 
-def check_complete(output: str, ok_ids: pa.ChunkedArray, expected: int) -> Counter[str]:
-    """Check that every clip is there exactly once, ok or bad; the number of bad ones by stage.
+def check_complete(output: str, ok_ids: pa.ChunkedArray, expected: int, finished: Collection[str] = ()) -> Counter[str]:
+    """Check that every clip is there exactly once, ok or bad; the number of bad ones by stage. `finished`: as for
+    `finish_dataset`.
 
     Raises:
         UserError: the files do not hold the expected clips, as when others were put there or deleted while the job
             ran; one is damaged; or not one clip could be read.
     """
     bad, reasons = [], Counter[str]()
-    for _, table in read_shards(output, BAD, ["clip_id", "error"]):
+    for _, table in read_shards(output, BAD, ["clip_id", "error"], finished):
         bad += table["clip_id"].chunks
         reasons.update(error.partition(":")[0] for error in table["error"].to_pylist())
     distinct = pc.count_distinct(pa.chunked_array([*ok_ids.chunks, *bad], pa.string())).as_py()
     if len(ok_ids) + reasons.total() != expected or distinct != expected:
+        what = "undo what was changed there while the job ran" if finished else "delete the folder"
         raise UserError(
             f"{output}: {len(ok_ids)} ok and {reasons.total()} bad rows, {distinct} distinct ids, "
-            f"for {expected} clips: delete the folder and run the same command again"
+            f"for {expected} clips: {what} and run the same command again"
         )
     if not len(ok_ids):
         raise UserError(f"not one of {expected} clips could be read: {dict(reasons)}; see {output}/{BAD}")

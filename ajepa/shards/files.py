@@ -96,14 +96,29 @@ def read_columns(
             yield from pool.map(read, listed[start : start + READ_AHEAD])
 
 
-def read_shards(output: str, status: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    """(file name, columns) of every file of a job's output, in order.
+def damaged_file(finished: Collection[str]) -> Callable[[str, str, str], UserError]:
+    """What is said of a file of a dataset that a job adds to.
+
+    Args:
+        finished: file names of the shards that were there before: the job does not make those again.
+    """
+
+    def damaged(output: str, name: str, what: str) -> UserError:
+        return (damaged_shard if name.rpartition("/")[2] in finished else damaged_part)(output, name, what)
+
+    return damaged
+
+
+def read_shards(
+    output: str, status: str, columns: list[str], finished: Collection[str] = ()
+) -> Iterator[tuple[str, pa.Table]]:
+    """(file name, columns) of every file of a job's output, in order. `finished`: as for `damaged_file`.
 
     Raises:
         UserError, UnreachableError: as `read_columns`.
     """
     names = sorted(name for name in storage.contents(storage.join(output, status)) if name.endswith(".parquet"))
-    tables = read_columns(output, [f"{status}/{name}" for name in names], columns, damaged_part)
+    tables = read_columns(output, [f"{status}/{name}" for name in names], columns, damaged_file(finished))
     yield from zip(names, tables, strict=True)
 
 

@@ -41,6 +41,11 @@ def ok_schema(config: FrontEndConfig) -> pa.Schema:
     return OK_SCHEMA.with_metadata({"ajepa.log_mel": json.dumps(layout), "ajepa.contract": str(CONTRACT_VERSION)})
 
 
+def silence(config: FrontEndConfig) -> np.ndarray:
+    """What is stored of digital zero: log(epsilon) everywhere, [n_mels, clip_frames] float16."""
+    return np.full((config.n_mels, config.clip_frames), np.log(config.log_epsilon), "<f2")
+
+
 def encode_row(log_mel: np.ndarray, config: FrontEndConfig) -> dict[str, Any]:
     """The computed columns of an ok row.
 
@@ -49,7 +54,7 @@ def encode_row(log_mel: np.ndarray, config: FrontEndConfig) -> dict[str, Any]:
             with the value of silence, log(epsilon).
     """
     frames = min(log_mel.shape[1], config.clip_frames)
-    stored = np.full((config.n_mels, config.clip_frames), np.log(config.log_epsilon), "<f2")
+    stored = silence(config)
     stored[:, :frames] = log_mel[:, :frames]
     valid = stored[:, :frames].astype(np.float64)
     data = stored.tobytes()

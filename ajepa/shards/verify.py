@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.errors import UserError
+from ajepa.shards.append import unfinished_files
 from ajepa.shards.dataset import SMALL_COLUMNS, DatasetSummary, Shard, ShardDataset, open_dataset
 from ajepa.shards.schema import OK, decode_log_mels
 
@@ -27,6 +28,7 @@ def verify_dataset(path: str) -> Iterator[int]:
     dataset = open_dataset(path)
     listed = {shard.name for shard in dataset.shards}
     found = {f"{OK}/{name}" for name, _ in storage.list_files(storage.join(dataset.path, OK))}
+    found -= unfinished_files(dataset.path, found - listed)
     if listed != found:
         odd = sorted(listed ^ found)[0]
         raise UserError(f"{dataset.path}: {odd} is {'missing' if odd in listed else 'not listed in dataset.json'}")

@@ -16,7 +16,9 @@ from ajepa.audio.decode import decode_clip
 from ajepa.audio.errors import AudioError
 from ajepa.audio.logmel import LogMel
 from ajepa.audio.read_ahead import Opener, open_clip, read_ahead
+from ajepa.choices import KeepOrDrop
 from ajepa.config import FrontEndConfig
+from ajepa.shards.duplicates import refuse_silence
 from ajepa.shards.schema import BAD, BAD_SCHEMA, OK, ROW_GROUP, encode_row, ok_schema
 
 
@@ -38,6 +40,11 @@ def shard_path(output: str, status: str, index: int) -> str:
     return storage.join(output, status, f"shard-{index:05d}.parquet")
 
 
+def shard_number(name: str) -> int:
+    """The index in a name that `shard_path` made."""
+    return int(name.removesuffix(".parquet").rpartition("-")[2])
+
+
 def make_row(clip: dict[str, Any], log_mel: LogMel, opener: Opener = open_clip) -> tuple[dict[str, Any], bool]:
     """One manifest row to one ok row, and whether its audio was cut to the clip length.
 
@@ -51,8 +58,11 @@ def make_row(clip: dict[str, Any], log_mel: LogMel, opener: Opener = open_clip) 
     return clip | made | encode_row(values, config), cut
 
 
-def write_shard(clips: pa.Table, index: int, output: str, config: FrontEndConfig) -> ShardResult:
+def write_shard(
+    clips: pa.Table, index: int, output: str, config: FrontEndConfig, silent: KeepOrDrop = "keep"
+) -> ShardResult:
     """Decode, featurise and write one shard of `output`; the ok file appears last and marks the shard finished.
+    `silent` tells what becomes of clips that are: see `refuse_silence`.
 
     Memory holds one row group of log-mels, whatever the number of clips.
     """
@@ -68,6 +78,8 @@ def write_shard(clips: pa.Table, index: int, output: str, config: FrontEndConfig
         for clip in manifest_rows:
             try:
                 row, cut = make_row(clip, front_end, opener)
+                if silent == "drop":
+                    refuse_silence(row, config)
                 rows.append(row)
                 block.result.cut += cut
             except AudioError as error:

@@ -111,7 +111,7 @@ def main(args: FinetuneArgs) -> list[Row]:
             storage.clear(output)
         found, tracker = start_or_resume(args, output, settings, found, origin, dataset)
         job = Job(
-            start=start, data=data, output=output, config=args.config, seeds=args.seeds, fold=args.fold,
+            start=start, dataset=dataset, output=output, config=args.config, seeds=args.seeds, fold=args.fold,
             probe=args.probe, runs=exported_runs(origin) | {"finetune_run": tracker.run_id},
         )  # fmt: skip
         began = time.perf_counter()

@@ -21,7 +21,9 @@ from ajepa.audio.segments import segment
 from ajepa.audio.sources import chosen_columns, load_manifest
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
+from ajepa.shards.append import read_plan
 from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, finish_dataset, open_dataset
+from ajepa.shards.duplicates import Findings, find_in
 from ajepa.shards.estimate import estimate
 from ajepa.shards.merge import merge_datasets
 from ajepa.shards.schema import BAD, OK
@@ -31,10 +33,12 @@ from pipelines.cli.lock import claimed
 from pipelines.cli.output import warn_relative_output
 from pipelines.cli.progress import Progress
 from pipelines.rayjobs.cluster import join_cluster
+from pipelines.rayjobs.copies import drop_copies
 from pipelines.rayjobs.data_job import run_blocks, unfinished
 from pipelines.rayjobs.each import on_cluster
 from pipelines.rayjobs.early import refuse_other
 from pipelines.rayjobs.plan import MISSING, SHARDS, block_size, make_plan, prepare_output
+from pipelines.reports.copies_report import notes
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.mlflow_run import Tracker
 
@@ -62,6 +66,8 @@ def merge(args: MergeArgs) -> ShardDataset:
             progress.update(rows)
         dataset = open_dataset(output)
         save_report(dataset, [], 0)
+    for note in notes(find_in(dataset), f"{REPORT}/"):
+        print(f"note: {note}")
     print(
         f"{dataset.num_clips} clips ok, {dataset.num_failed} bad, {dataset.hours:.2f} h in {len(dataset.shards)} "
         f"shards at {output}, hash {dataset.content_hash}"
@@ -98,21 +104,26 @@ def empty_classes(dataset: ShardDataset) -> list[str]:
 
 
 def write_all(
-    output: str, sizes: list[int], clip_ids: pa.ChunkedArray, front_end: FrontEndConfig, num_workers: int | None
+    output: str, plan: dict[str, Any], clips: pa.Table, front_end: FrontEndConfig, num_workers: int | None
 ) -> dict[str, Any]:
-    """Write the shards that are missing, of so many clips each, with live progress; totals of this part of the job."""
+    """Write the shards that are missing, with live progress; totals of this part of the job.
+
+    Args:
+        clips: those of the plan, in its order.
+    """
     from ray.data import TaskPoolStrategy
 
     from pipelines.rayjobs.data_tasks import write_shards
 
-    paths = [shard_path(output, OK, i) for i in range(len(sizes))]
-    todo = unfinished(output, paths, sizes, lambda: clip_ids, "shards")
+    sizes, first = block_sizes(clips, plan["shard_size"]), plan.get("first_shard", 0)
+    paths = [shard_path(output, OK, first + i) for i in range(len(sizes))]
+    todo = unfinished(output, paths, sizes, lambda: clips["clip_id"], "shards")
     return run_blocks(
         "preprocess",
         todo,
         sum(sizes[i] for i in todo),
         write_shards,
-        fn_kwargs={"output": output, "front_end": front_end},
+        fn_kwargs={"output": output, "front_end": front_end, "first": first, "silent": plan["silent"]},
         compute=TaskPoolStrategy(size=num_workers and min(num_workers, max(1, len(todo)))),
         num_cpus=1,
     )
@@ -137,6 +148,8 @@ def check(args: PreprocessArgs) -> None:
         raise UserError(f"--num-workers must be positive, got {args.num_workers}")
     block_size(0, args.clips_per_shard, "--clips-per-shard")
     chosen_columns(args.source, args.columns)
+    if args.append and args.overwrite:
+        raise UserError("--append adds to the dataset that --overwrite would delete: leave one of them out")
 
 
 def main(args: PreprocessArgs) -> ShardDataset:
@@ -153,6 +166,7 @@ def main(args: PreprocessArgs) -> ShardDataset:
         join_cluster({"--output": output, "--input": storage.absolute(args.input)})
         manifest = list_clips(args)
         plan = make_plan(args.source, args.input, manifest, args.clips_per_shard, args.front_end)
+        plan |= {"duplicates": args.duplicates, "silent": args.silent}
         sizes = block_sizes(manifest.clips, plan["shard_size"])
         finished = prepare_output(output, SHARDS, plan, manifest, sizes, args.overwrite)
         if finished is not None:
@@ -160,13 +174,17 @@ def main(args: PreprocessArgs) -> ShardDataset:
                 save_report(finished, manifest.remarks, len(manifest.missing))
             mlflow_run.send_unsent(output, uri)
             print(f"nothing to do: {output} is finished ({finished.num_clips} clips, hash {finished.content_hash})")
+            if read_plan(output) is not None:
+                print("note: clips that were being added to it are unfinished: run that command with --append again")
             return finished
         params = mlflow_run.flatten({k: v for k, v in plan.items() if k != "label_names"}) | {"output": output}
         tracker = mlflow_run.start_run(
             uri, f"preprocess {args.source}", output=output, params=params, tags={"ajepa.job": "preprocess"}
         )
         with tracker.recording():
-            totals = write_all(output, sizes, manifest.clips["clip_id"], args.front_end, args.num_workers)
+            totals = write_all(output, plan, manifest.clips, args.front_end, args.num_workers)
+            if args.duplicates == "drop":
+                drop_copies(output, args.front_end, args.num_workers)
             about = {
                 "plan": plan,
                 "remarks": manifest.remarks,
@@ -177,23 +195,42 @@ def main(args: PreprocessArgs) -> ShardDataset:
             dataset = finish_dataset(output, args.front_end, manifest.label_names, plan["clips"], about)
             storage.delete(storage.join(output, PLAN))
             save_report(dataset, [*manifest.remarks, *empty_classes(dataset)], len(manifest.missing), tracker)
-            rate = totals["clips"] / max(totals["seconds"], 1e-9)
-            tracker.log_metrics(0, {
-                "clips_ok": dataset.num_clips, "clips_bad": dataset.num_failed, "hours": dataset.hours,
-                "seconds": totals["seconds"], "clips_per_second": rate,
-            })  # fmt: skip
-            tracker.log_text(json.dumps(dataset.info, indent=1), DATASET_JSON)
-        _print_summary(dataset, totals, rate, manifest)
+            found = find_in(dataset)
+            record(tracker, dataset, totals, found)
+        print_summary(dataset, totals, manifest, found)
         return dataset
+
+
+def record(tracker: Tracker, dataset: ShardDataset, totals: dict[str, Any], found: Findings) -> None:
+    """Counts, speed and dataset.json to MLflow."""
+    tracker.log_metrics(0, {
+        "clips_ok": dataset.num_clips, "clips_bad": dataset.num_failed, "hours": dataset.hours,
+        "seconds": totals["seconds"], "clips_per_second": rate_of(totals),
+        "copies": len(found.copies), "copies_elsewhere": found.elsewhere,
+        "silent": len(found.silent) + len(found.dropped_silent),
+    })  # fmt: skip
+    tracker.log_text(json.dumps(dataset.info, indent=1), DATASET_JSON)
+
+
+def rate_of(totals: dict[str, Any]) -> float:
+    """Clips a second."""
+    return float(totals["clips"] / max(totals["seconds"], 1e-9))
 
 
 def dry_run(args: PreprocessArgs) -> None:
     """Print what the job would cost, from a sample of its clips."""
-    for line in estimate(list_clips(args), args.front_end).lines(args.num_workers or os.cpu_count() or 1):
+    print_estimate(list_clips(args), args)
+
+
+def print_estimate(manifest: Manifest, args: PreprocessArgs) -> None:
+    for line in estimate(manifest, args.front_end).lines(args.num_workers or os.cpu_count() or 1):
         print(line)
 
 
-def _print_summary(dataset: ShardDataset, totals: dict[str, Any], rate: float, manifest: Manifest) -> None:
+def print_summary(dataset: ShardDataset, totals: dict[str, Any], manifest: Manifest, found: Findings) -> None:
+    """What the job left for people: notes and the last line."""
+    for note in notes(found, f"{REPORT}/"):
+        print(f"note: {note}")
     for remark in empty_classes(dataset):
         print(f"note: {remark}")
     if manifest.missing:
@@ -206,5 +243,5 @@ def _print_summary(dataset: ShardDataset, totals: dict[str, Any], rate: float, m
     print(
         f"{dataset.num_clips} clips ok, {dataset.num_failed} bad{f' ({stages}; see {BAD})' if stages else ''}, "
         f"{dataset.hours:.2f} h in {len(dataset.shards)} shards at {dataset.path}; "
-        f"{totals['seconds']:.1f} s, {rate:.0f} clips/s; report in {REPORT}/report.md"
+        f"{totals['seconds']:.1f} s, {rate_of(totals):.0f} clips/s; report in {REPORT}/report.md"
     )

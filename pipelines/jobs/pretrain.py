@@ -142,7 +142,7 @@ def main(
             storage.make_folder(args.output)
             storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run, indent=1))
             job = partial(
-                pretrain, config=args.config, data=args.data, output=args.output, resume_anyway=args.resume_anyway
+                pretrain, config=args.config, dataset=dataset, output=args.output, resume_anyway=args.resume_anyway
             )
             fit(job, args.output, workers, [Reporter(args.output, quiet), *callbacks])
             info = read_info(latest_checkpoint(args.output))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ajepa import storage
+from ajepa.choices import KeepOrDrop
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError, one_line
 from ajepa.shards.writer import ShardResult, write_shard
@@ -32,7 +33,13 @@ def make_blocks(batch: dict[str, np.ndarray], output: str, make: Callable[[int],
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def write_shards(batch: dict[str, np.ndarray], output: str, front_end: FrontEndConfig) -> dict[str, Any]:
-    """The map task of preprocess.py: see `make_blocks`."""
+def write_shards(
+    batch: dict[str, np.ndarray], output: str, front_end: FrontEndConfig, first: int = 0, silent: KeepOrDrop = "keep"
+) -> dict[str, Any]:
+    """The map task of preprocess.py: see `make_blocks`. `first` is the number of the first block's shard."""
     torch.set_num_threads(1)  # a task a core
-    return make_blocks(batch, output, lambda index: write_shard(read_block(output, index), index, output, front_end))
+
+    def make(index: int) -> ShardResult:
+        return write_shard(read_block(output, index), first + index, output, front_end, silent)
+
+    return make_blocks(batch, output, make)

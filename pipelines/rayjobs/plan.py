@@ -1,6 +1,7 @@
 """The plan of a job over clips, kept at its output until it is done: the same job goes on with it."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -15,6 +16,7 @@ from ajepa import storage
 from ajepa.audio.manifest import Manifest
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
+from ajepa.shards.append import APPEND_JSON, GIVE_UP
 from ajepa.shards.dataset import DATASET_JSON, PLAN, open_dataset
 from ajepa.shards.files import read_parquet
 from ajepa.shards.schema import BAD, OK
@@ -25,6 +27,7 @@ BLOCKS_A_FILE = 128  # of a list of clips: a task reads the footer of one file, 
 MISSING = "missing.txt"  # clips the source lists and has no audio of, a line each
 MAX_BLOCK = 500  # clips
 ADVICE = "choose another --output, or --overwrite to replace it"
+EARLIER = {"duplicates": "keep", "silent": "keep"}  # what jobs of earlier versions did, whose plans do not say it
 
 
 class Finished(Protocol):
@@ -47,6 +50,7 @@ class ClipJob(Generic[F]):
     marker: str  # the file that is written last
     plan: str  # file of an unfinished job, beside its manifest
     open: Callable[[str], F]
+    advice: str = ADVICE  # about a finished result of another job
 
     @property
     def output(self) -> OutputType:
@@ -54,7 +58,10 @@ class ClipJob(Generic[F]):
         return OutputType(self.name, (self.marker, self.plan), (MISSING, f"{PLAN}/manifest*.parquet"))
 
 
-SHARDS = ClipJob("shard folder", "dataset", DATASET_JSON, f"{PLAN}/plan.json", open_dataset)
+SHARDS = ClipJob(
+    "shard folder", "dataset", DATASET_JSON, f"{PLAN}/plan.json", open_dataset,
+    "choose another --output, --append to add the clips that are new, or --overwrite to replace it",
+)  # fmt: skip
 
 
 def make_plan(
@@ -70,6 +77,11 @@ def make_plan(
         "front_end": dataclasses.asdict(front_end),
         "label_names": manifest.label_names,
     }
+
+
+def with_earlier(old: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan as it was found, with the values of options that plans of earlier versions do not name."""
+    return {name: value for name, value in EARLIER.items() if name in plan} | old
 
 
 def manifest_hash(clips: pa.Table) -> str:
@@ -109,10 +121,11 @@ def prepare_output(
         with found.refusing_damage():
             old = dict(finished.info.get("plan", {}))
         what = f"a finished {job.result} made from other input or settings"
-        refuse_changes(output, what, old, plan, ADVICE)
+        refuse_changes(output, what, with_earlier(old, plan), plan, job.advice)
         return finished
     if found is not None:
-        refuse_changes(output, "an unfinished job made from other input or settings", found.content, plan, ADVICE)
+        old = with_earlier(found.content, plan)
+        refuse_changes(output, "an unfinished job made from other input or settings", old, plan, ADVICE)
         return None
     if overwrite:
         storage.clear(output)
@@ -120,16 +133,21 @@ def prepare_output(
         storage.make_folder(storage.join(output, folder))
     if manifest.missing:
         storage.write_text(storage.join(output, MISSING), "".join(f"{clip}\n" for clip in manifest.missing))
-    starts = [0, *itertools.accumulate(sizes)]
-    for first in range(0, len(sizes) if manifest.clips.num_rows else 0, BLOCKS_A_FILE):
-        with (
-            storage.atomic_output(storage.join(output, manifest_file(first))) as stream,
-            pq.ParquetWriter(stream, manifest.clips.schema) as parquet,
-        ):
-            for block in range(first, min(first + BLOCKS_A_FILE, len(sizes))):
-                parquet.write_table(manifest.clips.slice(starts[block], sizes[block]), row_group_size=sizes[block])
+    write_manifest(output, manifest.clips, sizes)
     storage.write_text(storage.join(output, job.plan), json.dumps(plan))
     return None
+
+
+def write_manifest(output: str, clips: pa.Table, sizes: Sequence[int]) -> None:
+    """Store the clips of a job, a row group a block; see `prepare_output`."""
+    starts = [0, *itertools.accumulate(sizes)]
+    for first in range(0, len(sizes) if clips.num_rows else 0, BLOCKS_A_FILE):
+        with (
+            storage.atomic_output(storage.join(output, manifest_file(first))) as stream,
+            pq.ParquetWriter(stream, clips.schema) as parquet,
+        ):
+            for block in range(first, min(first + BLOCKS_A_FILE, len(sizes))):
+                parquet.write_table(clips.slice(starts[block], sizes[block]), row_group_size=sizes[block])
 
 
 def manifest_file(block: int) -> str:
@@ -137,6 +155,23 @@ def manifest_file(block: int) -> str:
     `block % BLOCKS_A_FILE`."""
     number = block // BLOCKS_A_FILE
     return f"{PLAN}/manifest-{number:05d}.parquet" if number else MANIFEST
+
+
+def read_clip_ids(output: str, blocks: int) -> pa.ChunkedArray:
+    """The clips of all blocks of an unfinished job; errors as `read_block`."""
+
+    def parse(stream: Any) -> pa.Table:
+        return pq.read_table(stream, columns=["clip_id"])
+
+    paths = [storage.join(output, manifest_file(first)) for first in range(0, blocks, BLOCKS_A_FILE)]
+    tables = [read_parquet(path, parse, functools.partial(_damaged, output, path)) for path in paths]
+    return pa.concat_tables(tables)["clip_id"]
+
+
+def _damaged(output: str, path: str, what: str) -> UserError:
+    if storage.path_type(storage.join(output, APPEND_JSON)) == "file":
+        return UserError(f"{path}: {what}: {GIVE_UP}, then run the same command again")
+    return UserError(f"{path}: {what}. Start the job again, with --overwrite")
 
 
 def read_block(output: str, index: int) -> pa.Table:
@@ -150,5 +185,5 @@ def read_block(output: str, index: int) -> pa.Table:
     return read_parquet(
         path,
         lambda stream: pq.ParquetFile(stream).read_row_group(index % BLOCKS_A_FILE),
-        lambda what: UserError(f"{path}: {what}. Start the job again, with --overwrite"),
+        functools.partial(_damaged, output, path),
     )

@@ -5,17 +5,20 @@ import logging
 
 from ajepa.config import Config
 from ajepa.evaluation.online import build_online_probe
-from ajepa.shards.dataset import ShardDataset, open_dataset
+from ajepa.shards.dataset import ShardDataset
 from ajepa.training.loop import train
 from ajepa.training.run_folder import read_history
 from ajepa.training.step import TrainState
 from ajepa.training.worker import WorkerHooks
 
 
-def pretrain(worker: WorkerHooks, *, config: Config, data: str, output: str, resume_anyway: bool) -> None:
-    """Train from the newest checkpoint of `output` to the last step, or until asked to stop."""
+def pretrain(worker: WorkerHooks, *, config: Config, dataset: ShardDataset, output: str, resume_anyway: bool) -> None:
+    """Train from the newest checkpoint of `output` to the last step, or until asked to stop.
+
+    Args:
+        dataset: as the command opened it: a worker that starts later may find a grown one at its path.
+    """
     worker.resume_anyway = resume_anyway
-    dataset = open_dataset(data)
     if worker.rank == 0:
         watch_labels(worker, dataset, config, output)
     train(config, dataset, output, worker)

@@ -19,8 +19,10 @@ from ajepa import storage
 from ajepa.audio.statistics import STD_FLOOR
 from ajepa.evaluation.tables import escape, markdown_table, plain
 from ajepa.shards.dataset import ShardDataset
-from ajepa.shards.files import damaged_shard, read_parquet, read_shards
+from ajepa.shards.duplicates import find_in
+from ajepa.shards.files import damaged_shard, read_parquet
 from ajepa.shards.schema import BAD, OK, decode_log_mels
+from pipelines.reports.copies_report import section, write_lists
 from pipelines.reports.plots import BLUE, ORANGE, save
 
 COLUMNS = ["duration_s", "source_rate", "split", "fold", "labels"]  # all that is read of every ok row
@@ -73,6 +75,9 @@ def write_report(dataset: ShardDataset, folder: Path, remarks: Sequence[str] = (
             parts.append(f"{len(kinds) - KINDS} rarer kinds with {rest} clips are not listed.")
     else:
         parts.append("No clip failed.")
+    found = find_in(dataset)
+    parts += section(found)
+    paths += write_lists(found, folder)
     if remarks:
         parts += ["## Remarks", "\n".join(f"- {escape(remark)}" for remark in remarks)]
     parts.append("## Pictures")
@@ -84,7 +89,7 @@ def write_report(dataset: ShardDataset, folder: Path, remarks: Sequence[str] = (
 def failure_kinds(dataset: ShardDataset) -> dict[str, tuple[int, str, str]]:
     """Kind of failure to (clips, clip id and reason of the first of them), the commonest first."""
     kinds: dict[str, tuple[int, str, str]] = {}
-    for _, table in read_shards(dataset.path, BAD, ["clip_id", "uri", "error"]):
+    for table in dataset.bad_tables(["clip_id", "uri", "error"]):
         for clip_id, uri, error in zip(*(c.to_pylist() for c in table.columns), strict=True):
             kind = kind_of(error, uri)
             count, first_id, first_error = kinds.get(kind, (0, clip_id, error))
@@ -106,7 +111,8 @@ def _overview(dataset: ShardDataset, rows: pa.Table, missing: int) -> list[tuple
     """Name and value of each line of the first table."""
     config = dataset.front_end
     clips = dataset.num_clips + dataset.num_failed
-    shards = [size for name, size in storage.list_files(storage.join(dataset.path, OK)) if name.endswith(".parquet")]
+    listed = set(dataset.file_names)
+    shards = [size for name, size in storage.list_files(storage.join(dataset.path, OK)) if name in listed]
     labelled = pc.sum(pc.greater(pc.list_value_length(rows["labels"]), 0)).as_py() or 0
     limit = int(np.count_nonzero(_at_limit(dataset, rows["duration_s"].to_numpy())))
     constant = int(np.count_nonzero(dataset.statistics.std < CONSTANT))

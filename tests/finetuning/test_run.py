@@ -47,7 +47,7 @@ def encoder(audio, tmp_path_factory):
 
 @pytest.fixture
 def job(encoder, small_dataset, tmp_path):
-    return Job(start=Pretrained(encoder), data=small_dataset.path, output=str(tmp_path / "out"), config=CONFIG, fold=1)
+    return Job(start=Pretrained(encoder), dataset=small_dataset, output=str(tmp_path / "out"), config=CONFIG, fold=1)
 
 
 class Interrupted(Exception):
@@ -78,7 +78,7 @@ def weights(job: Job, name=NAME) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(encoder, small_dataset, tmp_path_factory):
     job = Job(
-        start=Pretrained(encoder), data=small_dataset.path, output=str(tmp_path_factory.mktemp("undisturbed")),
+        start=Pretrained(encoder), dataset=small_dataset, output=str(tmp_path_factory.mktemp("undisturbed")),
         config=CONFIG, fold=1,
     )  # fmt: skip
     return job, run(job)
@@ -261,9 +261,7 @@ def several_labels(small_dataset, build_dataset, tmp_path_factory):
 
 
 def test_several_labels_a_clip_are_scored_by_average_precision(job, several_labels):
-    job = dataclasses.replace(
-        job, data=several_labels.path, fold=None, config=dataclasses.replace(CONFIG, balanced=True)
-    )
+    job = dataclasses.replace(job, dataset=several_labels, fold=None, config=dataclasses.replace(CONFIG, balanced=True))
     reports = run(job)
     result = read_result(job.output, "seed-0")
     assert not result.refit and 0 < result.test <= 1

@@ -1,6 +1,8 @@
 """One real Ray for all job tests, finished runs that they share, and a folder of labelled sounds."""
 
+import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from helpers import growing
 from helpers.faults import WIDE, options
+from helpers.growing import save_line
 from helpers.imported import listing
 from helpers.runs import tiny_config
 
@@ -83,3 +87,51 @@ def small_disk(tmp_path, request):
         pytest.skip("mounting a small file system needs more rights")
     yield folder, lambda: subprocess.run(["mount", "-o", f"remount,size={larger}", str(folder)], check=True)
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory):
+    """Folders "old" and "all": 6 clips and a bad one; 5 more, a third label, two copies and a silent one."""
+    root = tmp_path_factory.mktemp("parts")
+    rng = np.random.default_rng(0)
+    for folder in ("old/k", "new/k", "new/m"):
+        (root / folder).mkdir(parents=True)
+    for i in range(11):
+        folder = "old/k" if i < 6 else ("new/k", "new/m")[i % 2]
+        soundfile.write(root / folder / f"{i:02d}.wav", 0.1 * rng.standard_normal(8_000), 16_000)
+    (root / "old/k/bad.wav").touch()
+    shutil.copy(root / "old/k/03.wav", root / "new/k/copy of 03.wav")  # after it by name
+    shutil.copy(root / "old/k/04.wav", root / "new/k/00 copy.wav")  # before it by name
+    soundfile.write(root / "new/m/silent.wav", np.zeros(20_000), 44_100)
+    shutil.copytree(root / "old", root / "all")
+    shutil.copytree(root / "new", root / "all", dirs_exist_ok=True)
+    return root
+
+
+@pytest.fixture
+def no_reports(monkeypatch):
+    """A line in place of the end report of preprocess.py."""
+    from pipelines.jobs import append, preprocess
+
+    for module in (append, preprocess):
+        monkeypatch.setattr(module, "save_report", save_line)
+
+
+@pytest.fixture(scope="session")
+def old_job(ray_session, parts, tmp_path_factory, new_mlflow):
+    """The options of a finished preprocess job on the old clips of `parts`. Its dataset is for reading only."""
+    from pipelines.jobs import preprocess
+
+    folder = tmp_path_factory.mktemp("old")
+    args = growing.options(parts, folder, new_mlflow(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preprocess, "save_report", save_line)
+        preprocess.main(args)
+    return args
+
+
+@pytest.fixture
+def appending(old_job, parts, tmp_path):
+    """Options that add all clips of `parts` to a copy of that dataset."""
+    copy = shutil.copytree(old_job.output, tmp_path / "shards")
+    return dataclasses.replace(old_job, input=str(parts / "all"), output=str(copy), append=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import socket
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -64,6 +65,25 @@ def workers_that_ask_once(monkeypatch):
             retries.WAITS = waits
 
     monkeypatch.setattr("pipelines.rayjobs.data_tasks.write_shards", write_shards)
+
+
+@pytest.mark.ray
+def test_a_dataset_in_a_bucket_grows(uploaded, command, monkeypatch):
+    """A store cannot rename: new shards have their last names from the start, and the old dataset.json without them."""
+    options = ("--source", "folder", "--clip-frames", "256", "--output", "s3://sounds/grown", "--clips-per-shard", "4")
+    monkeypatch.setattr("pipelines.jobs.preprocess.save_report", lambda *_: None)
+    code, out = command(*options, "--input", f"{uploaded}/tone")
+    assert code == 0 and "10 clips ok" in out, out
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.jobs.append.finish", lambda *_: sys.exit(9))
+        code, out = command(*options, "--input", f"{uploaded}", "--append", "--duplicates", "drop")
+    assert code == 9 and "0 clips of the source are known, 20 new" in out, out
+    assert sum(verify_dataset("s3://sounds/grown")) == 10
+    code, out = command(*options, "--input", f"{uploaded}", "--append", "--duplicates", "drop")
+    assert code == 0 and "resuming: 5 of 5 shards are finished" in out, out
+    assert "20 clips ok, 10 bad (10 duplicate" in out and "listed in report/duplicates.csv" in out
+    assert sum(verify_dataset("s3://sounds/grown")) == 20
+    assert not [name for name in storage.contents("s3://sounds/grown") if name.startswith(PLAN)]
 
 
 @pytest.mark.ray

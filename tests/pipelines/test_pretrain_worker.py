@@ -17,7 +17,7 @@ def test_labels_are_watched_whatever_the_objective_evaluates(small_dataset, tmp_
     reports = []
     worker = WorkerHooks(0, 1, torch.device("cpu"), reports.append)
     config = tiny_config(max_steps=2, eval_every=1, objective=objective)
-    pretrain(worker, config=config, data=small_dataset.path, output=str(tmp_path), resume_anyway=False)
+    pretrain(worker, config=config, dataset=small_dataset, output=str(tmp_path), resume_anyway=False)
     scored = [report["step"] for report in reports if "online_linear" in report]
     assert scored[0] == 0 and scored[-1] == 2
     losses = [report["loss"] for report in reports if "loss" in report]
