@@ -89,7 +89,7 @@ def test_from_source_to_embeddings(kind, store, clips, wanted, encoder, tmp_path
     here, there = (
         {
             row["clip_id"]: row["embedding"]
-            for row in vectors(embed_args(encoder, source, path, tmp_path / source, mlflow_uri))
+            for row in vectors(embed_args(encoder, source, path, tmp_path / f"emb-{source}", mlflow_uri))
         }
         for source, path in ((kind, where), ("shards", args.output))
     )
@@ -101,7 +101,7 @@ def test_from_source_to_embeddings(kind, store, clips, wanted, encoder, tmp_path
 def embed_args(encoder, source, path, output, mlflow_uri) -> EmbedArgs:
     return EmbedArgs(
         encoder=encoder, input=path, output=str(output), source=source, mlflow_uri=mlflow_uri, num_workers=1,
-        clips_per_part=6,
+        clips_per_part=None if source == "shards" else 6,
     )  # fmt: skip
 
 
