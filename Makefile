@@ -65,8 +65,9 @@ test-gpu:  ## tests that need a CUDA device; torch, numpy, pyarrow, safetensors,
 test-eval: $(EVAL)/.eval  ## HEAR's and X-ARES's own checkers, in an environment of their own: HEAR needs TensorFlow
 	$(EVAL)/bin/python -m pytest -m evaluation tests/test_hear.py tests/test_xares.py
 
-compat: dev  ## the wheel with the oldest and the newest torch, in .venv-compat (10 GB): load, embed, ONNX, resume
+compat: dev  ## the wheel with the oldest and the newest torch, in .venv-compat (10 GB): load, embed, ONNX, resume; exports in transformers 4 and 5
 	$(BIN)/python tests/compat/check_torch.py
+	$(BIN)/python tests/compat/check_transformers.py
 
 dist: dev  ## wheel and sdist in dist/, checked by twine
 	rm -rf dist

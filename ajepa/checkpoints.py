@@ -32,6 +32,7 @@ FORMAT_VERSION = 2
 MANIFEST, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
 CHECKPOINTS = "checkpoints"  # folder of a run
 BEST = "best.json"  # of a run: the checkpoint with the best score
+RUN_JSON = "run.json"  # what a run is; "finished" once its last checkpoint is written
 
 # Of safetensors: names of types, and their order in a file.
 NAMES = {

@@ -38,5 +38,5 @@ Unlabelled = Literal["auto", "negative", "drop", "refuse"]
 """What clips without a label are: an error, clips of no class, or left out."""
 GraphFormat = Literal["onnx", "torch"]
 """What an encoder is exported to as one graph."""
-ExportFormat = Literal["safetensors", GraphFormat]
-"""What an encoder is exported to: a folder that `load_encoder` reads, or a graph."""
+ExportFormat = Literal["safetensors", "transformers", GraphFormat]
+"""What an encoder is exported to: a folder that `load_encoder` or Hugging Face transformers reads, or a graph."""

@@ -1,5 +1,5 @@
-"""Put a trained encoder into a small folder of its own: weights, architecture, front end and statistics; or, as one
-file that needs no ajepa, into ONNX or a torch.export program."""
+"""Put a trained encoder into a small folder of its own: weights, architecture, front end and statistics; or, without
+need of ajepa, into a folder for Hugging Face transformers, ONNX or a torch.export program."""
 
 import sys
 from collections.abc import Sequence
@@ -18,12 +18,14 @@ class ExportArgs:
     """Export an encoder."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """A run folder (its newest checkpoint), one checkpoint or, for a graph, an export; a local path or a URI."""
+    """A run folder (its newest checkpoint) or one checkpoint; but for safetensors also an export; for transformers also
+    a fine-tuned model; a local path or a URI."""
     output: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
     """The folder to make; a local path or a URI. A graph may also go into a folder that is there."""
     format: ExportFormat = "safetensors"
-    """safetensors: what ajepa.load_encoder reads (encoder.safetensors and encoder.json). onnx, torch: waveform to
-    embeddings as one graph, in encoder.onnx or encoder.pt2 (torch.export)."""
+    """safetensors: what ajepa.load_encoder reads (encoder.safetensors and encoder.json). transformers: what AutoModel
+    reads, without ajepa; of a fine-tuned model, AutoModelForAudioClassification. onnx, torch: waveform to embeddings as
+    one graph, in encoder.onnx or encoder.pt2 (torch.export)."""
     branch: Branch | None = None
     """Which encoder of the run: the EMA target encoder or the context encoder; by default the one that its objective
     evaluates."""

@@ -6,6 +6,7 @@ from ajepa.audio.sources import SOURCES
 from ajepa.choices import POOLINGS, ExportFormat, GraphFormat, LossName, Placement, Pooling, ProbePooling, SourceName
 from ajepa.config import PRESETS, MaskConfig, TrainConfig
 from ajepa.experiments.settings import settings_of
+from ajepa.inference.card import USE
 from ajepa.inference.graph import EXPORTERS
 from ajepa.model.pooling import METHODS
 
@@ -21,7 +22,7 @@ def test_each_pooling_is_computed():
 
 def test_each_graph_is_written():
     assert set(EXPORTERS) == set(get_args(GraphFormat))
-    assert set(get_args(ExportFormat)) == {*EXPORTERS, "safetensors"}
+    assert set(get_args(ExportFormat)) == {*EXPORTERS, "safetensors", "transformers"} == set(USE)
 
 
 def test_ablations_of_named_settings_take_all_their_names():

@@ -22,6 +22,7 @@ from ajepa.finetuning.classifier import write_model
 from ajepa.finetuning.config import PRESETS as FINETUNE_PRESETS
 from ajepa.finetuning.model import Classifier
 from ajepa.inference.pretrained import random_encoder
+from ajepa.inference.transformers_folder import write_transformers
 from pipelines import ablate, demo, embed, export, finetune, preprocess, pretrain, probe
 
 ROOT = Path(__file__).parents[1]
@@ -164,6 +165,18 @@ def test_the_lines_after_them_run(names_of_the_three_lines):
     assert names["patches"].shape == (1, 8 * names["columns"], width)
     assert names["vectors"].shape == (2, 2 * 16 * width)
     assert names["encoder"].precision == "bf16"
+
+
+def test_the_lines_for_transformers_run(small_dataset, tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed here")
+    found = re.search(r"```python\n(from transformers.*?)```", TEXT["ajepa/inference/README.md"], re.DOTALL)
+    assert found is not None
+    save_run(tmp_path / "run", small_dataset, 1)
+    encoder, wave = ajepa.load_encoder(tmp_path / "run"), np.sin(np.arange(32_000) / 20).astype(np.float32)
+    write_transformers(str(tmp_path / "out"), encoder, {})
+    names = {"wave": wave}
+    exec(found[1].replace("encoders/transformers", str(tmp_path / "out")), names)
+    np.testing.assert_allclose(names["output"].pooler_output.detach(), encoder([wave, wave[:8000]], 16_000), atol=1e-5)
 
 
 def test_the_snippet_for_pandas_reads_a_shard(small_dataset):

@@ -130,20 +130,42 @@ def load_weights(folder: str, model: Classifier, file: str) -> None:
         parameter.copy_(weights[name])
 
 
-def write_model(folder: str, model: Classifier, label_names: tuple[str, ...], notes: dict[str, Any]) -> None:
+def write_model(
+    folder: str,
+    model: Classifier,
+    label_names: tuple[str, ...],
+    notes: dict[str, Any],
+    multi_label: bool | None = None,
+) -> None:
     """Write the encoder as an export and the head beside it. What was half written there is replaced.
 
     Args:
         notes: what it was fine-tuned on and how, kept in encoder.json.
+        multi_label: whether a clip may have several labels; None where it is not known.
     """
     storage.delete(folder)
     copies = host_copies({MODEL: dict(model.named_weights()), HEAD: model.plain_head()})
     audio, weights, data = model.audio, copies[MODEL], safetensors.torch.save(copies[HEAD])
     encoder = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
-    write_export(folder, audio.encoder.config, audio.front_end, audio.normalise.statistics, encoder, audio.about, notes)
+    described = {"labels": list(label_names), "pooling": model.pooling, "multi_label": multi_label}
+    write_export(
+        folder,
+        audio.encoder.config,
+        audio.front_end,
+        audio.normalise.statistics,
+        encoder,
+        audio.about,
+        notes,
+        {"finetuned": described},
+    )
     with storage.atomic_output(storage.join(folder, HEAD)) as stream:
         stream.write(data)
-    about = {"pooling": model.pooling, "label_names": list(label_names), "digest": digest(data)}
+    about = {
+        "pooling": model.pooling,
+        "label_names": list(label_names),
+        "multi_label": multi_label,
+        "digest": digest(data),
+    }
     storage.write_text(storage.join(folder, HEAD_JSON), json.dumps(about, indent=1))
 
 
@@ -173,3 +195,16 @@ def load_classifier(folder: str, device: str | torch.device = "cpu") -> tuple[Cl
     except (OSError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder!r} is damaged ({error!r}): fine-tune it again") from error
     return model.requires_grad_(False).eval().to(device), names
+
+
+def read_multi_label(folder: str) -> bool | None:
+    """Whether clips may have several labels, as a fine-tuned model says; None for those of earlier versions.
+
+    Raises:
+        UserError: a damaged one.
+    """
+    where = storage.join(storage.absolute(folder), HEAD_JSON)
+    found = read_document(where, "fine-tune it again").get("multi_label")
+    if not isinstance(found, bool | None):
+        raise UserError(f"{where!r} is damaged (multi_label is {type(found).__name__}): fine-tune it again")
+    return found

@@ -37,6 +37,7 @@ from ajepa.training.worker import WorkerHooks
 RESULT = "result.json"  # of a fit, written last
 TEST_LOGITS = "test.safetensors"  # of a fit: "rows" [n] and "logits" [n, C]
 CHOOSE, REFIT = "choose", "refit"  # folders of a fit's checkpoints
+FINETUNE_JSON = "finetune.json"  # of an output: what it is; "finished" once everything is written
 MODEL_FOLDER = "model"  # of a fit: an export with the head beside it
 
 
@@ -222,7 +223,8 @@ class Trainer:
             "fold": plan.fold,
             "config": self.config.to_dict(),
         }
-        write_model(storage.join(self.folder, MODEL_FOLDER), state.scored, dataset.label_names, notes)
+        model, multi_label = storage.join(self.folder, MODEL_FOLDER), self.labels.multi_label
+        write_model(model, state.scored, dataset.label_names, notes, multi_label)
         tensors = {"rows": torch.from_numpy(plan.test), "logits": logits.contiguous()}
         with storage.atomic_output(storage.join(self.folder, TEST_LOGITS)) as stream:
             stream.write(safetensors.torch.save(tensors))

@@ -4,6 +4,7 @@ initialisation that trained ones are compared with."""
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors
@@ -17,15 +18,19 @@ from ajepa.checkpoints import describe, digest, latest_checkpoint, read_info, re
 from ajepa.choices import Branch, Precision
 from ajepa.config import FrontEndConfig, ModelConfig
 from ajepa.config_json import EARLIER, from_dict
-from ajepa.documents import read_document
+from ajepa.documents import read_document, refusing_damage
 from ajepa.errors import UserError
+from ajepa.inference.card import model_card
 from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.facts import card_facts, facts_of_run
 from ajepa.model.vit import Encoder
 from ajepa.objectives.registry import OBJECTIVES, initialised_by
 
 EXPORT_JSON, EXPORT_WEIGHTS, EXPORT_VERSION = "encoder.json", "encoder.safetensors", 2
 AGAIN = "export it again"  # what is said of a damaged one
 UNFINISHED = "encoder.unfinished"  # file of an export while it is written
+CARD = "README.md"  # of an export of any format
+RECORDED = "recorded"  # what the run says of the encoder, in encoder.json
 ORIGIN = ("objective", "branch", "step", "dataset_hash")  # of a pretraining, kept in what is made of it
 
 
@@ -74,9 +79,9 @@ def random_encoder(model: ModelConfig, seed: int, front_end: FrontEndConfig, sta
 def export_encoder(
     source: str, output: str, branch: Branch | None = None, notes: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write the encoder of a run or checkpoint into a small folder of its own: encoder.safetensors and encoder.json
-    (architecture, front end, statistics, where it comes from, digest), which is written last and returned. An export
-    that was killed before that is written anew.
+    """Write the encoder of a run or checkpoint into a small folder of its own: encoder.safetensors, README.md (the
+    model card) and encoder.json (architecture, front end, statistics, where it comes from, digest), which is written
+    last and returned. An export that was killed before that is written anew.
 
     Args:
         branch: see load_encoder.
@@ -85,9 +90,41 @@ def export_encoder(
     Raises:
         UserError: no intact checkpoint at `source`, no encoder of this branch, or something already at `output`.
     """
-    folder = latest_checkpoint(storage.absolute(str(source)))
-    parts = _read_run(folder, branch)
-    return write_export(output, parts.model, parts.front_end, parts.statistics, parts.weights, parts.about, notes)
+    audio = load_encoder(latest_checkpoint(storage.absolute(str(source))), branch)
+    known = facts_of_run(audio.about["source"], audio.about["digest"])
+    return write_export(
+        output,
+        audio.encoder.config,
+        audio.front_end,
+        audio.normalise.statistics,
+        audio.encoder.state_dict(),
+        audio.about,
+        notes,
+        known,
+    )
+
+
+def known_facts(source: str, audio: AudioEncoder) -> dict[str, Any]:
+    """What an export, or a run folder or checkpoint, has recorded of the encoder that was loaded from it.
+
+    Raises:
+        UserError: a document is damaged.
+    """
+    path = storage.absolute(str(source))
+    exported = storage.join(path, EXPORT_JSON)
+    if storage.path_type(exported) == "file":
+        with refusing_damage(exported, AGAIN):
+            known = dict(read_document(exported, AGAIN).get(RECORDED, {}))
+            model_card(facts_of(audio, known), "safetensors")
+        return known
+    return facts_of_run(latest_checkpoint(path), audio.about["digest"])
+
+
+def facts_of(audio: AudioEncoder, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What `model_card` takes, of an encoder that was loaded and what is recorded of it."""
+    about = {name: audio.about.get(name) for name in (*ORIGIN, "digest")} | {"notes": audio.about.get("notes", {})}
+    config, statistics = audio.encoder.config, audio.normalise.statistics
+    return card_facts(about, config, audio.front_end, statistics, audio.encoder.state_dict(), known)
 
 
 def write_export(
@@ -98,33 +135,49 @@ def write_export(
     weights: dict[str, Tensor],
     about: dict[str, Any],
     notes: dict[str, Any] | None = None,
+    known: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write encoder weights into an export folder; see export_encoder.
 
     Args:
         about: "objective", "branch", "step" and "dataset_hash" of the pretraining.
+        known: what else the model card says, see `facts`; kept in encoder.json.
     """
-    output = storage.absolute(str(output))
-    found = storage.contents(output)
-    interrupted = UNFINISHED in found and found <= {UNFINISHED, EXPORT_WEIGHTS}  # by an export that was killed
-    if storage.path_type(output) == "file" or (found and not interrupted):
-        raise UserError(f"the output {output!r} exists: choose another, or delete it first")
     data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
     described = {
         "format_version": EXPORT_VERSION,
         **{name: about[name] for name in ORIGIN},
         "notes": notes or {},
+        RECORDED: known or {},
         "model": dataclasses.asdict(model),
         **describe(front_end, statistics),
         "digest": digest(data),
     }
+    origin = {name: about[name] for name in ORIGIN} | {"digest": weights_digest(model, front_end, statistics, weights)}
+    facts = card_facts(origin | {"notes": notes or {}}, model, front_end, statistics, weights, known or {})
+    card = model_card(facts, "safetensors")
+    files = {EXPORT_WEIGHTS: data, CARD: card.encode(), EXPORT_JSON: json.dumps(described, indent=1).encode()}
+    write_files(output, files)
+    return described
+
+
+def write_files(output: str, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files, the one that makes it complete last. What a killed command left of it is written anew.
+
+    Raises:
+        UserError: something else is at `output`.
+    """
+    output = storage.absolute(str(output))
+    found = storage.contents(output)
+    interrupted = UNFINISHED in found and found <= {UNFINISHED, *list(files)[:-1]}
+    if storage.path_type(output) == "file" or (found and not interrupted):
+        raise UserError(f"the output {output!r} exists: choose another, or delete it first")
     storage.make_folder(output)
     storage.write_text(storage.join(output, UNFINISHED), "")
-    with storage.atomic_output(storage.join(output, EXPORT_WEIGHTS)) as stream:
-        stream.write(data)
-    storage.write_text(storage.join(output, EXPORT_JSON), json.dumps(described, indent=1))
+    for name, data in files.items():
+        with storage.atomic_output(storage.join(output, name)) as stream:
+            stream.write(data)
     storage.delete(storage.join(output, UNFINISHED))
-    return described
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,18 +235,18 @@ def _frozen(
     about: dict[str, Any],
     precision: Precision = "fp32",
 ) -> AudioEncoder:
-    about = about | {"digest": encoder_digest(encoder, front_end, statistics)}
+    about = about | {"digest": weights_digest(encoder.config, front_end, statistics, encoder.state_dict())}
     frozen = AudioEncoder(encoder.requires_grad_(False), front_end, statistics, precision=precision, about=about)
     return frozen.eval()
 
 
-def encoder_digest(encoder: Encoder, front_end: FrontEndConfig, statistics: Statistics) -> str:
+def weights_digest(
+    model: ModelConfig, front_end: FrontEndConfig, statistics: Statistics, weights: Mapping[str, Tensor]
+) -> str:
     """BLAKE2b-128 of everything that embeddings depend on: weights, architecture, front end and statistics."""
-    model = dataclasses.asdict(encoder.config)
-    total = hashlib.blake2b(
-        json.dumps([model, describe(front_end, statistics)], sort_keys=True).encode(), digest_size=16
-    )
-    for name, value in sorted(encoder.state_dict().items()):
+    described = [dataclasses.asdict(model), describe(front_end, statistics)]
+    total = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=16)
+    for name, value in sorted(weights.items()):
         total.update(name.encode())
         total.update(value.detach().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()

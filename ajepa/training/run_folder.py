@@ -11,7 +11,6 @@ from ajepa import storage
 
 HISTORY = "history.jsonl"
 TAIL = "history-tail.jsonl"  # beside it in an object store, which cannot append: reports that are not in it yet
-RUN_JSON = "run.json"  # what the run is; "finished" once its last checkpoint is written
 
 
 def append_history(output: str, reports: Sequence[dict[str, Any]]) -> None:

@@ -1,5 +1,5 @@
-"""Put a trained encoder into a small folder of its own: weights, architecture, front end and statistics; or, as one
-file that needs no ajepa, into ONNX or a torch.export program."""
+"""Put a trained encoder into a small folder of its own: weights, architecture, front end and statistics; or, without
+need of ajepa, into a folder for Hugging Face transformers, ONNX or a torch.export program."""
 
 from __future__ import annotations
 
@@ -12,8 +12,21 @@ from ajepa import storage
 from ajepa.checkpoints import latest_checkpoint
 from ajepa.choices import GraphFormat
 from ajepa.errors import UserError
+from ajepa.finetuning.handing_on import finetuned_model, read_finetuned
+from ajepa.inference.card import model_card
+from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.graph import EXPORTERS, export_graph
-from ajepa.inference.pretrained import EXPORT_JSON, EXPORT_WEIGHTS, ORIGIN, export_encoder, load_encoder
+from ajepa.inference.pretrained import (
+    CARD,
+    EXPORT_JSON,
+    EXPORT_WEIGHTS,
+    ORIGIN,
+    export_encoder,
+    facts_of,
+    known_facts,
+    load_encoder,
+)
+from ajepa.inference.transformers_folder import origin, write_transformers, written_origin
 from pipelines.cli.lock import claimed
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import exported_runs, pretraining, recorded_uri
@@ -27,20 +40,22 @@ def main(args: ExportArgs) -> None:
     with claimed(args.output):
         if args.format == "safetensors":
             export_folder(args)
+            return
+        if args.log_model == "on":
+            raise UserError("--log-model: MLflow takes the export folder; leave out --format")
+        if args.format == "transformers":
+            export_for_transformers(args)
         else:
             export_file(args, args.format)
 
 
 def export_file(args: ExportArgs, format: GraphFormat) -> None:
-    """Write a graph.
-
-    Raises:
-        UserError: it is to be logged as a model, which only an export folder is.
-    """
-    if args.log_model == "on":
-        raise UserError("--log-model: MLflow takes the export folder; leave out --format")
+    """Write a graph, and a model card where the folder has none."""
     encoder = load_encoder(args.run, args.branch)
     path = export_graph(encoder, args.output, format)
+    card = storage.join(storage.absolute(args.output), CARD)
+    if storage.path_type(card) != "file":
+        storage.write_text(card, model_card(facts_of(encoder, known_facts(args.run, encoder)), format))
     size = dict(storage.list_files(storage.absolute(args.output)))[path.rsplit("/", 1)[-1]]
     print(
         f"{encoder.about['branch']} encoder {encoder.depth} x {encoder.width} of step {encoder.about['step']}: "
@@ -49,8 +64,38 @@ def export_file(args: ExportArgs, format: GraphFormat) -> None:
     )
 
 
+def export_for_transformers(args: ExportArgs) -> None:
+    """Write the folder that transformers loads: of an encoder, or of a fine-tuned model."""
+    folder = finetuned_model(args.run)
+    encoder, head, known = read_encoder(args) if folder is None else read_finetuned(folder, args.branch)
+    if written_origin(args.output) == origin(encoder, head):
+        print(f"nothing to do: {args.output} holds this {'encoder' if head is None else 'classifier'}")
+        return
+    write_transformers(args.output, encoder, known, head)
+    size = sum(size for _, size in storage.list_files(storage.absolute(args.output)))
+    what, auto = "encoder", "AutoModel"
+    if head is not None:
+        what, auto = f"classifier of {len(head.label_names)} labels", "AutoModelForAudioClassification"
+    print(
+        f"{what} {encoder.depth} x {encoder.width} of step {encoder.about['step']}: {size / 1e6:.1f} MB in "
+        f'{args.output}; without ajepa: transformers.{auto}.from_pretrained("{args.output}", trust_remote_code=True)'
+    )
+
+
+def read_encoder(args: ExportArgs) -> tuple[AudioEncoder, None, dict[str, Any]]:
+    """The encoder and what is recorded of it."""
+    encoder = load_encoder(args.run, args.branch)
+    return encoder, None, known_facts(args.run, encoder)
+
+
 def export_folder(args: ExportArgs) -> None:
-    """Write the folder that load_encoder reads, and log it to MLflow."""
+    """Write the folder that load_encoder reads, and log it to MLflow.
+
+    Raises:
+        UserError: it is to be made of such a folder.
+    """
+    if storage.path_type(storage.join(storage.absolute(args.run), EXPORT_JSON)) == "file":
+        raise UserError(f"{args.run!r} is an export already: copy it, or name another --format to make of it")
     origin = pretraining(args.run)
     uri = model_uri(args, origin)
     if uri is not None:

@@ -12,6 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ajepa import storage
+from ajepa.checkpoints import RUN_JSON
 from ajepa.config import PRESETS as PRETRAINING
 from ajepa.documents import require_types
 from ajepa.errors import UserError
@@ -19,12 +20,19 @@ from ajepa.evaluation.tables import markdown_table
 from ajepa.finetuning.clips import open_reader
 from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.predict import metric_name
-from ajepa.finetuning.run import MODEL_FOLDER, Job, Result, finetune, read_result, read_test_logits
+from ajepa.finetuning.run import (
+    FINETUNE_JSON,
+    MODEL_FOLDER,
+    Job,
+    Result,
+    finetune,
+    read_result,
+    read_test_logits,
+)  # fmt: skip
 from ajepa.finetuning.start import FromScratch, Pretrained
 from ajepa.finetuning.summary import Row, class_table, rows_of, summary_table
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.shards.labels import Labels, read_labels
-from ajepa.training.run_folder import RUN_JSON
 from pipelines.cli.arguments import parse_workers
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_relative_output
@@ -35,9 +43,6 @@ from pipelines.tracking.reporter import Reporter
 
 if TYPE_CHECKING:  # the commands import this module
     from pipelines.finetune import FinetuneArgs
-
-FINETUNE_JSON = "finetune.json"  # what the output is; "finished" once everything is written
-
 
 FINETUNING = OutputType("fine-tuning folder", (FINETUNE_JSON,))
 

@@ -14,12 +14,12 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ajepa import storage
-from ajepa.checkpoints import CheckpointInfo, latest_checkpoint, newest_step, read_info, read_weights
+from ajepa.checkpoints import RUN_JSON, CheckpointInfo, latest_checkpoint, newest_step, read_info, read_weights
 from ajepa.config_json import differences, upgraded
 from ajepa.errors import UserError
 from ajepa.objectives.registry import build_objective
 from ajepa.shards.dataset import ShardDataset, open_dataset
-from ajepa.training.run_folder import RUN_JSON, read_history
+from ajepa.training.run_folder import read_history
 from pipelines.cli.arguments import parse_workers
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_relative_output
@@ -96,7 +96,7 @@ def start_or_resume(args: PretrainArgs, dataset: ShardDataset, run: dict[str, An
         tracker = mlflow_run.start_run(uri, **about)
         run = {
             "config": args.config.to_dict(), "dataset_hash": dataset.content_hash, "data": args.data,
-            "finished": False, "preset": args.preset,
+            "clips": dataset.num_clips, "hours": dataset.hours, "finished": False, "preset": args.preset,
         }  # fmt: skip
     return run | {"mlflow_uri": mlflow_run.shown(uri), "mlflow_run": tracker.run_id}, tracker
 

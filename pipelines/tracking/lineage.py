@@ -3,9 +3,9 @@
 from typing import Any
 
 from ajepa import storage
+from ajepa.checkpoints import RUN_JSON
 from ajepa.documents import read_document
 from ajepa.inference.pretrained import EXPORT_JSON
-from ajepa.training.run_folder import RUN_JSON
 from pipelines.tracking.mlflow_uri import sqlite_path, tracking_uri, with_password
 
 RESTORE = "restore it from a copy, or leave it out"

@@ -95,7 +95,7 @@ def test_bf16_is_close_and_gives_float32(exported):
 
 
 def test_an_export_holds_one_encoder_and_no_optimizer(exported):
-    assert sorted(p.name for p in exported[1].iterdir()) == ["encoder.json", "encoder.safetensors"]
+    assert sorted(p.name for p in exported[1].iterdir()) == ["README.md", "encoder.json", "encoder.safetensors"]
     sizes = [sum(p.stat().st_size for p in path.rglob("*.safetensors")) for path in exported]
     assert sizes[1] < sizes[0] / 3
 

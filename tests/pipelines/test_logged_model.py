@@ -147,7 +147,7 @@ def test_an_export_while_the_server_was_away_is_logged_by_the_same_command(
     assert "holds this encoder" in capsys.readouterr().out
     (found,) = exports(mlflow_wire.database)
     assert found.info.status == "FINISHED" and len(found.outputs.model_outputs) == 1
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["encoder.json", "encoder.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["README.md", "encoder.json", "encoder.safetensors"]
     export.main(args)
     assert "nothing to do" in capsys.readouterr().out and len(exports(mlflow_wire.database)) == 1
 

@@ -1,0 +1,64 @@
+"""Waveforms to a padded batch for an A-JEPA encoder in transformers. The log-mel is made inside the model."""
+
+from typing import Any
+
+import numpy as np
+from transformers import BatchFeature, Wav2Vec2FeatureExtractor
+
+MAX_AMPLITUDE = 1e12  # beyond any integer scaling; its mel power would overflow float32
+
+
+class AJepaFeatureExtractor(Wav2Vec2FeatureExtractor):  # pads, and checks the sampling rate
+    """Mono waveforms, floats between -1 and 1, to `input_values` [B, samples] and `attention_mask` [B, samples].
+
+    Raises (when called):
+        ValueError: another sampling rate than the model's, an empty batch or waveform, NaN or infinite samples.
+        TypeError: integer samples.
+    """
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 16_000,
+        padding_value: float = 0.0,
+        return_attention_mask: bool = True,
+        do_normalize: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            feature_size=feature_size,
+            sampling_rate=sampling_rate,
+            padding_value=padding_value,
+            return_attention_mask=return_attention_mask,
+            do_normalize=do_normalize,
+            **kwargs,
+        )
+
+    def __call__(self, raw_speech: Any, padding: Any = True, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
+        """See Wav2Vec2FeatureExtractor.
+
+        Args:
+            raw_speech: [samples], [B, samples], or a list of unequally long waveforms [samples].
+        """
+        if not len(raw_speech):
+            raise ValueError("there is no waveform, or an empty one")
+        batched = isinstance(raw_speech, list | tuple) and not np.isscalar(raw_speech[0])
+        clips = [_checked(clip) for clip in raw_speech] if batched else _checked(raw_speech)
+        features = super().__call__(clips, padding=padding, **kwargs)
+        if return_tensors is None:
+            return features
+        for name, rows in features.items():
+            if len(rows) == 1:
+                features[name] = rows[0][None]  # of which a tensor is made without another copy: it may be hours
+        return features.convert_to_tensors(return_tensors)
+
+
+def _checked(clip: Any) -> np.ndarray:
+    values = np.asarray(clip)
+    if not values.size:
+        raise ValueError("the waveform is empty")
+    if not np.issubdtype(values.dtype, np.floating):
+        raise TypeError(f"samples are floats between -1 and 1, not {values.dtype}: divide 16-bit integers by 32768")
+    if not (values.min() >= -MAX_AMPLITUDE and values.max() <= MAX_AMPLITUDE):  # without a copy: it may be hours
+        raise ValueError("the waveform holds NaN or infinite samples")
+    return values.astype(np.float32, copy=False)
