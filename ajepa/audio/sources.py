@@ -63,7 +63,9 @@ def load_manifest(
     manifest = SOURCES[source](path, options)
     if not manifest.clips.num_rows:
         raise UserError(f"no clips in {path!r}")
-    require_decoders(manifest.clips["uri"].to_pylist())
+    members = pc.struct_field(manifest.clips["locator"], ["name"])
+    is_range = pc.equal(pc.struct_field(manifest.clips["locator"], ["kind"]), "bytes")
+    require_decoders(pc.if_else(pc.fill_null(is_range, False), members, manifest.clips["uri"]).to_pylist())
     clips = in_reading_order(with_passes(manifest.clips))
     counts = pc.value_counts(clips["clip_id"])
     twice = [c["values"] for c in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]

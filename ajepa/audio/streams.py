@@ -64,6 +64,39 @@ class Patched(io.RawIOBase):
         return len(data)
 
 
+class View(io.RawIOBase):
+    """A buffer as a stream, without a copy of it."""
+
+    def __init__(self, buffer: Any) -> None:
+        self._view, self._at = memoryview(buffer), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._view)}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        stop = len(self._view) if size is None or size < 0 else self._at + size
+        data = bytes(self._view[self._at : stop])
+        self._at += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._view[self._at : self._at + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
 class Window(io.RawIOBase):
     """A part of a seekable stream as a stream of its own."""
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ajepa.audio.errors import AudioError
 from ajepa.audio.logmel import LogMel
 from ajepa.audio.manifest import Manifest
+from ajepa.audio.read_ahead import read_ahead
 from ajepa.config import FrontEndConfig
 from ajepa.shards.writer import make_row
 
@@ -47,11 +48,12 @@ def estimate(manifest: Manifest, config: FrontEndConfig) -> Estimate:
     chosen = np.unique(np.linspace(0, clips - 1, min(SAMPLE, clips)).round().astype(int))
     front_end, errors, frames, good = LogMel(config), Counter[str](), 0, 0
     torch.set_num_threads(1)
-    with torch.inference_mode():
+    sample = manifest.clips.take(chosen).to_pylist()
+    with torch.inference_mode(), read_ahead(sample) as opener:
         start = time.perf_counter()
-        for clip in tqdm(manifest.clips.take(chosen).to_pylist(), unit="clip", desc="sample", disable=None):
+        for clip in tqdm(sample, unit="clip", desc="sample", disable=None):
             try:
-                row, _ = make_row(clip, front_end)
+                row, _ = make_row(clip, front_end, opener)
             except AudioError as error:
                 errors[str(error).partition(":")[0]] += 1
             else:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import io
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +12,11 @@ import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.audio.errors import AudioError
+from ajepa.audio.streams import View
 from ajepa.errors import one_line
 
 AHEAD = 64 << 20  # bytes of sound that are held for later
-BATCH = 8 << 20  # bytes of sound decoded from Parquet at a time
+BATCH = 2 << 20  # bytes of sound decoded from Parquet at a time
 WHOLE = 128 << 20  # a row group's sound up to this size is read in one piece, a larger one through a buffer
 BUFFER = 4 << 20
 
@@ -32,8 +32,13 @@ class Row(NamedTuple):
 class Sound(NamedTuple):
     """What stands there; either may be missing."""
 
-    content: bytes | None
+    content: pa.Buffer | None
     path: str | None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return 0 if self.content is None else int(self.content.size)
 
 
 class ParquetRows:
@@ -61,7 +66,7 @@ class ParquetRows:
         found = self._wait_for(row)
         try:
             if found.content is not None:
-                yield io.BytesIO(found.content)
+                yield View(found.content)
             elif found.path:
                 with storage.decoder_input(beside(row.uri, found.path)) as stream:
                     yield stream
@@ -108,7 +113,7 @@ class ParquetRows:
     def _drop(self, row: Row) -> None:
         sound = self._found.pop(row, None)
         if sound is not None:
-            self._held -= len(sound.content or b"")
+            self._held -= sound.size
             self._changed.notify_all()
 
     def _read_all(self) -> None:
@@ -133,7 +138,7 @@ class ParquetRows:
                     return
                 if self._uses[row] > 0 and row not in self._found:
                     self._found[row] = sound
-                    self._held += len(sound.content or b"")
+                    self._held += sound.size
                     self._changed.notify_all()
 
     def _rows(self, group: tuple[str, int], last: int) -> Iterator[tuple[int, Sound]]:
@@ -166,16 +171,17 @@ def _is_of(leaf: str, column: str) -> bool:
 
 
 def _sounds(values: pa.Array) -> Iterator[Sound]:
-    """The rows of a column, one at a time: a batch is not copied whole."""
+    """The rows of a column, not copied: a row keeps its batch in memory."""
     if not pa.types.is_struct(values.type):
-        yield from (Sound(value.as_py(), None) for value in values)
+        is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+        yield from (Sound(None, v.as_py()) if is_text else Sound(v.as_buffer(), None) for v in values)
         return
     fields = {field.name for field in values.type}
     content = values.field("bytes") if "bytes" in fields else pa.nulls(len(values), pa.binary())
     paths = values.field("path") if "path" in fields else pa.nulls(len(values), pa.string())
     valid = values.is_valid()
     for is_there, data, path in zip(valid, content, paths, strict=True):
-        yield Sound(data.as_py(), path.as_py()) if is_there.as_py() else Sound(None, None)
+        yield Sound(data.as_buffer(), path.as_py()) if is_there.as_py() else Sound(None, None)
 
 
 def beside(uri: str, path: str) -> str:
