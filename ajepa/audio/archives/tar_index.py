@@ -99,6 +99,8 @@ def _index(where: str, columns: Mapping[str, str]) -> TarIndex:
                     _count(remarks, f"{suffix} files that cannot be read", name)
                 else:
                     sides[name] = found
+                    if "labels" in found:
+                        _count(remarks, f"files gave labels ({found['from']})", name)
             elif info.isreg():
                 _count(remarks, "other members", name)
     return TarIndex(_joined(sounds, sides, remarks), remarks)
@@ -169,13 +171,13 @@ def _side(hops: _Hops, info: tarfile.TarInfo, suffix: str, columns: Mapping[str,
     for name in ("labels", "split", "fold"):
         path = columns.get(name, "")
         if path.partition(".")[0] == wanted:
-            found[name] = _inside(content, path.split(".")[1:])
+            found |= {name: _inside(content, path.split(".")[1:]), "from": path}
     if "labels" not in columns:
         if wanted == "cls":
-            found["labels"] = content
+            found |= {"labels": content, "from": "cls"}
         elif isinstance(content, dict):
             key = next((key for key in LABEL_KEYS if key in content), None)
-            found |= {} if key is None else {"labels": content[key]}
+            found |= {} if key is None else {"labels": content[key], "from": f"json.{key}"}
     return found
 
 
