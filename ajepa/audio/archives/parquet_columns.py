@@ -92,9 +92,12 @@ def holds_sound(kind: pa.DataType) -> bool:
     return _is_binary(kind) or _is_text(kind)
 
 
-def leaves(kind: pa.DataType, name: str) -> list[str]:
-    """Leaf columns of the sound."""
-    return [f"{name}.{f.name}" for f in kind if f.name in ("bytes", "path")] if pa.types.is_struct(kind) else [name]
+def parts_of(kind: pa.DataType, name: str) -> tuple[str, str]:
+    """Leaf columns of the bytes and of the paths of the sound; "" where there is none."""
+    if pa.types.is_struct(kind):
+        fields = {f.name for f in kind}
+        return tuple(f"{name}.{part}" if part in fields else "" for part in ("bytes", "path"))  # type: ignore[return-value]
+    return ("", name) if _is_text(kind) else (name, "")
 
 
 def _audio(schema: pa.Schema, features: Mapping[str, Any], where: str) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.audio.archives.files import find_files
-from ajepa.audio.archives.parquet_columns import Columns, find_columns, holds_sound, leaves
+from ajepa.audio.archives.parquet_columns import Columns, find_columns, holds_sound, parts_of
 from ajepa.audio.archives.parquet_rows import beside
 from ajepa.audio.archives.splits import split_of
 from ajepa.audio.blocks import MOST_PIECES, ROWS_TOGETHER
@@ -24,6 +24,7 @@ from ajepa.errors import UserError, one_line
 
 AT_ONCE = 16  # files that are read
 T = TypeVar("T")
+PATH = "sound path"  # a column of ours
 ENDINGS = (".parquet", ".pq")
 
 
@@ -82,24 +83,17 @@ def parquet(path: str, columns: Mapping[str, str]) -> Manifest:
 
 
 def _schema(where: str) -> pa.Schema:
-    return _open(where)[1]
-
-
-def _open(where: str) -> tuple[pq.FileMetaData, pa.Schema]:
-    """Footer and schema of a file.
-
-    Raises:
-        UserError: it is damaged or no Parquet file.
-    """
-
-    def read() -> tuple[pq.FileMetaData, pa.Schema]:
+    def read() -> pa.Schema:
         with storage.open_input(where) as stream:
-            if stream.read(8) == b"version ":
-                raise UserError(f"{where!r} is a pointer of Git LFS, not the file: get it with `git lfs pull`")
-            parquet = pq.ParquetFile(stream)
-            return parquet.metadata, parquet.schema_arrow
+            return _parquet(stream, where).schema_arrow
 
     return _naming(where, read)
+
+
+def _parquet(stream: Any, where: str) -> pq.ParquetFile:
+    if stream.read(8) == b"version ":
+        raise UserError(f"{where!r} is a pointer of Git LFS, not the file: get it with `git lfs pull`")
+    return pq.ParquetFile(stream, pre_buffer=False)
 
 
 def _naming(where: str, read: Callable[[], T]) -> T:
@@ -115,36 +109,40 @@ def _naming(where: str, read: Callable[[], T]) -> T:
 
 
 def _read(folder: str, name: str, columns: Columns, first: pa.Schema) -> _File:
+    """What planning needs of a file, in one opening.
+
+    Raises:
+        UserError: it is damaged, or its columns are not those of the first file.
+    """
     where = storage.join(folder, name)
-    footer, schema = _open(where)
+
+    def read() -> _File:
+        with storage.open_input(where) as stream:
+            parquet = _parquet(stream, where)
+            _require_alike(where, columns, parquet.schema_arrow, first)
+            content, path = parts_of(parquet.schema_arrow.field(columns.audio).type, columns.audio)
+            table = parquet.read([*columns.small, *([path] if path else [])], use_threads=False)
+            paths = pa.nulls(table.num_rows, pa.string())
+            if path:
+                paths = pc.struct_field(table[columns.audio], "path") if path != columns.audio else table[path]
+            groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+        return _File(
+            name,
+            table.select(columns.small).append_column(PATH, pa.chunked_array(paths.cast(pa.string()), pa.string())),
+            [group.num_rows for group in groups],
+            [bool(content) and _holds(group, content) for group in groups],
+        )
+
+    return _naming(where, read)
+
+
+def _require_alike(where: str, columns: Columns, schema: pa.Schema, first: pa.Schema) -> None:
     for column in (columns.audio, *columns.small):
         if column not in schema.names:
             raise UserError(f"{where!r} has no column {column!r}, which the first file has: give files of one kind")
-        kinds = schema.field(column).type, first.field(column).type
-        if kinds[0] != kinds[1] and not (column == columns.audio and holds_sound(kinds[0])):
-            raise UserError(f"the column {column!r} of {where!r} is {kinds[0]}, in the first file {kinds[1]}")
-    parts = leaves(schema.field(columns.audio).type, columns.audio)
-    path = next((p for p in parts if p.endswith(".path")), "" if len(parts) > 1 else _text_column(schema, columns))
-    content = next((p for p in parts if p.endswith(".bytes")), "" if path == columns.audio else columns.audio)
-
-    def read() -> pa.Table:
-        with storage.open_input(where) as stream:
-            wanted = [*columns.small, *([path] if path else [])]
-            table = pq.ParquetFile(stream, pre_buffer=False).read(columns=wanted, use_threads=False)
-            found = table[columns.audio] if path else pa.nulls(table.num_rows, pa.string())
-            if path and pa.types.is_struct(found.type):
-                found = pc.struct_field(found, "path")
-            return table.select(columns.small).append_column("sound path", pa.chunked_array([found]) if isinstance(
-                found, pa.Array) else found.cast(pa.string()))  # fmt: skip
-
-    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-    with_bytes = [bool(content) and _holds(group, content) for group in groups]
-    return _File(name, _naming(where, read), [group.num_rows for group in groups], with_bytes)
-
-
-def _text_column(schema: pa.Schema, columns: Columns) -> str:
-    kind = schema.field(columns.audio).type
-    return columns.audio if pa.types.is_string(kind) or pa.types.is_large_string(kind) else ""
+        ours, theirs = schema.field(column).type, first.field(column).type
+        if ours != theirs and not (column == columns.audio and holds_sound(ours)):
+            raise UserError(f"the column {column!r} of {where!r} is {ours}, in the first file {theirs}")
 
 
 def _holds(group: pq.RowGroupMetaData, leaf: str) -> bool:
@@ -160,7 +158,7 @@ def _places(folder: str, files: list[_File], columns: Columns) -> dict[str, pa.A
     """uri and locator of each row; where a row group holds no bytes, the files that its paths name."""
     uris, parts = [], []
     for file in files:
-        where, paths, first = storage.join(folder, file.name), file.small["sound path"], 0
+        where, paths, first = storage.join(folder, file.name), file.small[PATH], 0
         for number, (rows, has_bytes) in enumerate(zip(file.groups, file.with_bytes, strict=True)):
             if has_bytes:
                 uris.append(pa.array([where]).take(pa.array(np.zeros(rows, np.int8))))
@@ -181,11 +179,11 @@ def _ids(small: pa.Table, columns: Columns, files: list[_File]) -> tuple[pa.Chun
     if columns.ids_are_given:
         return small[columns.ids[0]].cast(pa.string()), []
     remarks = []
-    for name in (*columns.ids, "sound path"):
+    for name in (*columns.ids, PATH):
         values = small[name].cast(pa.string())
         if not values.null_count and pc.count_distinct(values).as_py() == len(values):
-            return values, [f"ids are the paths of the sound ({columns.audio}.path)"] * (name == "sound path")
-        if name != "sound path":
+            return values, [f"ids are the paths of the sound ({columns.audio}.path)"] * (name == PATH)
+        if name != PATH:
             remarks.append(f"column {name!r} does not name every row on its own: not taken for the ids")
     names = [f"{file.name}#{row:06d}" for file in files for row in range(sum(file.groups))]
     return pa.array(names, pa.string()), [*remarks, f"ids are the file and the row, as {names[0]!r}"]

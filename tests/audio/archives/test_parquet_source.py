@@ -267,3 +267,17 @@ def test_damaged_metadata_is_not_needed(tmp_path):
     for text in ("{", json.dumps({"info": 3}), json.dumps({"info": {"features": [1]}})):
         pq.write_table(table.replace_schema_metadata({"huggingface": text}), tmp_path / "a.parquet")
         assert load_manifest("parquet", str(tmp_path / "a.parquet")).clips.num_rows == 2
+
+
+@pytest.mark.parametrize("parts", [["bytes"], ["path"], ["path", "bytes"]])
+def test_a_struct_with_its_parts_in_any_order(tmp_path, parts):
+    clips = sounds(3)
+    for clip in clips:
+        (tmp_path / f"{clip.id}.flac").write_bytes(clip.data)
+    kinds = {"bytes": pa.binary(), "path": pa.string()}
+    rows = [{part: {"bytes": c.data, "path": f"{c.id}.flac"}[part] for part in parts} for c in clips]
+    column = pa.array(rows, pa.struct([(part, kinds[part]) for part in parts]))
+    path = parquet(
+        tmp_path / "a.parquet", {"id": [c.id for c in clips], "audio": column, "label": [c.labels[0] for c in clips]}
+    )
+    check_same(load_manifest("parquet", path), clips, tmp_path)
