@@ -198,6 +198,15 @@ def test_refusals(tmp_path):
     assert "the column 'fold' is string" in refusal(fold)
 
 
+def test_a_page_that_a_worker_cannot_hold_is_refused(tmp_path, monkeypatch):
+    clips = [Sound(f"{i}", bytes(1000 + i), ()) for i in range(50)]
+    monkeypatch.setattr("ajepa.audio.archives.parquet_source.MOST_PAGE", 40_000)
+    columns = {"id": [c.id for c in clips], "audio": audio(clips)}
+    said = refusal(parquet(tmp_path / "a.parquet", columns, group=50))
+    assert "50 rows of 0.0 MB in a row group, in pages of 0.0 GB" in said and "row_group_size=" in said
+    assert load_manifest("parquet", parquet(tmp_path / "b.parquet", columns, group=30)).clips.num_rows == 50
+
+
 def test_planning_reads_no_sound(tmp_path, monkeypatch):
     clips = sounds(20)
     path = parquet(tmp_path / "a.parquet", {"id": [c.id for c in clips], "audio": audio(clips)}, group=5)
