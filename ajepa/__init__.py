@@ -7,7 +7,7 @@ from ajepa.config import PRESETS, Config, FrontEndConfig, MaskConfig, ModelConfi
 from ajepa.errors import UserError
 
 if TYPE_CHECKING:
-    from ajepa.finetuning.classifier import load_classifier
+    from ajepa.finetuning.audio_classifier import AudioClassifier, load_classifier
     from ajepa.inference.encoder import AudioEncoder
     from ajepa.inference.pretrained import export_encoder, load_encoder
     from ajepa.model.pooling import WeightedLayers
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "AudioClassifier",
     "AudioEncoder",
     "Config",
     "FrontEndConfig",
@@ -31,9 +32,10 @@ __all__ = [
 
 
 _LAZY = {
+    "AudioClassifier": "ajepa.finetuning.audio_classifier",
     "AudioEncoder": "ajepa.inference.encoder",
     "WeightedLayers": "ajepa.model.pooling",
-    "load_classifier": "ajepa.finetuning.classifier",
+    "load_classifier": "ajepa.finetuning.audio_classifier",
     "export_encoder": "ajepa.inference.pretrained",
     "load_encoder": "ajepa.inference.pretrained",
 }

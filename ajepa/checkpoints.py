@@ -33,6 +33,7 @@ MANIFEST, MODEL, OPTIMIZER = "checkpoint.json", "model.safetensors", "optimizer.
 CHECKPOINTS = "checkpoints"  # folder of a run
 BEST = "best.json"  # of a run: the checkpoint with the best score
 RUN_JSON = "run.json"  # what a run is; "finished" once its last checkpoint is written
+FINETUNE_JSON = "finetune.json"  # of a fine-tuning's output: what it is; "finished" once everything is written
 
 # Of safetensors: names of types, and their order in a file.
 NAMES = {
@@ -210,6 +211,10 @@ def latest_checkpoint(run: str) -> str:
     if storage.path_type(storage.join(run, MANIFEST)) == "file":
         return run
     found = find_checkpoint(run, (MODEL,))
+    if found is None and storage.path_type(storage.join(run, FINETUNE_JSON)) == "file":
+        models = sorted(n.rpartition("/")[0] for n in storage.contents(run) if n.endswith("/model/encoder.json"))
+        advice = f"name a model of it, like {storage.join(run, models[0])}" if models else "it has no finished model"
+        raise UserError(f"{run!r} is the output of a fine-tuning, not an encoder: {advice}")
     if found is None:
         raise UserError(f"{run!r} is no trained run: it holds no checkpoint yet")
     return found

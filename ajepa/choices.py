@@ -30,6 +30,8 @@ Bands = Literal["mean", "concat"]
 """The rows of patches at one time: averaged, or as one long vector."""
 Level = Literal["clip", "frame", "patch"]
 """What one embedding stands for."""
+PredictionLevel = Literal["clip", "window"]
+"""What one prediction of a fine-tuned model is of."""
 Protocol = Literal["linear", "knn"]
 """How frozen features are probed."""
 Evaluation = Literal[Protocol, "fine-tuned"]

@@ -23,7 +23,7 @@ from ajepa.finetuning.config import PRESETS as FINETUNE_PRESETS
 from ajepa.finetuning.model import Classifier
 from ajepa.inference.pretrained import random_encoder
 from ajepa.inference.transformers_folder import write_transformers
-from pipelines import ablate, demo, embed, export, finetune, preprocess, pretrain, probe
+from pipelines import ablate, demo, embed, export, finetune, predict, preprocess, pretrain, probe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -34,7 +34,7 @@ PAGES = sorted(
 TEXT = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
 PARSERS = {
     command.__name__.rpartition(".")[2]: command.parse_args
-    for command in (ablate, demo, embed, export, finetune, preprocess, pretrain, probe)
+    for command in (ablate, demo, embed, export, finetune, predict, preprocess, pretrain, probe)
 }
 COMMANDS = sorted({
     found
@@ -142,17 +142,19 @@ def test_three_lines_make_a_vector(names_of_the_three_lines):
 
 
 def test_a_fine_tuned_model_classifies_as_its_page_says(small_dataset, tmp_path):
-    found = re.search(r"```python\n(model, names.*?)```", TEXT["pipelines/README.md"], re.DOTALL)
+    found = re.search(r"```python\n(classifier = .*?)```", TEXT["ajepa/inference/README.md"], re.DOTALL)
     assert found is not None
     model = ModelConfig(depth=1, width=32, heads=2)
     audio = random_encoder(model, 0, small_dataset.front_end, small_dataset.statistics)
     audio.about |= {"objective": "jepa", "branch": "target", "step": 0, "dataset_hash": ""}
-    write_model(str(tmp_path), Classifier(audio, 3, "mean"), ("cat", "dog", "rain"), {})
+    write_model(str(tmp_path), Classifier(audio, 3, "mean"), ("cat", "dog", "rain"), {}, multi_label=False)
     line = re.search(r'load_classifier\("(.*?)"\)', found[1])
     assert line is not None
-    scope = {"ajepa": ajepa, "wave": np.sin(np.arange(32_000) / 20).astype(np.float32), "rate": 16_000}
+    scope = {"ajepa": ajepa, "waveform": np.sin(np.arange(32_000) / 20), "sample_rate": 16_000}
     exec(found[1].replace(line[1], str(tmp_path)), scope)
-    assert scope["logits"].shape == (1, 3) and scope["best"] == ["cat"]  # the head starts from zeros
+    thirds = {"cat": pytest.approx(1 / 3), "dog": pytest.approx(1 / 3), "rain": pytest.approx(1 / 3)}
+    assert dict(scope["best"][0]) == thirds  # the head starts from zeros
+    assert scope["windows"].probabilities.shape == (1, len(scope["windows"].time_s[0]), 3)
 
 
 def test_the_lines_after_them_run(names_of_the_three_lines):

@@ -5,6 +5,7 @@ finished model is a folder that `load_encoder` takes, with the head beside it.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +14,31 @@ import safetensors.torch
 import torch
 
 from ajepa import storage
-from ajepa.checkpoints import MANIFEST, MODEL, OPTIMIZER, DamagedError, Snapshot, digest, read_tensors
-from ajepa.choices import Pooling
+from ajepa.checkpoints import (
+    FINETUNE_JSON,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    RUN_JSON,
+    DamagedError,
+    Snapshot,
+    digest,
+    read_tensors,
+)
+from ajepa.choices import Pooling, Precision
 from ajepa.documents import read_document
 from ajepa.errors import UserError
 from ajepa.finetuning.model import Classifier
 from ajepa.finetuning.step import FinetuneState
 from ajepa.inference.encoder import AudioEncoder
-from ajepa.inference.pretrained import load_encoder, write_export
+from ajepa.inference.pretrained import EXPORT_JSON, load_encoder, write_export
 from ajepa.training.snapshot import host_copies, optimizer_moments, read_once, restore_moments, share, shared_moments
 
 FORMAT = "finetune-1"
 AVERAGE = "average.safetensors"
 HEAD, HEAD_JSON = "head.safetensors", "head.json"
+MODEL_FOLDER = "model"  # of a fit: an export with the head beside it
+AGAIN = "fine-tune it again"
 
 
 @dataclass(frozen=True)
@@ -169,42 +182,83 @@ def write_model(
     storage.write_text(storage.join(folder, HEAD_JSON), json.dumps(about, indent=1))
 
 
-def load_classifier(folder: str, device: str | torch.device = "cpu") -> tuple[Classifier, list[str]]:
+def find_classifier(path: str) -> str | None:
+    """The fine-tuned model that a folder is, or the only one in the output of a fine-tuning; None for anything else.
+
+    Raises:
+        UserError: an output of several models.
+    """
+    path = storage.absolute(path)
+    if storage.path_type(path) != "folder":
+        return None
+    if storage.path_type(storage.join(path, HEAD_JSON)) == "file":
+        return path
+    pattern = re.compile(rf"([^/]+/{MODEL_FOLDER})/{re.escape(HEAD_JSON)}")
+    models = sorted(found[1] for name in storage.contents(path) if (found := pattern.fullmatch(name)))
+    if len(models) > 1:
+        named = ", ".join(models[:3]) + (", ..." if len(models) > 3 else "")
+        raise UserError(f"{path!r} holds {len(models)} fine-tuned models: name one, like {path}/{models[0]} ({named})")
+    return storage.join(path, models[0]) if models else None
+
+
+def require_classifier(path: str) -> str:
+    """The same.
+
+    Raises:
+        UserError: no fine-tuned model there, or several; what it is instead, and what to do.
+    """
+    found = find_classifier(path)
+    if found is not None:
+        return found
+    if storage.path_type(storage.join(storage.absolute(path), FINETUNE_JSON)) == "file":
+        raise UserError(f"{path!r} is a fine-tuning without a finished model: run the same finetune.py command again")
+    for marker, what in ((EXPORT_JSON, "an export"), (RUN_JSON, "a pretraining run"), (MANIFEST, "a checkpoint")):
+        if storage.path_type(storage.join(storage.absolute(path), marker)) == "file":
+            raise UserError(
+                f"{path!r} holds an encoder ({what}), which knows no labels: fine-tune it with finetune.py, "
+                "and give one of the models that it writes"
+            )
+    raise UserError(f"{path!r} is no fine-tuned model: finetune.py writes one for each seed and fold")
+
+
+def read_classifier(folder: str, precision: Precision = "fp32") -> tuple[Classifier, list[str]]:
     """A fine-tuned model, frozen, and the names of its labels in the order of its logits.
 
     Raises:
-        UserError: no fine-tuned model there, or a damaged one.
+        UserError: a damaged one.
     """
-    where = storage.join(storage.absolute(folder), HEAD_JSON)
-    if storage.path_type(where) != "file":
-        below = sorted(n.rpartition("/")[0] for n in storage.contents(folder) if n.rpartition("/")[2] == HEAD_JSON)
-        found = f"below it are {', '.join(below[:3])}" if below else "finetune.py writes one for each seed and fold"
-        raise UserError(f"{folder!r} is no fine-tuned model: {found}")
-    audio: AudioEncoder = load_encoder(folder)
-    about = read_document(where, "fine-tune it again")
+    audio: AudioEncoder = load_encoder(folder, precision=precision)
+    about = read_document(storage.join(folder, HEAD_JSON), AGAIN)
     try:
-        with storage.open_input(storage.join(storage.absolute(folder), HEAD)) as stream:
+        with storage.open_input(storage.join(folder, HEAD)) as stream:
             data = stream.read()
         if digest(data) != about["digest"]:
-            raise UserError(f"{folder!r} is damaged: {HEAD} does not match its digest; fine-tune it again")
+            raise UserError(f"{folder!r} is damaged: {HEAD} does not match its digest; {AGAIN}")
         pooling: Pooling = about["pooling"]
         names: list[str] = about["label_names"]
         head = safetensors.torch.load(data)
         model = Classifier(audio, len(names), pooling)
         model.head.load_state_dict(head)
     except (OSError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{folder!r} is damaged ({error!r}): fine-tune it again") from error
-    return model.requires_grad_(False).eval().to(device), names
+        raise UserError(f"{folder!r} is damaged ({error!r}): {AGAIN}") from error
+    return model.requires_grad_(False).eval(), names
 
 
 def read_multi_label(folder: str) -> bool | None:
-    """Whether clips may have several labels, as a fine-tuned model says; None for those of earlier versions.
+    """Whether clips may have several labels, as a fine-tuned model says, or, where it is of an earlier version, the
+    metric of the fine-tuning whose output it lies in; None where neither does.
 
     Raises:
         UserError: a damaged one.
     """
-    where = storage.join(storage.absolute(folder), HEAD_JSON)
-    found = read_document(where, "fine-tune it again").get("multi_label")
+    where = storage.join(folder, HEAD_JSON)
+    found = read_document(where, AGAIN).get("multi_label")
     if not isinstance(found, bool | None):
-        raise UserError(f"{where!r} is damaged (multi_label is {type(found).__name__}): fine-tune it again")
-    return found
+        raise UserError(f"{where!r} is damaged (multi_label is {type(found).__name__}): {AGAIN}")
+    if found is not None:
+        return found
+    output = storage.join(folder.rpartition("/")[0].rpartition("/")[0], FINETUNE_JSON)
+    if storage.path_type(output) != "file":
+        return None
+    advice = "restore it from a copy, or delete it: then it is not known whether clips may have several labels"
+    return {"mAP": True, "accuracy": False}.get(str(read_document(output, advice).get("metric")))

@@ -17,7 +17,7 @@ from ajepa.checkpoints import MODEL, checkpoint_path, read_best
 from ajepa.choices import Pooling
 from ajepa.documents import read_document, refusing_damage
 from ajepa.errors import UserError
-from ajepa.finetuning.classifier import AVERAGE, Score, load_weights, write_model
+from ajepa.finetuning.classifier import AVERAGE, MODEL_FOLDER, Score, load_weights, write_model
 from ajepa.finetuning.clips import open_reader
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.folds import FoldPlan, plan_folds
@@ -37,8 +37,6 @@ from ajepa.training.worker import WorkerHooks
 RESULT = "result.json"  # of a fit, written last
 TEST_LOGITS = "test.safetensors"  # of a fit: "rows" [n] and "logits" [n, C]
 CHOOSE, REFIT = "choose", "refit"  # folders of a fit's checkpoints
-FINETUNE_JSON = "finetune.json"  # of an output: what it is; "finished" once everything is written
-MODEL_FOLDER = "model"  # of a fit: an export with the head beside it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,9 +55,9 @@ classify = pipeline("audio-classification", model=folder, trust_remote_code=True
 clip = {"array": waveform, "sampling_rate": RATE}  # or the path of a file, where ffmpeg is installed
 classify(clip, function_to_apply="ACTIVATION")""",
     "safetensors": """\
-model, names = ajepa.load_classifier(folder)
-log_mel, num_frames = model.audio.log_mels(waveform, sample_rate)
-logits = model(log_mel, num_frames.numpy())  # [B, labels]""",
+classifier = ajepa.load_classifier(folder)
+probabilities = classifier(waveform, sample_rate)  # [B, labels]; any rate, any length
+classifier.top(probabilities, 3)  # the three most probable labels of each""",
 }
 
 

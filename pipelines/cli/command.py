@@ -10,7 +10,9 @@ from ajepa.errors import Terminated, UserError, one_line
 from pipelines.cli.terminal import live_lines
 
 # Training has advice of its own, see `ajepa.training.session`.
-OUT_OF_MEMORY = "free some, give embed.py a smaller --batch-size, or compute on the CPU (CUDA_VISIBLE_DEVICES=-1)"
+OUT_OF_MEMORY = (
+    "free some, give embed.py or predict.py a smaller --batch-size, or use the CPU (CUDA_VISIBLE_DEVICES=-1)"
+)
 
 
 class FailedError(Exception):

@@ -12,7 +12,8 @@ from ajepa import storage
 from ajepa.checkpoints import latest_checkpoint
 from ajepa.choices import GraphFormat
 from ajepa.errors import UserError
-from ajepa.finetuning.handing_on import finetuned_model, read_finetuned
+from ajepa.finetuning.classifier import find_classifier
+from ajepa.finetuning.handing_on import read_finetuned
 from ajepa.inference.card import model_card
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.graph import EXPORTERS, export_graph
@@ -66,7 +67,7 @@ def export_file(args: ExportArgs, format: GraphFormat) -> None:
 
 def export_for_transformers(args: ExportArgs) -> None:
     """Write the folder that transformers loads: of an encoder, or of a fine-tuned model."""
-    folder = finetuned_model(args.run)
+    folder = find_classifier(args.run)
     encoder, head, known = read_encoder(args) if folder is None else read_finetuned(folder, args.branch)
     if written_origin(args.output) == origin(encoder, head):
         print(f"nothing to do: {args.output} holds this {'encoder' if head is None else 'classifier'}")

@@ -12,23 +12,16 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ajepa import storage
-from ajepa.checkpoints import RUN_JSON
+from ajepa.checkpoints import FINETUNE_JSON, RUN_JSON
 from ajepa.config import PRESETS as PRETRAINING
 from ajepa.documents import require_types
 from ajepa.errors import UserError
 from ajepa.evaluation.tables import markdown_table
+from ajepa.finetuning.classifier import MODEL_FOLDER
 from ajepa.finetuning.clips import open_reader
 from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.predict import metric_name
-from ajepa.finetuning.run import (
-    FINETUNE_JSON,
-    MODEL_FOLDER,
-    Job,
-    Result,
-    finetune,
-    read_result,
-    read_test_logits,
-)  # fmt: skip
+from ajepa.finetuning.run import Job, Result, finetune, read_result, read_test_logits
 from ajepa.finetuning.start import FromScratch, Pretrained
 from ajepa.finetuning.summary import Row, class_table, rows_of, summary_table
 from ajepa.shards.dataset import ShardDataset, open_dataset

@@ -12,7 +12,7 @@ from helpers.runs import SHORT_MODEL
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features
-from ajepa.finetuning.classifier import Score, load_classifier
+from ajepa.finetuning.classifier import Score, read_classifier
 from ajepa.finetuning.clips import open_reader
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.finetuning.folds import plan_folds
@@ -182,7 +182,7 @@ def test_a_finished_fit_leaves_no_checkpoints(undisturbed):
 
 def test_the_model_left_behind_has_the_scores_that_are_reported(undisturbed, small_dataset):
     job, _ = undisturbed
-    model, names = load_classifier(str(Path(job.output, NAME, "model")))
+    model, names = read_classifier(str(Path(job.output, NAME, "model")))
     assert names == list(small_dataset.label_names)
     labels = read_labels(small_dataset)
     (fit,) = plan_folds(small_dataset, CONFIG, fold=1)
@@ -207,7 +207,7 @@ def test_without_a_refit_the_best_epochs_weights_are_kept(job, small_dataset):
     result = read_result(job.output, NAME)
     labels = read_labels(small_dataset)
     (fit,) = plan_folds(small_dataset, CONFIG, fold=1)
-    model, _ = load_classifier(str(Path(job.output, NAME, "model")))
+    model, _ = read_classifier(str(Path(job.output, NAME, "model")))
     reader = open_reader(CONFIG, small_dataset, labels, fit.train, 0, 1)
     found = outputs(model, reader, fit.validation, CPU).numpy()
     assert score(found, labels.targets(fit.validation), False) == result.validation
@@ -299,7 +299,7 @@ def test_from_scratch_each_seed_has_an_initialisation_of_its_own(job, small_data
         )
     probes = [read_result(job.output, f"seed-{seed}-fold-1").probe for seed in (0, 1)]
     assert None not in probes  # another encoder, another probe
-    model, names = load_classifier(str(Path(job.output, "seed-1-fold-1/model")))
+    model, names = read_classifier(str(Path(job.output, "seed-1-fold-1/model")))
     assert model.audio.about["objective"] == "supervised" and names == list(small_dataset.label_names)
 
 

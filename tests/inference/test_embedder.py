@@ -16,9 +16,10 @@ from ajepa.audio.manifest import MANIFEST_SCHEMA
 from ajepa.audio.statistics import Statistics
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
-from ajepa.inference import embedder as embedder_module
-from ajepa.inference.embedder import Embedder, EmbedSettings, part_path
+from ajepa.inference import part_writer
+from ajepa.inference.embedder import Embedder, EmbedSettings
 from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.part_writer import part_path
 from ajepa.inference.pretrained import random_encoder
 from ajepa.shards.row_groups import RowGroups
 from ajepa.shards.schema import BAD, OK
@@ -123,8 +124,8 @@ def test_a_part_is_a_pure_function_of_its_clips(files):
 @pytest.mark.parametrize("level", LEVELS)
 def test_small_row_groups_change_nothing(files, level, monkeypatch):
     whole = write(files, level)
-    monkeypatch.setattr(embedder_module, "GROUP_FRAMES", 1)  # a clip a row group
-    monkeypatch.setattr(embedder_module, "AHEAD_FRAMES", 1)
+    monkeypatch.setattr(part_writer, "GROUP_FRAMES", 1)  # a clip a row group
+    monkeypatch.setattr(part_writer, "AHEAD_FRAMES", 1)
     apart = write(files, level)
     assert pq.ParquetFile(part_path(files[2], OK, 0)).num_row_groups == 5
     for a, b in zip(whole.to_pylist(), apart.to_pylist(), strict=True):
@@ -137,10 +138,10 @@ def test_small_row_groups_change_nothing(files, level, monkeypatch):
 def test_an_embedding_does_not_depend_on_what_it_is_batched_with(frames, level, batch_size):
     generator = torch.Generator().manual_seed(sum(frames))
     log_mels = [torch.randn(128, n, generator=generator) - 4 for n in frames]
-    together = Embedder(ENCODER, EmbedSettings(level=level), batch_size=batch_size).embed(log_mels)
+    together = Embedder(ENCODER, EmbedSettings(level=level), batch_size=batch_size).compute(log_mels)
     alone = Embedder(ENCODER, EmbedSettings(level=level))
     for log_mel, found in zip(log_mels, together, strict=True):
-        np.testing.assert_allclose(found, alone.embed([log_mel])[0], atol=1e-5)
+        np.testing.assert_allclose(found, alone.compute([log_mel])[0], atol=1e-5)
 
 
 def test_a_clip_longer_than_the_limit_is_cut_and_counted(files):

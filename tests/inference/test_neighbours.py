@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.inference import neighbours
-from ajepa.inference.embedder import embedding_schema, part_path
+from ajepa.inference.embedder import embedding_schema
 from ajepa.inference.embeddings import EMBEDDINGS_JSON, Embeddings, finish_embeddings, open_embeddings
 from ajepa.inference.neighbours import cosine, nearest
+from ajepa.inference.part_writer import part_path
 from ajepa.shards.schema import BAD, OK
 
 ABOUT = {"level": "clip", "dimension": 3, "encoder": {"digest": "d"}, "label_names": ["dog", "rain"]}

@@ -10,7 +10,7 @@ from helpers.runs import tiny_config
 
 from ajepa.config import PRESETS
 from ajepa.errors import UserError
-from ajepa.inference.embeddings import FORMAT_VERSION
+from ajepa.inference.embeddings import KIND
 from pipelines import ablate, embed, export, finetune, pretrain, probe
 from pipelines.cli.command import run_command
 
@@ -122,7 +122,7 @@ def test_an_embeddings_json_without_what_neighbours_need_is_named(missing, tmp_p
     encoder = {"checkpoint": "run", "source": "run", "branch": "target", "precision": "fp32", "digest": "0"}
     plan = {"level": "clip", "pooling": "mean", "layers": None, "max_seconds": 600.0}
     content = {
-        "format_version": FORMAT_VERSION, "level": "clip", "dimension": 3, "encoder": encoder, "label_names": [],
+        "format_version": KIND.version, "level": "clip", "dimension": 3, "encoder": encoder, "label_names": [],
         "parts": [], "counts": {"ok": 0, "bad": 0}, "plan": plan,
     }  # fmt: skip
     part, _, name = missing.partition(".")

@@ -256,12 +256,15 @@ def test_more_workers_than_cpus_are_refused(args):
 
 def test_an_encoder_that_changes_meanwhile_stops_the_job(args, encoder, monkeypatch):
     """Nothing of another encoder gets into the folder."""
-    from pipelines.jobs import embed
+    from pipelines.jobs import parts
 
-    started = embed.embed_all
-    monkeypatch.setattr(
-        embed, "embed_all", lambda clips, s, n: started(clips, dataclasses.replace(s, digest="other"), n)
-    )
+    started = parts.run_parts
+
+    def with_another(clips, job, workers):
+        settings = dataclasses.replace(job.actor_settings, digest="other")
+        return started(clips, dataclasses.replace(job, actor_settings=settings), workers)
+
+    monkeypatch.setattr(parts, "run_parts", with_another)
     with pytest.raises(UserError, match=r"stopped: the encoder .* changed while the job ran"):
         main(args)
     assert not Path(args.output, EMBEDDINGS_JSON).exists() and not rows(args.output)

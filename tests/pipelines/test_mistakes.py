@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.classifiers import save_classifier
 from helpers.faults import PATIENCE, ROOT
 
-from pipelines import ablate, demo, embed, export, finetune, preprocess, pretrain, probe
+from pipelines import ablate, demo, embed, export, finetune, predict, preprocess, pretrain, probe
 from pipelines.cli import lock
 from pipelines.cli.command import run_command
 
@@ -43,6 +44,8 @@ def places(small_dataset, finished_run, build_dataset, sounds, tmp_path_factory)
     build_dataset(folder / "bare", clips, shard_size=40, front_end=small_dataset.front_end, label_names=[])
     about = shutil.copytree(small_dataset.path, folder / "other-front-end") / "dataset.json"
     about.write_text(about.read_text().replace('"f_min": 0.0', '"f_min": 50.0'))
+    save_classifier(folder / "model", small_dataset, small_dataset.label_names)
+    (folder / "notes.csv").write_text("mine")
     (folder / "taken").mkdir()
     lock._OwnLock(str(folder / "taken")).acquire()  # by this process, which does not give it back
     return {p.name: str(p) for p in folder.iterdir()} | {
@@ -54,6 +57,7 @@ def places(small_dataset, finished_run, build_dataset, sounds, tmp_path_factory)
 
 PREPROCESS = ["--source", "folder", "--output", "{new}", "--input"]
 EMBED = ["--encoder", "{run}", "--output", "{new}", "--input"]
+PREDICT = ["--model", "{model}", "--output", "{new}", "--input"]
 PRETRAIN = ["--output", "{new}", "--num-workers", "0", "--data"]
 FINETUNE = ["--output", "{new}", "--num-workers", "0", "--data"]
 MISTAKES = {
@@ -202,6 +206,33 @@ MISTAKES = {
     "embeddings over something": (
         embed, ["--encoder", "{run}", "--input", "{sounds}", "--output", "{shards}"], "no embedding folder",
     ),
+    "an encoder to predict with": (
+        predict, ["--model", "{run}", "--output", "{new}", "--input", "{sounds}"],
+        "holds an encoder (a pretraining run), which knows no labels: fine-tune it",
+    ),
+    "model to predict with missing": (
+        predict, ["--model", "{gone}", "--output", "{new}", "--input", "{sounds}"], "is no fine-tuned model",
+    ),
+    "shards to predict of another front end": (
+        predict, [*PREDICT, "{other-front-end}"], "the encoder was trained with f_min=0.0, the shards in",
+    ),
+    "no sounds to predict": (predict, [*PREDICT, "{texts}"], "none with an audio extension"),
+    "a hop of clips": (predict, [*PREDICT, "{sounds}", "--hop", "0.3"], "--hop 0.3 is for --level window"),
+    "a hop beyond a window": (
+        predict, [*PREDICT, "{sounds}", "--level", "window", "--hop", "3"], "beyond which sound would be left out",
+    ),
+    "a hop of nothing": (
+        predict, [*PREDICT, "{sounds}", "--level", "window", "--hop", "0"], "give from 0.16 (a column of patches)",
+    ),
+    "top labels without a csv": (predict, [*PREDICT, "{sounds}", "--top", "3"], "--top is for --csv"),
+    "no top labels": (predict, [*PREDICT, "{sounds}", "--csv", "{gone}", "--top", "0"], "--top must be positive"),
+    "a threshold that is no probability": (
+        predict, [*PREDICT, "{sounds}", "--csv", "{gone}", "--threshold", "50"], "is a probability from 0 to 1, got 50",
+    ),
+    "a csv over something": (predict, [*PREDICT, "{sounds}", "--csv", "{notes.csv}"], "is no CSV of predictions"),
+    "predictions over something": (
+        predict, ["--model", "{model}", "--input", "{sounds}", "--output", "{shards}"], "no prediction folder",
+    ),
     "neighbours in no embeddings": (
         embed, ["--neighbours", "{file}", "--output", "{shards}"], "no embeddings.json",
     ),
@@ -229,6 +260,7 @@ MISTAKES = {
             (export, ["{run}", "{taken}"]),
             (export, ["--format", "torch", "{run}", "{taken}"]),
             (embed, ["--output", "{taken}", "--encoder", "{run}", "--input", "{sounds}"]),
+            (predict, ["--output", "{taken}", "--model", "{model}", "--input", "{sounds}"]),
             (ablate, ["loss", "--data", "{shards}", "--output", "{taken}"]),
             (demo, ["--output", "{taken}"]),
         )
@@ -282,7 +314,7 @@ def test_an_interrupt_has_exit_code_130_and_says_how_to_go_on(capsys):
     assert "run the same command again" in capsys.readouterr().err
 
 
-COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "embed", "export", "ablate", "demo"]
+COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "predict", "embed", "export", "ablate", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

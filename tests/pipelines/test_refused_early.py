@@ -10,8 +10,8 @@ from pipelines import ablate, embed, finetune, preprocess, pretrain
 from pipelines.cli import lock
 from pipelines.cli.command import run_command
 from pipelines.jobs import ablate as ablate_job
-from pipelines.jobs import embed as embed_job
 from pipelines.jobs import finetune as finetune_job
+from pipelines.jobs import parts as part_jobs
 from pipelines.jobs import preprocess as preprocess_job
 from pipelines.jobs import pretrain as pretrain_job
 
@@ -54,7 +54,7 @@ REFUSALS = {
 def test_before_the_files_are_listed(name, command, encoder, sounds, places, monkeypatch, capsys):
     monkeypatch.chdir(places)
     monkeypatch.setattr(preprocess_job, "load_manifest", listing)
-    monkeypatch.setattr(embed_job, "load_manifest", listing)
+    monkeypatch.setattr(part_jobs, "load_manifest", listing)
     before = sorted(places.rglob("*"))
     options, message = REFUSALS[name]
     what = ["--source", "folder"] if command is preprocess else ["--encoder", str(encoder)]
@@ -68,7 +68,7 @@ def test_before_the_files_are_listed(name, command, encoder, sounds, places, mon
 @pytest.mark.parametrize(("command", "option"), [(preprocess, "--clips-per-shard"), (embed, "--clips-per-part")])
 def test_a_size_of_nothing_too(command, option, encoder, sounds, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preprocess_job, "load_manifest", listing)
-    monkeypatch.setattr(embed_job, "load_manifest", listing)
+    monkeypatch.setattr(part_jobs, "load_manifest", listing)
     what = ["--source", "folder"] if command is preprocess else ["--encoder", str(encoder)]
     argv = [*what, "--input", str(sounds), "--output", str(tmp_path / "new"), option, "0"]
     with pytest.raises(SystemExit) as stop:

@@ -12,7 +12,7 @@ from helpers.training_state import save_run
 
 from ajepa.experiments.__main__ import main as experiments_main
 
-COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "embed", "ablate", "export", "demo"]
+COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "predict", "embed", "ablate", "export", "demo"]
 SLOW = ["torch", "ray", "mlflow", "pandas", "matplotlib", "numpy", "pyarrow", "scipy", "sklearn", "tqdm", "psutil"]
 
 OPTIONS = """
@@ -41,6 +41,8 @@ import pipelines.rayjobs.data_tasks
 found["a task of preprocess"] = sorted(sys.modules)
 import pipelines.rayjobs.embed_actors
 found["an actor of embed"] = sorted(sys.modules)
+import pipelines.rayjobs.predict_actors
+found["an actor of predict"] = sorted(sys.modules)
 import pipelines.rayjobs.pretrain_worker
 found["a worker of pretrain"] = sorted(sys.modules)
 sys.path.append("tests")
@@ -76,6 +78,7 @@ def test_workers_import_what_they_use(tmp_path, small_dataset):
     found = run(WORK, str(tmp_path))
     training = ["ajepa.training", "ajepa.evaluation", "ajepa.finetuning"]
     assert among(found["load_encoder"], ["scipy", "pandas", "pyarrow.dataset", "pipelines", *training]) == []
+    assert among(found["an actor of embed"], ["scipy", *training]) == []
     for name, modules in found.items():
         unused = [
             "ray",
