@@ -38,6 +38,8 @@ Evaluation = Literal[Protocol, "fine-tuned"]
 """How an encoder is scored in tables: by probes of frozen features, or trained on with a head."""
 Unlabelled = Literal["auto", "negative", "drop", "refuse"]
 """What clips without a label are: an error, clips of no class, or left out."""
+StoredWeights = Literal["float32", "float16"]
+"""What the weights of an export are stored in."""
 GraphFormat = Literal["onnx", "torch"]
 """What an encoder is exported to as one graph."""
 ExportFormat = Literal["safetensors", "transformers", GraphFormat]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ajepa.errors import UserError
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder
+from ajepa.inference.shipped import DIGESTS
 
 SAMPLE_RATES = (16_000, 22_050, 32_000, 44_100, 48_000)  # the benchmark comes in these
 MAX_HOP_MS = 50.0  # what HEAR suggests, for onsets that are to be right within 50 ms
@@ -33,13 +34,14 @@ class HearModel(nn.Module):
 
 
 def load_model(model_file_path: str = "") -> HearModel:
-    """The encoder of a run folder, a checkpoint or an export.
+    """The encoder of a run folder, a checkpoint or an export, or one that comes with ajepa, by its name.
 
     Raises:
         UserError: no path, nothing there, or a sample rate that HEAR has no audio at.
     """
     if not model_file_path:
-        raise UserError("no weights come with ajepa: give the path of a run or an export (hear-validator ... -m RUN)")
+        names = ", ".join(DIGESTS)
+        raise UserError(f"give the path of a run or an export, or {names}, which comes with ajepa (-m ENCODER)")
     return HearModel(load_encoder(model_file_path))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ajepa.errors import UserError
 from ajepa.inference import encoder as _encoder
 from ajepa.inference.pretrained import load_encoder
+from ajepa.inference.shipped import DIGESTS
 
 VARIABLE = "AJEPA_ENCODER"  # X-ARES makes encoders without arguments
 
@@ -17,7 +18,7 @@ class AJEPAEncoder(nn.Module):
     """[B, samples] at `sampling_rate` -> [B, T', output_dim], one vector every `hop_size_in_ms`.
 
     Args:
-        path: run folder, checkpoint or export; by default the one that AJEPA_ENCODER names.
+        path: run folder, checkpoint or export, or `nano`, which comes with ajepa; by default what AJEPA_ENCODER names.
         hop_ms: 160, 80, 40, 20 or 10. At 40, as X-ARES's own baseline has, files of embeddings are as large as its.
         bands: "mean" over the rows of patches, or "concat": 8 times as large, about 0.02 better on ESC-10.
 
@@ -29,7 +30,7 @@ class AJEPAEncoder(nn.Module):
         super().__init__()
         path = path or os.environ.get(VARIABLE)
         if not path:
-            raise UserError(f"no weights come with ajepa: set {VARIABLE} to a run or an export")
+            raise UserError(f"set {VARIABLE} to a run or an export, or to {', '.join(DIGESTS)}, which comes with ajepa")
         self.encoder = load_encoder(path)
         self.bands = bands
         self.sampling_rate = self.encoder.sample_rate

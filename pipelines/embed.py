@@ -16,7 +16,7 @@ class EmbedArgs(ClipOptions):
     """Embed clips."""
 
     encoder: str
-    """A run folder, a checkpoint or an export; a local path or a URI."""
+    """A run folder, a checkpoint or an export; a local path or a URI; or `nano`, which comes with ajepa."""
     level: Level = "clip"
     """A vector a `clip`, a `frame` of 160 ms, or a `patch` of 160 ms and 16 mel bins."""
     pooling: Pooling = "mean"

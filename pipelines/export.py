@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ajepa.choices import Branch, ExportFormat
+from ajepa.choices import Branch, ExportFormat, StoredWeights
 from pipelines.cli.arguments import parse
 from pipelines.cli.command import announce, run_command
 
@@ -19,7 +19,7 @@ class ExportArgs:
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """A run folder (its newest checkpoint) or one checkpoint; but for safetensors also an export; for transformers also
-    a fine-tuned model; a local path or a URI."""
+    a fine-tuned model; a local path or a URI; or `nano`, which comes with ajepa."""
     output: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
     """The folder to make; a local path or a URI. A graph may also go into a folder that is there."""
     format: ExportFormat = "safetensors"
@@ -29,6 +29,8 @@ class ExportArgs:
     branch: Branch | None = None
     """Which encoder of the run: the EMA target encoder or the context encoder; by default the one that its objective
     evaluates."""
+    weights: StoredWeights = "float32"
+    """What the weights of safetensors are stored in. float16 halves the folder; loaded, they are float32 again."""
     log_model: Literal["auto", "on", "off"] = "auto"
     """Log the encoder to MLflow as a model too; by default where a tracking URI is known."""
     mlflow_uri: str | None = None

@@ -20,7 +20,7 @@ class FinetuneArgs:
     """Train an encoder with a linear head: choose the epoch on validation clips, test once."""
 
     encoder: str | None = None
-    """A run folder, a checkpoint or an export; a local path or a URI."""
+    """A run folder, a checkpoint or an export; a local path or a URI; or `nano`, which comes with ajepa."""
     from_scratch: str | None = None
     """Instead of --encoder: the pretraining preset (nano, base, ...) whose encoder is trained from its random
     initialisation, one for each seed: the supervised baseline."""

@@ -15,8 +15,8 @@ class ProbeArgs:
     """Probe encoders."""
 
     encoder: tuple[str, ...]
-    """Run folders, checkpoints or exports; local paths or URIs. Several are pretraining seeds of one recipe: the table
-    has their mean and standard deviation."""
+    """Run folders, checkpoints or exports; local paths or URIs; or `nano`, which comes with ajepa. Several are
+    pretraining seeds of one recipe: the table has their mean and standard deviation."""
     data: str
     """A finished shard folder with labels. Its test split is used, else its folds, else five folds are drawn. Where
     clips have several labels the score is mAP, else accuracy."""

@@ -71,6 +71,11 @@ def test_a_batch_equals_its_sounds(model):
         torch.testing.assert_close(ajepa.hear.get_scene_embeddings(audio[i : i + 1], model)[0], scenes[i])
 
 
-def test_there_are_no_default_weights():
-    with pytest.raises(UserError, match="give the path of a run"):
+def test_an_encoder_is_named_and_none_taken_by_itself():
+    with pytest.raises(UserError, match="give the path of a run or an export, or nano, which comes with ajepa"):
         ajepa.hear.load_model()
+
+
+def test_an_encoder_that_comes_with_the_package_is_taken_by_its_name():
+    model = ajepa.hear.load_model("nano")
+    assert ajepa.hear.get_scene_embeddings(torch.rand(1, 16_000) - 0.5, model).shape == (1, 384)

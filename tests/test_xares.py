@@ -54,3 +54,8 @@ def test_no_path_is_named(monkeypatch):
     monkeypatch.delenv("AJEPA_ENCODER", raising=False)
     with pytest.raises(UserError, match="set AJEPA_ENCODER"):
         wrapper.AJEPAEncoder()
+
+
+def test_an_encoder_that_comes_with_the_package_is_taken_by_its_name(monkeypatch):
+    monkeypatch.setenv("AJEPA_ENCODER", "nano")
+    assert wrapper.AJEPAEncoder().output_dim == 192

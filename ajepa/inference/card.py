@@ -16,6 +16,7 @@ recorded; the licence, and what the model is meant for, are left to you."""
 NOT_MEASURED = """\
 Not measured. `python pipelines/probe.py --encoder RUN --data LABELLED_SHARDS` scores the encoder beside random
 initialisations and log-mel statistics; then export the run again."""
+ROUNDED = "rounded to float16 by the export; scores below are of the weights before"
 
 NEEDS: dict[ExportFormat, str] = {
     "transformers": "transformers; not `ajepa`",
@@ -67,8 +68,9 @@ def model_card(facts: Mapping[str, Any], format: ExportFormat) -> str:
     Args:
         facts: "objective", "branch", "step", "dataset_hash", "digest", "notes"; "parameters", and "model", "front_end"
             and "statistics" as in encoder.json. Where known also "total_steps", "dataset" (name, clips, hours), "mask",
-            "train", "probes" and "other_probes" (see `facts.probes_of`), and of a fine-tuned model "finetuned":
-            labels, pooling, multi_label and, where known, score (metric, test, probe).
+            "train", "weights" (float16 where they were rounded), "probes" and "other_probes" (see `facts.probes_of`),
+            and of a fine-tuned model "finetuned": labels, pooling, multi_label and, where known, score (metric, test,
+            probe).
         format: of the folder that the card lies in.
     """
     finetuned = facts.get("finetuned")
@@ -123,6 +125,7 @@ def _about(facts: Mapping[str, Any]) -> list[list[str]]:
         "window": f"{window_s:g} s; longer sound is cut into windows that cover it evenly, averaged where they overlap",
         "pooling": f"a clip is the mean over its patches, [{width}]; a frame, one each {PATCH * frame_ms:g} ms, is the "
         f"mean over {model['n_mels'] // PATCH} frequency bands, [{width}]",
+        **({"weights": ROUNDED} if facts.get("weights") == "float16" else {}),
         "digest of the encoder": facts["digest"],
     }
     return [[f"{name}", f"{text}"] for name, text in rows.items()]

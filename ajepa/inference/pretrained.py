@@ -15,7 +15,7 @@ from torch import Tensor
 from ajepa import storage
 from ajepa.audio.statistics import Statistics
 from ajepa.checkpoints import describe, digest, latest_checkpoint, read_info, read_weights
-from ajepa.choices import Branch, Precision
+from ajepa.choices import Branch, Precision, StoredWeights
 from ajepa.config import FrontEndConfig, ModelConfig
 from ajepa.config_json import EARLIER, from_dict
 from ajepa.documents import read_document, refusing_damage
@@ -23,6 +23,7 @@ from ajepa.errors import UserError
 from ajepa.inference.card import model_card
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.facts import card_facts, facts_of_run
+from ajepa.inference.shipped import encoder_path, require_intact, shipped_name
 from ajepa.model.vit import Encoder
 from ajepa.objectives.registry import OBJECTIVES, initialised_by
 
@@ -41,10 +42,11 @@ def load_encoder(
     device: str | torch.device = "cpu",
     precision: Precision = "fp32",
 ) -> AudioEncoder:
-    """The encoder of a run folder, a checkpoint or an export, frozen and in eval mode.
+    """The encoder of a run folder, a checkpoint or an export, or one that comes with the package, frozen and in eval
+    mode.
 
     Args:
-        path: local path or URI.
+        path: local path or URI; or a name: "nano" comes with the package. A path that exists is taken first.
         branch: "target", the EMA target encoder, or "context", the trained one; by default the one that was exported,
             or the one that the run's objective evaluates: of A-JEPA the target encoder, which spec 9 finds slightly
             better.
@@ -55,7 +57,9 @@ def load_encoder(
         UserError: nothing there, no intact checkpoint, one of another version, no encoder of this branch, or no GPU
             where one is asked for.
     """
-    path = storage.absolute(str(path))
+    path = encoder_path(str(path))
+    if (name := shipped_name(path)) is not None:
+        require_intact(name)
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {str(device)!r}: torch finds no GPU here")
     exported = storage.path_type(storage.join(path, EXPORT_JSON)) == "file"
@@ -77,7 +81,11 @@ def random_encoder(model: ModelConfig, seed: int, front_end: FrontEndConfig, sta
 
 
 def export_encoder(
-    source: str, output: str, branch: Branch | None = None, notes: dict[str, Any] | None = None
+    source: str,
+    output: str,
+    branch: Branch | None = None,
+    notes: dict[str, Any] | None = None,
+    weights: StoredWeights = "float32",
 ) -> dict[str, Any]:
     """Write the encoder of a run or checkpoint into a small folder of its own: encoder.safetensors, README.md (the
     model card) and encoder.json (architecture, front end, statistics, where it comes from, digest), which is written
@@ -86,12 +94,17 @@ def export_encoder(
     Args:
         branch: see load_encoder.
         notes: more about where it comes from, kept in encoder.json.
+        weights: what they are stored in. float16 halves the folder; loaded, they are float32 again.
 
     Raises:
-        UserError: no intact checkpoint at `source`, no encoder of this branch, or something already at `output`.
+        UserError: no intact checkpoint at `source`, no encoder of this branch, something already at `output`, or
+            weights that float16 cannot hold.
     """
-    audio = load_encoder(latest_checkpoint(storage.absolute(str(source))), branch)
+    audio = load_encoder(latest_checkpoint(encoder_path(str(source))), branch)
     known = facts_of_run(audio.about["source"], audio.about["digest"])
+    if weights == "float16":
+        round_weights(audio)
+        known["weights"] = weights
     return write_export(
         output,
         audio.encoder.config,
@@ -101,7 +114,21 @@ def export_encoder(
         audio.about,
         notes,
         known,
+        weights,
     )
+
+
+def round_weights(audio: AudioEncoder) -> None:
+    """Round the weights to what float16 holds, as an export in float16 stores them; they stay float32.
+
+    Raises:
+        UserError: one is too large for float16.
+    """
+    for name, value in audio.encoder.state_dict().items():
+        value.copy_(value.half())
+        if not value.isfinite().all():
+            raise UserError(f"--weights float16: {name} has values above 65504; export it as float32")
+    audio.about["digest"] = _digest_of(audio)
 
 
 def known_facts(source: str, audio: AudioEncoder) -> dict[str, Any]:
@@ -110,7 +137,7 @@ def known_facts(source: str, audio: AudioEncoder) -> dict[str, Any]:
     Raises:
         UserError: a document is damaged.
     """
-    path = storage.absolute(str(source))
+    path = encoder_path(str(source))
     exported = storage.join(path, EXPORT_JSON)
     if storage.path_type(exported) == "file":
         with refusing_damage(exported, AGAIN):
@@ -136,14 +163,17 @@ def write_export(
     about: dict[str, Any],
     notes: dict[str, Any] | None = None,
     known: dict[str, Any] | None = None,
+    stored: StoredWeights = "float32",
 ) -> dict[str, Any]:
     """Write encoder weights into an export folder; see export_encoder.
 
     Args:
         about: "objective", "branch", "step" and "dataset_hash" of the pretraining.
         known: what else the model card says, see `facts`; kept in encoder.json.
+        stored: as what; of weights that float16 holds exactly, see `round_weights`.
     """
-    data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
+    dtype = torch.float16 if stored == "float16" else torch.float32
+    data = safetensors.torch.save({name: value.to(dtype).contiguous() for name, value in weights.items()})
     described = {
         "format_version": EXPORT_VERSION,
         **{name: about[name] for name in ORIGIN},
@@ -221,7 +251,7 @@ def _read_export(folder: str, branch: Branch | None) -> _Parts:
             from_dict(ModelConfig, described["model"]),
             from_dict(FrontEndConfig, described["front_end"]),
             Statistics.from_dict(described["statistics"]),
-            safetensors.torch.load(data),
+            {name: value.float() for name, value in safetensors.torch.load(data).items()},
             {name: described[name] for name in (*ORIGIN, "notes")},
         )
     except (OSError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
@@ -235,9 +265,14 @@ def _frozen(
     about: dict[str, Any],
     precision: Precision = "fp32",
 ) -> AudioEncoder:
-    about = about | {"digest": weights_digest(encoder.config, front_end, statistics, encoder.state_dict())}
     frozen = AudioEncoder(encoder.requires_grad_(False), front_end, statistics, precision=precision, about=about)
+    frozen.about["digest"] = _digest_of(frozen)
     return frozen.eval()
+
+
+def _digest_of(audio: AudioEncoder) -> str:
+    statistics = audio.normalise.statistics
+    return weights_digest(audio.encoder.config, audio.front_end, statistics, audio.encoder.state_dict())
 
 
 def weights_digest(

@@ -18,6 +18,7 @@ from ajepa.inference.embedder import Embedder, EmbedSettings
 from ajepa.inference.embeddings import EMBEDDINGS_JSON, Embeddings, finish_embeddings, open_embeddings
 from ajepa.inference.neighbours import Neighbour, nearest
 from ajepa.inference.pretrained import EXPORT_JSON, load_encoder
+from ajepa.inference.shipped import encoder_path, shipped_name
 from ajepa.shards.dataset import PLAN
 from pipelines.jobs.parts import PartJob, check, output_of, run_job
 from pipelines.rayjobs.embed_actors import EmbedActor, EmbedActorSettings
@@ -71,9 +72,11 @@ def main(args: EmbedArgs) -> Embeddings:
     check(args)
     if args.level != "clip" and args.pooling != "mean":
         raise UserError(f"--pooling is for --level clip; every {args.level} has its own vector")
-    path = storage.absolute(args.encoder)
+    path = encoder_path(args.encoder)
     exported = storage.path_type(storage.join(path, EXPORT_JSON)) == "file"
-    checkpoint = path if exported else latest_checkpoint(path)
+    # Every node has its own copy of an encoder that comes with the package.
+    name = shipped_name(path)
+    checkpoint = name or (path if exported else latest_checkpoint(path))
     encoder = load_encoder(checkpoint, args.branch, precision=args.precision)
     chosen = EmbedSettings(level=args.level, pooling=args.pooling, layers=args.layers, max_seconds=args.max_seconds)
     digest = encoder.about["digest"]
@@ -81,7 +84,7 @@ def main(args: EmbedArgs) -> Embeddings:
         name="embed",
         title=f"embed {args.level}",
         kind=EMBEDDINGS,
-        model=("--encoder", path),
+        model=("--encoder", name or path),
         front_end=encoder.front_end,
         origin=pretraining(path),
         settings={"encoder_digest": digest, "precision": args.precision, **dataclasses.asdict(chosen)},

@@ -3,6 +3,7 @@ need of ajepa, into a folder for Hugging Face transformers, ONNX or a torch.expo
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -26,7 +27,9 @@ from ajepa.inference.pretrained import (
     facts_of,
     known_facts,
     load_encoder,
+    round_weights,
 )
+from ajepa.inference.shipped import encoder_path
 from ajepa.inference.transformers_folder import origin, write_transformers, written_origin
 from pipelines.cli.lock import claimed
 from pipelines.tracking import mlflow_run
@@ -38,6 +41,9 @@ if TYPE_CHECKING:  # the commands import this module
 
 def main(args: ExportArgs) -> None:
     """Export, and say how to load it."""
+    if args.weights != "float32" and args.format != "safetensors":
+        raise UserError(f"--weights {args.weights} is for --format safetensors, not for {args.format}")
+    args = dataclasses.replace(args, run=encoder_path(args.run))
     with claimed(args.output):
         if args.format == "safetensors":
             export_folder(args)
@@ -107,7 +113,7 @@ def export_folder(args: ExportArgs) -> None:
         if uri is not None and again:
             log_model(args, origin, done, uri, resumed="")
         return
-    about = export_encoder(args.run, args.output, args.branch, notes=exported_runs(origin))
+    about = export_encoder(args.run, args.output, args.branch, exported_runs(origin), args.weights)
     size = dict(storage.list_files(args.output))[EXPORT_WEIGHTS]
     model = about["model"]
     print(
@@ -125,7 +131,10 @@ def finished(args: ExportArgs) -> dict[str, Any] | None:
     where = storage.join(output, EXPORT_JSON)
     if storage.path_type(where) != "file":
         return None
-    wanted = load_encoder(latest_checkpoint(storage.absolute(args.run)), args.branch).about
+    encoder = load_encoder(latest_checkpoint(storage.absolute(args.run)), args.branch)
+    if args.weights == "float16":
+        round_weights(encoder)
+    wanted = encoder.about
     try:
         there = load_encoder(output).about
     except UserError:  # a damaged one is in the way, as anything else

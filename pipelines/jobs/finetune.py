@@ -24,6 +24,7 @@ from ajepa.finetuning.predict import metric_name
 from ajepa.finetuning.run import Job, Result, finetune, read_result, read_test_logits
 from ajepa.finetuning.start import FromScratch, Pretrained
 from ajepa.finetuning.summary import Row, class_table, rows_of, summary_table
+from ajepa.inference.shipped import encoder_path
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.shards.labels import Labels, read_labels
 from pipelines.cli.arguments import parse_workers
@@ -70,6 +71,8 @@ def main(args: FinetuneArgs) -> list[Row]:
     """Fine-tune, write models and tables, record them in MLflow; returns the table's rows."""
     if args.seeds < 1:
         raise UserError(f"--seeds must be positive, got {args.seeds}")
+    if args.encoder is not None:
+        args = dataclasses.replace(args, encoder=encoder_path(args.encoder))
     start, data = start_of(args), storage.absolute(args.data)
     dataset = open_dataset(data)
     origin: dict[str, str] = {}

@@ -22,6 +22,7 @@ from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
 from ajepa.inference.part_folder import PartFolder
 from ajepa.inference.part_writer import part_path
+from ajepa.inference.shipped import is_shipped
 from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, open_dataset
 from ajepa.shards.schema import BAD, OK
 from pipelines.cli.clip_options import ClipOptions
@@ -153,7 +154,8 @@ def run_job(args: ClipOptions, job: PartJob[F]) -> F:
         refuse_other(output, job.kind, args.overwrite)
         uri = mlflow_run.tracking_uri(args.mlflow_uri or recorded_uri(job.origin), output)
         mlflow_run.require_store(uri)
-        join_cluster({"--output": output, option: model, "--input": storage.absolute(args.input)})
+        paths = {} if is_shipped(model) else {option: model}
+        join_cluster({"--output": output, **paths, "--input": storage.absolute(args.input)})
         clips = list_clips(args, job.front_end)
         for remark in clips.manifest.remarks:
             print(f"note: {remark}", flush=True)

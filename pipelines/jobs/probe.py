@@ -32,6 +32,7 @@ from ajepa.evaluation.heads import Features
 from ajepa.evaluation.splits import Splits, make_splits
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.pretrained import load_encoder, random_encoder
+from ajepa.inference.shipped import encoder_path, shipped_name
 from ajepa.shards.dataset import ShardDataset, open_dataset
 from ajepa.shards.labels import read_labels
 from pipelines.cli.arguments import choose_threads
@@ -68,7 +69,7 @@ def elsewhere(args: ProbeArgs, layers: list[int] | None, parent: str | None) -> 
         raise UserError("--device cuda: there is no GPU here")
     from pipelines.rayjobs.gpu_node import run_on_gpu_node
 
-    paths = tuple(storage.absolute(path) for path in args.encoder)
+    paths = tuple(encoder_path(path) for path in args.encoder)
     args = dataclasses.replace(args, encoder=paths, data=storage.absolute(args.data))
     folders = {"--data": args.data, **{f"--encoder {path}": path for path in paths}}
     output = storage.absolute(args.output or paths[0])
@@ -80,7 +81,7 @@ def probe_here(args: ProbeArgs, layers: list[int] | None, parent: str | None) ->
         raise UserError("--device cuda: torch finds no GPU on a node whose GPU Ray knows: see its driver and its torch")
     torch.set_num_threads(choose_threads(args.threads, 1))
     device = _device(args.device)
-    paths = [storage.absolute(path) for path in args.encoder]
+    paths = [encoder_path(path) for path in args.encoder]
     encoders = [load_encoder(path, args.branch, device=device) for path in paths]
     dataset = open_dataset(args.data)
     check_encoders(encoders, paths, dataset, layers)
@@ -177,7 +178,13 @@ def check_encoders(
 
 
 def output_folder(args: ProbeArgs, encoder: str, dataset: ShardDataset) -> str:
-    """The output as any process reads it."""
+    """The output as any process reads it.
+
+    Raises:
+        UserError: none is given for an encoder that comes with the package.
+    """
+    if args.output is None and (name := shipped_name(encoder)) is not None:
+        raise UserError(f"--output is needed: the encoder {name!r} lies in the installed package")
     if args.output is None:
         return storage.join(encoder, "probes", folder_name(args, dataset))
     warn_relative_output(args.output)

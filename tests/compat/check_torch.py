@@ -13,7 +13,7 @@ ENVIRONMENTS = ROOT / ".venv-compat"
 OLDEST = "torch==2.6.0"
 NEWEST = "torch<3"
 TESTS = {
-    "load": ["tests/inference/test_pretrained.py"],
+    "load": ["tests/inference/test_pretrained.py", "tests/inference/test_shipped.py"],
     "embed": ["tests/inference/test_encoder.py", "tests/inference/test_embedder.py"],
     "ONNX, torch.export": ["tests/inference/test_graph.py"],
     "train, resume": [f"tests/training/test_{name}.py" for name in ("step", "resume", "checkpoint")],

@@ -13,7 +13,7 @@ from ajepa import storage
 from ajepa.audio.statistics import Statistics
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
-from ajepa.inference.pretrained import export_encoder, random_encoder
+from ajepa.inference.pretrained import export_encoder, random_encoder, round_weights
 
 STATISTICS = Statistics(np.full(128, -4.0), np.full(128, 3.0), 1)
 
@@ -98,6 +98,13 @@ def test_an_export_holds_one_encoder_and_no_optimizer(exported):
     assert sorted(p.name for p in exported[1].iterdir()) == ["README.md", "encoder.json", "encoder.safetensors"]
     sizes = [sum(p.stat().st_size for p in path.rglob("*.safetensors")) for path in exported]
     assert sizes[1] < sizes[0] / 3
+
+
+def test_weights_that_float16_cannot_hold_are_refused(run):
+    encoder = ajepa.load_encoder(run)
+    encoder.encoder.patch_embed.weight[0, 0] = 1e5
+    with pytest.raises(UserError, match=r"patch_embed\.weight has values above 65504; export it as float32"):
+        round_weights(encoder)
 
 
 def test_an_export_of_the_other_branch_is_refused(exported):

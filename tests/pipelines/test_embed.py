@@ -240,6 +240,14 @@ def test_neighbours_need_the_encoder_of_the_embeddings(finished, encoder, sounds
         neighbours(dataclasses.replace(query, neighbours=str(tmp_path / "gone.wav")))
 
 
+def test_an_encoder_that_comes_with_the_package_is_named_in_what_it_made(args, sounds, monkeypatch, capsys):
+    monkeypatch.chdir(Path(args.output).parent)
+    embeddings = main(dataclasses.replace(args, encoder="nano"))
+    assert (embeddings.num_clips, embeddings.dimension) == (20, 192) and embeddings.encoder["source"] == "nano"
+    query = NeighboursArgs(neighbours=str(sounds / "tone" / "tone 3.wav"), output=args.output, top=1, encoder="nano")
+    assert neighbours(query)[0].clip_id == "tone/tone 3.wav"
+
+
 def test_the_encoder_can_be_logged_beside_the_run(finished):
     args, _ = finished
     client = mlflow.MlflowClient(args.mlflow_uri)

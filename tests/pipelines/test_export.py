@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.hub import make_classifier
 from helpers.training_state import save_run
+from safetensors.torch import load_file
 
 import ajepa
 from ajepa.errors import UserError
@@ -105,6 +106,28 @@ def test_an_export_is_not_exported_again(tmp_path):
     make_classifier(tmp_path / "model")
     with pytest.raises(UserError, match="is an export already: copy it, or name another --format"):
         run_export(tmp_path / "model", tmp_path / "out")
+
+
+def test_weights_in_float16_are_half_as_large_and_loaded_in_float32(run, waveform, tmp_path, capsys):
+    half, full = tmp_path / "half", tmp_path / "full"
+    run_export(run, full)
+    run_export(run, half, "--weights", "float16")
+    sizes = [(folder / "encoder.safetensors").stat().st_size for folder in (half, full)]
+    assert 0.4 < sizes[0] / sizes[1] < 0.6
+    assert {v.dtype for v in load_file(half / "encoder.safetensors").values()} == {torch.float16}
+    encoders = [ajepa.load_encoder(folder) for folder in (half, full)]
+    assert {value.dtype for value in encoders[0].parameters()} == {torch.float32}
+    vectors = [encoder(waveform, 16_000) for encoder in encoders]
+    assert not torch.equal(*vectors)
+    torch.testing.assert_close(*vectors, atol=5e-3, rtol=0)
+    card = (half / "README.md").read_text()
+    assert f"| digest of the encoder | {encoders[0].about['digest']} |" in card
+    assert "| weights | rounded to float16 by" in card and "rounded to float16" not in (full / "README.md").read_text()
+    capsys.readouterr()
+    run_export(run, half, "--weights", "float16")
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="exists: choose another"):
+        run_export(run, half)
 
 
 def test_a_graph_never_writes_over_another(run, tmp_path):

@@ -15,6 +15,7 @@ from helpers.runs import tiny_config
 from ajepa.config import PRESETS as PRETRAINING
 from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features
+from ajepa.finetuning.classifier import load_classifier
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
 from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.predict import score
@@ -119,6 +120,16 @@ def test_the_probe_beside_it_is_that_of_the_frozen_features(done, small_dataset)
 def test_without_the_probe_there_is_one_row(args):
     (tuned,) = main(dataclasses.replace(args, probe=False))
     assert tuned.model == "fine-tuned"
+
+
+def test_an_encoder_that_comes_with_the_package_is_fine_tuned(args, run, small_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(CONFIG, epochs=1)
+    main(dataclasses.replace(args, encoder="nano", config=config, mlflow_uri=run.mlflow_uri, probe=False))
+    found = json.loads((tmp_path / "out/finetune.json").read_text())
+    assert found["settings"]["encoder_digest"] == load_encoder("nano").about["digest"]
+    model, _ = load_classifier(str(tmp_path / "out" / FIT / "model"))
+    assert model.audio.width == 192
 
 
 def test_the_accuracy_is_that_of_the_logits_kept(done, small_dataset):

@@ -180,6 +180,18 @@ MISTAKES = {
         "is no fine-tuning folder",
     ),
     "encoder missing": (probe, ["--encoder", "{gone}", "--data", "{shards}"], "does not exist"),
+    "encoder of no such name": (
+        embed, ["--encoder", "nona", "--input", "{sounds}", "--output", "{new}"],
+        "no encoder 'nona' comes with ajepa (there is: nano)",
+    ),
+    "shipped encoder to fine-tune without an output": (
+        finetune, ["--encoder", "nano", "--data", "{shards}"], "--output is needed when the encoder is no run folder",
+    ),
+    "shipped encoder to export as it is": (export, ["nano", "{new}"], "is an export already"),
+    "graph of half the size": (
+        export, ["{run}", "{new}", "--format", "onnx", "--weights", "float16"],
+        "--weights float16 is for --format safetensors, not for onnx",
+    ),
     "encoder folder without a run": (probe, ["--encoder", "{empty}", "--data", "{shards}"], "no checkpoint"),
     "checkpoint torn": (probe, ["--encoder", "{torn}", "--data", "{shards}"], "is intact"),
     "checkpoint of another config": (

@@ -15,6 +15,7 @@ from ajepa.choices import POOLINGS
 from ajepa.errors import UserError
 from ajepa.evaluation import feature_cache, heads
 from ajepa.inference.pretrained import export_encoder, load_encoder
+from ajepa.inference.shipped import FOLDER
 from pipelines.jobs import probe
 from pipelines.probe import ProbeArgs
 from pipelines.reports.probe_report import OUTPUTS
@@ -95,6 +96,17 @@ def test_checkpoints_and_exports_are_probed_side_by_side(run, small_dataset, tmp
     rows = probe.main(args)
     assert [r.features for r in rows] == ["pretrained"] * 3 + ["random init"] * 3 + ["log-mel statistics"] * 2
     assert all(set(r.by_label) == set(args.encoder) for r in rows[:3])
+
+
+def test_an_encoder_that_comes_with_the_package_is_probed_by_its_name(run, small_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = probe.main(arguments(run, small_dataset, tmp_path, encoder=("nano",), seeds=1))
+    assert {row.features for row in rows} == {"pretrained", "random init", "log-mel statistics"}
+    about = json.loads((tmp_path / "probe/results.json").read_text())["about"]
+    assert about["encoder_digest"] == load_encoder("nano").about["digest"]
+    with pytest.raises(UserError, match="--output is needed: the encoder 'nano' lies in the installed package"):
+        probe.main(arguments(run, small_dataset, tmp_path, encoder=("nano",), seeds=1, output=None))
+    assert not (FOLDER / "nano/probes").exists()
 
 
 def test_features_are_computed_once_and_again_when_damaged(run, small_dataset, tmp_path, monkeypatch, capsys):
