@@ -22,11 +22,12 @@ from ajepa.errors import UserError
 from ajepa.evaluation.comparison import PRETRAINED
 from ajepa.experiments.plan import measured_rate
 from ajepa.experiments.probe_sets import open_probes
-from ajepa.experiments.runner import TABLE_FOLDER, FilledTable, open_work, summary, trial_folder
-from ajepa.experiments.settings import with_steps
+from ajepa.experiments.runner import TABLE_FOLDER, FilledTable, Work, open_work, summary, trial_folder
+from ajepa.experiments.settings import default_of, with_steps
 from ajepa.experiments.trial import Trial
 from ajepa.experiments.trial import run_trial as train_and_probe
 from ajepa.shards.dataset import ShardDataset, open_dataset
+from ajepa.training.run_folder import read_history
 from pipelines.cli.config_file import config_from_file
 from pipelines.cli.lock import claimed
 from pipelines.cli.output import OutputType, open_output, refuse_changes, warn_relative_output
@@ -36,6 +37,9 @@ from pipelines.rayjobs.cluster import cluster_cpus, cluster_resource, largest_no
 from pipelines.rayjobs.nodes import check_nodes
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining
+from pipelines.tracking.outcomes import training_outcome
+from pipelines.tracking.score_outcomes import table_outcome
+from pipelines.tracking.source import RunSource
 
 if TYPE_CHECKING:  # the commands import this module
     from pipelines.ablate import AblateArgs
@@ -58,6 +62,9 @@ class Job:
     num_workers: int
     threads: int
     parent: str  # MLflow run of the tables
+    source: RunSource  # of the command, for the runs of its trials
+    names: Mapping[str, str]  # of settings in MLflow, by their trials' keys, with {} for the seed
+    settings: Mapping[str, Mapping[str, str]]  # tags of their runs, by the same
 
 
 def run_trial(params: dict[str, Any], job: Job, trials: Sequence[Trial], uri: str) -> None:
@@ -69,24 +76,31 @@ def run_trial(params: dict[str, Any], job: Job, trials: Sequence[Trial], uri: st
     # GPUs of other trials may be visible here. Workers bring their own.
     own: Literal["cuda", "cpu"] = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(job.threads)
-    name = f"{trial.name} seed {trial.seed}"
+    name = job.names.get(trial.key, f"{trial.name} seed {{}}").format(trial.seed)
+    tags = {**job.settings.get(trial.key, {}), "ajepa.seed": str(trial.seed)}
 
     def train(config: Config, data: ShardDataset, run: str) -> None:
         args = PretrainArgs(
             data=data.path, output=run, preset=job.preset, num_workers=job.num_workers, threads=job.threads,
             device="auto" if job.num_workers else own, figures=False, mlflow_uri=uri, config=config,
         )  # fmt: skip
-        pretrain.main(args, parent=job.parent, name=name, quiet=True)
+        pretrain.main(args, parent=job.parent, name=name, tags=tags, source=job.source, quiet=True)
 
     data, folder = open_dataset(job.data), trial_folder(job.output, trial)
     probes = open_probes(job.probes, data, job.unlabelled)
     result = train_and_probe(trial, data, probes, job.evaluations, folder, torch.device(own), train)
     if trial.kind == PRETRAINED:
         run = pretraining(storage.join(folder, "run")).get("mlflow_run", "")
-        tracker = mlflow_run.start_run(uri, name, output=folder, params={}, tags={}, resumed=run)
+        tracker = mlflow_run.start_run(
+            uri, name, output=folder, params={}, tags=tags, resumed=run, parent=job.parent or None, source=job.source
+        )
         with tracker.recording():
-            tracker.log_metrics(result["steps"], metrics(result))
-    print(f"{name}: {summary(result)}")
+            for probe in probes:
+                tracker.log_dataset(probe.dataset, "evaluation")
+            tracker.log_metrics(result["steps"], metrics(result), "probe")
+            history = read_history(storage.join(folder, "run"))
+            tracker.describe(f"**{summary(result)}**\n\n{training_outcome(history)}")
+    print(f"{trial.name} seed {trial.seed}: {summary(result)}")
     tune.report(metrics(result))
 
 
@@ -94,6 +108,24 @@ def metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """A trial's scores as MLflow metrics."""
     scores = result["scores"]
     return {mlflow_run.metric_name(s["protocol"], s["pooling"], s["data"]["name"]): s["score"] for s in scores}
+
+
+def settings_of(work: Work) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Names of the settings that are trained, and tags with their place in each table, by the keys of their trials. A
+    name begins with what differs from the default, for MLflow's table shows some twelve characters: "0.5 seed {}
+    (masking_ratio)"."""
+    tags: dict[str, dict[str, str]] = {}
+    others: dict[str, dict[str, str]] = {}
+    for table, configs in work.plan.tables.items():
+        default = default_of(configs, work.plan.base)
+        for setting, config in configs.items():
+            key = Trial(PRETRAINED, config, work.data.clips_hash).key
+            tags.setdefault(key, {})[f"ajepa.{table}"] = setting
+            if setting != default or len(work.plan.tables) == 1:
+                others.setdefault(key, {})[table] = setting
+    names = dict.fromkeys(tags, "default seed {}")
+    names |= {key: f"{', '.join(found.values())} seed {{}} ({', '.join(found)})" for key, found in others.items()}
+    return names, tags
 
 
 def base_config(args: AblateArgs) -> Config:
@@ -222,12 +254,15 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
             resources, limit = trial_resources(args)
         tracker = start_tracking(args, settings, uri, resumed)
         with tracker.recording():
+            for dataset, context in ((work.data, "training"), *((p.dataset, "evaluation") for p in work.probes)):
+                tracker.log_dataset(dataset, context)
             storage.make_folder(args.output)
             about = json.dumps(settings | {"mlflow_run": tracker.run_id})
             storage.write_text(storage.join(args.output, ABLATION_JSON), about)
             job = Job(
                 args.data, tuple(probe.dataset.path for probe in work.probes), args.unlabelled, work.evaluations,
                 args.output, args.preset, args.num_workers, args.threads, tracker.run_id,
+                tracker.source, *settings_of(work),
             )  # fmt: skip
             failed = run_with_tune(left, job, resources, limit, uri) if left else 0
             made = work.write()
@@ -236,7 +271,10 @@ def main(args: AblateArgs) -> dict[str, FilledTable]:
                 raise UserError(f"{failed} of {len(left)} trials failed: run it again to resume")
             if work.left():  # Tune returns early on Ctrl-C
                 raise KeyboardInterrupt
-        print(f"\n{len(left)} trials; tables in {args.output}; look: {mlflow_run.ui_command(uri)}")
+        print(
+            f"\n{len(left)} trials; tables in {args.output}; look (Model training, top left): "
+            f"{mlflow_run.ui_command(uri)}"
+        )
     return made
 
 
@@ -244,6 +282,7 @@ def record(made: Mapping[str, FilledTable], output: str, tracker: mlflow_run.Tra
     """Show the tables, draw them into the output, and put all into MLflow's parent run."""
     from pipelines.reports.table_figure import draw_table
 
+    tracker.describe("\n\n".join(table_outcome(table.title, table.lines) for table in made.values()))
     with tempfile.TemporaryDirectory() as scratch:
         for name, table in made.items():
             print(f"\n{table.markdown}")

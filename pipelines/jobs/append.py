@@ -31,6 +31,7 @@ from pipelines.jobs.preprocess import (
     check,
     empty_classes,
     list_clips,
+    log_source,
     print_estimate,
     print_summary,
     record,
@@ -86,12 +87,13 @@ def main(args: PreprocessArgs) -> ShardDataset:
             uri, f"preprocess {args.source} --append", output=output, params=params, tags={"ajepa.job": "preprocess"}
         )
         with tracker.recording():
+            log_source(tracker, plan)
             totals = write_all(output, plan, new.clips, args.front_end, args.num_workers)
             if args.duplicates == "drop":
                 drop_copies(output, args.front_end, args.num_workers, frozenset(dataset.file_names))
             dataset = finish(dataset, plan, manifest, new, tracker)
             found = find_in(dataset)
-            record(tracker, dataset, totals, found)
+            record(tracker, dataset, totals, found, [new.counted, *new.remarks, *manifest.remarks])
         if new.known_bad:
             print(f"note: {new.known_bad} known clips were bad and stay so: they were not tried again")
         print_summary(dataset, totals, manifest, found)

@@ -117,7 +117,7 @@ def main(args: DemoArgs) -> None:
         print(path)
     print("\n" + ", ".join(f"{name.split(' (')[0].split(',')[0]} {seconds:.0f} s" for name, seconds in times.items()))
     print(f"{sum(times.values()) / 60:.1f} min in all, at most {memory.peak_gb:.1f} GB of memory")
-    print(f"look at the runs: {mlflow_run.ui_command(uri)}")
+    print(f"look at the runs (choose Model training at the top left): {mlflow_run.ui_command(uri)}")
 
 
 def announce_time(args: DemoArgs) -> None:

@@ -177,6 +177,7 @@ def log_model(
     with tracker.recording():
         try:
             model = log_encoder(tracker, args.output)
+            tracker.describe(f"The {about['branch']} encoder of step {about['step']} as the model `{model}`")
         except UserError as error:
             if args.log_model == "on":
                 raise

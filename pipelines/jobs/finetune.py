@@ -119,6 +119,7 @@ def main(args: FinetuneArgs) -> list[Row]:
         alone = f", fold {args.fold} alone" if args.fold is not None else ""
         print(f"{len(fits)} model{'s' * (len(fits) > 1)}: {fits[0].what}{alone}", flush=True)
         with tracker.recording():
+            tracker.log_dataset(dataset, "training")
             storage.make_folder(output)
             storage.write_text(storage.join(output, FINETUNE_JSON), json.dumps(found, indent=1))
             fit(partial(finetune, job), output, on, [Reporter(output)])
@@ -128,6 +129,7 @@ def main(args: FinetuneArgs) -> list[Row]:
                 raise KeyboardInterrupt
             rows = rows_of(results, from_scratch=isinstance(start, FromScratch))
             table = write_results(output, dataset, labels, results, rows, tracker)
+            tracker.describe(f"**{metric_name(labels)} {rows[0].mean:.3f}**, {rows[0].model}\n\n{table}")
             scores = [{"model": r.model, "scores": [[*key, value] for key, value in r.scores.items()]} for r in rows]
             done = found | {
                 "finished": True,

@@ -179,6 +179,11 @@ def run_job(args: ClipOptions, job: PartJob[F]) -> F:
             tags={"ajepa.job": job.name, "ajepa.pretrain_run": job.origin.get("mlflow_run", ""), **job.tags},
         )
         with tracker.recording():
+            if clips.dataset is not None:
+                tracker.log_dataset(clips.dataset, "inference")
+            else:
+                profile = {"clips": plan["clips"], "source": clips.source}
+                tracker.log_input(plan["input"], clips.hash, "inference", profile)
             totals = run_parts(clips, job, args.num_workers)
             about = {
                 "input": {"source": clips.source, "path": plan["input"], "hash": clips.hash},
@@ -196,6 +201,7 @@ def run_job(args: ClipOptions, job: PartJob[F]) -> F:
                 "hours": finished.info["counts"]["hours"], "seconds": totals["seconds"], "clips_per_second": rate,
                 **job.measure(finished),
             })  # fmt: skip
+            tracker.describe(f"**{finished.num_clips} clips**, {finished.num_failed} bad: {job.result(finished)}")
             tracker.log_text(json.dumps(finished.info, indent=1), job.kind.marker)
             job.after(finished, tracker)
         _print_summary(finished, job.result(finished), totals, rate)

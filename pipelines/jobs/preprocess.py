@@ -41,6 +41,7 @@ from pipelines.rayjobs.plan import MISSING, SHARDS, block_size, make_plan, prepa
 from pipelines.reports.copies_report import notes
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.mlflow_run import Tracker
+from pipelines.tracking.outcomes import dataset_outcome
 
 if TYPE_CHECKING:  # the commands import this module
     from pipelines.preprocess import MergeArgs, PreprocessArgs
@@ -182,6 +183,7 @@ def main(args: PreprocessArgs) -> ShardDataset:
             uri, f"preprocess {args.source}", output=output, params=params, tags={"ajepa.job": "preprocess"}
         )
         with tracker.recording():
+            log_source(tracker, plan)
             totals = write_all(output, plan, manifest.clips, args.front_end, args.num_workers)
             if args.duplicates == "drop":
                 drop_copies(output, args.front_end, args.num_workers)
@@ -196,13 +198,27 @@ def main(args: PreprocessArgs) -> ShardDataset:
             storage.delete(storage.join(output, PLAN))
             save_report(dataset, [*manifest.remarks, *empty_classes(dataset)], len(manifest.missing), tracker)
             found = find_in(dataset)
-            record(tracker, dataset, totals, found)
+            record(tracker, dataset, totals, found, manifest.remarks)
         print_summary(dataset, totals, manifest, found)
         return dataset
 
 
-def record(tracker: Tracker, dataset: ShardDataset, totals: dict[str, Any], found: Findings) -> None:
-    """Counts, speed and dataset.json to MLflow."""
+def log_source(tracker: Tracker, plan: dict[str, Any]) -> None:
+    """What the job reads, as an input of its MLflow run."""
+    about = {"clips": plan["clips"], "source": plan["source"]}
+    tracker.log_input(plan["input"], plan["manifest_hash"], "source", about)
+
+
+def record(
+    tracker: Tracker, dataset: ShardDataset, totals: dict[str, Any], found: Findings, remarks: Sequence[str]
+) -> None:
+    """Counts, speed, the dataset and dataset.json to MLflow.
+
+    Args:
+        remarks: on the source, for the run's description.
+    """
+    tracker.log_dataset(dataset, "result")
+    tracker.describe(dataset_outcome(dataset, [*remarks, *notes(found, f"{REPORT}/")]))
     tracker.log_metrics(0, {
         "clips_ok": dataset.num_clips, "clips_bad": dataset.num_failed, "hours": dataset.hours,
         "seconds": totals["seconds"], "clips_per_second": rate_of(totals),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -27,7 +28,9 @@ from pipelines.rayjobs.pretrain_worker import pretrain
 from pipelines.rayjobs.train_job import Workers, fit, require_resources
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import resumed_uri
+from pipelines.tracking.outcomes import training_outcome
 from pipelines.tracking.reporter import Reporter
+from pipelines.tracking.source import RunSource
 
 if TYPE_CHECKING:  # the commands import this module
     from pipelines.pretrain import PretrainArgs
@@ -85,7 +88,6 @@ def start_or_resume(args: PretrainArgs, dataset: ShardDataset, run: dict[str, An
     about: dict[str, Any] = {
         "output": args.output,
         "params": params,
-        "tags": {"ajepa.job": "pretrain"},
         "histories": True,
     } | mlflow
     uri = resumed_uri(args.mlflow_uri, args.output, run)
@@ -106,6 +108,8 @@ def main(
     *,
     parent: str | None = None,
     name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    source: RunSource | None = None,
     callbacks: Sequence[Any] = (),
     quiet: bool = False,
 ) -> CheckpointInfo:
@@ -114,6 +118,8 @@ def main(
     Args:
         parent: MLflow run this one is nested under.
         name: of the MLflow run; by default "pretrain" and the preset.
+        tags: more tags of it.
+        source: what made it; by default this process.
         callbacks: more Ray Train callbacks, beside the one that records.
     """
     warn_relative_output(args.output)
@@ -136,15 +142,22 @@ def main(
         dataset.check_shards()
         if args.overwrite:
             storage.clear(args.output)
-        run, tracker = start_or_resume(args, dataset, run, name=name or f"pretrain {args.preset}", parent=parent)
+        run, tracker = start_or_resume(
+            args, dataset, run, name=name or f"pretrain {args.preset}", parent=parent, source=source,
+            tags={"ajepa.job": "pretrain", **(tags or {})},
+        )  # fmt: skip
         start = time.perf_counter()
         with tracker.recording():
+            tracker.log_dataset(dataset, "training")
             storage.make_folder(args.output)
             storage.write_text(storage.join(args.output, RUN_JSON), json.dumps(run, indent=1))
             job = partial(
                 pretrain, config=args.config, dataset=dataset, output=args.output, resume_anyway=args.resume_anyway
             )
-            fit(job, args.output, workers, [Reporter(args.output, quiet), *callbacks])
+            try:
+                fit(job, args.output, workers, [Reporter(args.output, quiet), *callbacks])
+            finally:  # of a run that collapsed or was stopped, too
+                describe(args.output, tracker)
             info = read_info(latest_checkpoint(args.output))
             if info.step < info.total_steps:  # a STOP file was put there
                 print(f"stopped at step {info.step} of {info.total_steps}")
@@ -161,6 +174,13 @@ def main(
             f"encoder at {args.output}"
         )
         return info
+
+
+def describe(output: str, tracker: mlflow_run.Tracker) -> None:
+    """What the history says of the run so far, as its description in MLflow."""
+    with contextlib.suppress(OSError, UserError):  # a store that is away: what ended the training is what is said
+        if history := read_history(output):
+            tracker.describe(training_outcome(history))
 
 
 def draw(args: PretrainArgs, dataset: ShardDataset, tracker: mlflow_run.Tracker) -> None:

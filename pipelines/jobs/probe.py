@@ -42,6 +42,8 @@ from pipelines.rayjobs.cluster import require_head
 from pipelines.reports.probe_report import publish, write_outputs
 from pipelines.tracking import mlflow_run
 from pipelines.tracking.lineage import pretraining, recorded_uri
+from pipelines.tracking.score_outcomes import probe_outcome, score_of
+from pipelines.tracking.source import RunSource, this_source
 
 if TYPE_CHECKING:  # the commands import this module
     from pipelines.probe import ProbeArgs
@@ -73,10 +75,16 @@ def elsewhere(args: ProbeArgs, layers: list[int] | None, parent: str | None) -> 
     args = dataclasses.replace(args, encoder=paths, data=storage.absolute(args.data))
     folders = {"--data": args.data, **{f"--encoder {path}": path for path in paths}}
     output = storage.absolute(args.output or paths[0])
-    return run_on_gpu_node(partial(probe_here, args, layers, parent), output, args.threads, folders)
+    return run_on_gpu_node(partial(probe_here, args, layers, parent, this_source()), output, args.threads, folders)
 
 
-def probe_here(args: ProbeArgs, layers: list[int] | None, parent: str | None) -> list[Row]:
+def probe_here(
+    args: ProbeArgs, layers: list[int] | None, parent: str | None, source: RunSource | None = None
+) -> list[Row]:
+    """
+    Args:
+        source: what made the MLflow run; by default this process.
+    """
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU on a node whose GPU Ray knows: see its driver and its torch")
     torch.set_num_threads(choose_threads(args.threads, 1))
@@ -103,6 +111,7 @@ def probe_here(args: ProbeArgs, layers: list[int] | None, parent: str | None) ->
                 "ajepa.pretrain_run": ",".join(o["mlflow_run"] for o in origins if "mlflow_run" in o),
             },
             parent=parent,
+            source=source,
         )
         with tracker.recording():
             tracker.log_dataset(dataset, "evaluation")
@@ -115,7 +124,8 @@ def probe_here(args: ProbeArgs, layers: list[int] | None, parent: str | None) ->
             best = choose_row(rows)
             picture = partial(_vectors, sources[0], best.pooling)
             described = about(args, encoders, paths, dataset, splits[0])
-            tracker.log_metrics(max(e.about["step"] for e in encoders), metrics(rows))
+            tracker.log_metrics(max(e.about["step"] for e in encoders), metrics(rows), "probe")
+            tracker.describe(probe_outcome(rows, best))
             with tempfile.TemporaryDirectory() as scratch:
                 made = Path(scratch)
                 write_outputs(made, rows, best, picture, labels, described, args.figures)
@@ -123,9 +133,7 @@ def probe_here(args: ProbeArgs, layers: list[int] | None, parent: str | None) ->
                 for path in sorted(made.iterdir()):
                     tracker.log_file(path)
         print(f"\n{args.protocol} probe on {dataset.num_clips} clips ({splits[0].what})\n\n{comparison_table(rows)}")
-        print(
-            f"\n{best.metric} {best.mean:.3f} with {best.pooling} pooling, chosen on validation clips; all in {folder}"
-        )
+        print(f"\n{score_of(best)}; all in {folder}")
         if gain := gain_over_random(rows, best):
             print(f"the same pooling: {gain}")
         return rows

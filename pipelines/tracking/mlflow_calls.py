@@ -1,15 +1,22 @@
 """Calls of MLflow's client, and what its errors mean: the run is gone, a record is refused for good, or the server is
 away for a while. MLflow takes seconds to import, so it is imported by whoever calls."""
 
+import hashlib
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from pipelines.tracking import mlflow_uri
 
 OUTPUT_TAG = "ajepa.output"  # of a run: where its command writes
+KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"  # "Machine learning" in MLflow's pages
+NO_KIND = ("", "no_inferred_type", "genai_development_inferred", "custom_model_development_inferred")  # nobody's choice
+NOTE_TAG, NOTE_DIGEST_TAG = "mlflow.note.content", "ajepa.note_digest"
+MOST_NOTE = 5000  # characters of a tag that servers of all versions take
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_LIMIT_EXCEEDED")
+UNKNOWN = ("ENDPOINT_NOT_FOUND", "PERMISSION_DENIED")  # answers of a server that has no datasets, or not for everybody
 ANSWERED = re.compile(r"error code (?!408|429)4\d\d")  # of a server: it would answer the same again
 AWAY = re.compile(
     r"locked|is full|readonly|timed? ?out|refused|could not (connect|translate)|too many|closed", re.IGNORECASE
@@ -26,11 +33,21 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=mlflow_uri.artifact_folder(uri)))
+            folder = mlflow_uri.artifact_folder(uri)
+            return str(client.create_experiment(name, artifact_location=folder, tags={KIND_TAG: KIND}))
         except MlflowException:  # another process was faster
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    if found.tags.get(KIND_TAG, "") in NO_KIND:
+        try:
+            client.set_experiment_tag(found.experiment_id, KIND_TAG, KIND)
+        except Exception as error:  # a permission that a run does not need
+            if not is_final(error):
+                raise
+            print(
+                f"warning: MLflow does not let its experiment {name!r} be marked as machine learning", file=sys.stderr
+            )
     return str(found.experiment_id)
 
 
@@ -77,7 +94,32 @@ def call(method: Any, run_id: str, *values: Any) -> None:
         raise
 
 
-def dataset_input(context: str, **about: str) -> Any:
+def set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    call(client.log_batch, run_id, [], [], [RunTag(name, value) for name, value in tags.items()])
+
+
+def set_note(client: Any, run_id: str, text: str) -> None:
+    """Write the run's description, unless somebody has changed it since it was written here."""
+    found: dict[str, str] = {}
+    call(lambda run: found.update(client.get_run(run).data.tags), run_id)
+    present = found.get(NOTE_TAG, "")
+    if not present or digest(present) == found.get(NOTE_DIGEST_TAG):
+        set_tags(client, run_id, note_tags(text))
+
+
+def note_tags(text: str) -> dict[str, str]:
+    """The tags of a run's description: itself, cut where it is too long, and how it was when it was written."""
+    text = text if len(text) <= MOST_NOTE else f"{text[: MOST_NOTE - 1]}…"
+    return {NOTE_TAG: text, NOTE_DIGEST_TAG: digest(text)}
+
+
+def digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def dataset_input(context: str, **about: Any) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     return DatasetInput(Dataset(**about), [InputTag("mlflow.data.context", context)])

@@ -21,7 +21,8 @@ from ajepa import storage
 from ajepa.errors import UserError, one_line
 from ajepa.training.run_folder import HISTORY, read_new_lines
 from pipelines.tracking import mlflow_calls, mlflow_uri
-from pipelines.tracking.mlflow_calls import REFUSED, RunGoneError, call, dataset_input, is_final
+from pipelines.tracking.metric_groups import grouped
+from pipelines.tracking.mlflow_calls import REFUSED, UNKNOWN, RunGoneError, call, dataset_input, is_final
 from pipelines.tracking.mlflow_store import first_line, refusal, require_answer
 from pipelines.tracking.mlflow_unsent import (
     UNSENT,
@@ -225,12 +226,15 @@ class Sender:
                 call(client.log_text, run, record["text"], record["name"])
             elif "file" in record:
                 call(client.log_artifact, run, str(Path(self.spool.name, record["file"])), record["folder"])
+            elif "note" in record:
+                mlflow_calls.set_note(client, run, record["note"])
             else:
                 call(client.log_inputs, run, [dataset_input(**record["dataset"])])
         except MlflowException as error:
-            if error.error_code not in REFUSED:
-                raise
             what = next(iter(record))
+            unknown = what in ("dataset", "note") and error.error_code in UNKNOWN
+            if error.error_code not in REFUSED and not unknown:
+                raise
             print(f"warning: MLflow refuses a record ({what}): {first_line(self.uri, error)}", file=sys.stderr)
 
     def _send_metrics(self, client: Any, values: Sequence[Sequence[Any]]) -> None:
@@ -251,7 +255,7 @@ class Sender:
             for start in range(sent - read, len(lines), 100):
                 reports = lines[start : start + 100]
                 self._send_metrics(client, [
-                    (f"{part}{key}", float(value), round(report.get("time", 0) * 1000), report["step"])
+                    (grouped(key, part=part), float(value), round(report.get("time", 0) * 1000), report["step"])
                     for report in reports for key, value in report.items() if key not in NO_METRICS
                 ])  # fmt: skip
                 for report in reports:

@@ -45,8 +45,11 @@ def test_tables_are_filled_recorded_and_widened(ray_session, small_dataset, tmp_
     assert {a.path for a in client.list_artifacts(parent)} == {f"{name}.{kind}" for kind in ("md", "csv", "png")}
     children = {run.data.params["train.seed"]: run for run in trainings()}
     assert children.keys() == {"0", "1"} and all(run.info.status == "FINISHED" for run in children.values())
-    means = [children[seed].data.metrics["knn_mean_shards"] for seed in ("0", "1")]
+    means = [children[seed].data.metrics["probe/knn_mean_shards"] for seed in ("0", "1")]
     assert means == pytest.approx(table.lines[0].scores["knn", "mean"])
+    assert all(run.info.run_name == f"0.5 seed {seed} (masking_ratio)" for seed, run in children.items())
+    assert {run.data.tags["ajepa.masking_ratio"] for run in children.values()} == {"0.5"}
+    assert client.get_run(parent).data.tags["mlflow.note.content"].startswith(f"**{table.title}**")
     results = read_results(str(output / "results"))
     (half,) = [r for r in results.values() if r.name.startswith("jepa-multiblock-0.5")]
     assert {outcome["machine"]["threads"] for outcome in half.seeds.values()} == {2}  # --threads, in probes as well

@@ -88,7 +88,7 @@ def test_a_folder_becomes_embeddings(finished, encoder):
         np.testing.assert_allclose(row["embedding"], expected, atol=1e-5)
         assert embeddings.label_names[row["labels"][0]] == row["clip_id"].split("/")[0]
     run = mlflow.MlflowClient(args.mlflow_uri).get_run(embeddings.info["mlflow_run"])
-    assert run.info.status == "FINISHED" and run.data.metrics["clips_ok"] == 20
+    assert run.info.status == "FINISHED" and run.data.metrics["data/clips_ok"] == 20
     assert (run.data.tags["ajepa.job"], run.data.tags["ajepa.pretrain_run"]) == ("embed", "abc123")
     assert run.data.params["encoder_digest"] == model.about["digest"]
     assert "20 clips ok, 0 bad, clip embeddings of" in said

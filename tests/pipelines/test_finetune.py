@@ -93,9 +93,9 @@ def test_a_fine_tuning_writes_its_tables_and_is_recorded(run, done, small_datase
     assert recorded.data.tags["ajepa.pretrain_run"] == pretrained
     assert recorded.data.params["dataset_hash"] == small_dataset.content_hash
     assert recorded.data.params["encoder_digest"] == load_encoder(run.output).about["digest"]
-    assert recorded.data.metrics["test_accuracy_fine_tuned"] == pytest.approx(tuned.mean)
+    assert recorded.data.metrics["test/test_accuracy_fine_tuned"] == pytest.approx(tuned.mean)
     client = mlflow.MlflowClient(run.mlflow_uri)
-    curve = client.get_metric_history(recorded.info.run_id, f"{FIT}/validation_accuracy")
+    curve = client.get_metric_history(recorded.info.run_id, f"validation/validation_accuracy {FIT}")
     assert [r["step"] for r in read_history(str(folder / FIT))] == [m.step for m in curve] == [3, 6]
     assert {a.path for a in client.list_artifacts(recorded.info.run_id)} == {"results.json", "table.md", "per_class.md"}
 
@@ -186,7 +186,7 @@ def test_from_scratch_an_encoder_of_a_preset_is_trained(args, run, small_dataset
     trained, probe = main(scratch)
     assert (trained.model, probe.model) == ("supervised from scratch", "linear probe of random init")
     (recorded,) = runs(run, args.output)
-    assert recorded.data.params["encoder"] == "nano from scratch" and "test_accuracy_supervised_from_scratch" in (
+    assert recorded.data.params["encoder"] == "nano from scratch" and "test/test_accuracy_supervised_from_scratch" in (
         recorded.data.metrics
     )
     model = load_encoder(str(Path(args.output, FIT, "model")))

@@ -73,7 +73,10 @@ def test_a_folder_becomes_a_dataset(finished):
     assert not list(Path(finished.output).glob("_plan*")) and not list(Path(finished.output).rglob("*.tmp"))
     client = mlflow.MlflowClient(finished.mlflow_uri)
     run = client.get_run(dataset.info["mlflow_run"])
-    assert run.info.status == "FINISHED" and run.data.metrics["clips_ok"] == 20
+    assert run.info.status == "FINISHED" and run.data.metrics["data/clips_ok"] == 20
+    inputs = {data.tags[0].value: data.dataset.digest for data in run.inputs.dataset_inputs}
+    assert inputs == {"source": dataset.info["plan"]["manifest_hash"], "result": dataset.content_hash}
+    assert run.data.tags["mlflow.note.content"].startswith("**20 clips** of ")
     listed = {Path(f.path).name for f in client.list_artifacts(run.info.run_id, "report")}
     assert listed == {p.name for p in Path(finished.output, "report").iterdir()} >= {"report.md", "log_mels.png"}
 

@@ -70,7 +70,7 @@ def test_it_ends_as_one_job_with_report_and_mlflow_run(args, whole, parts, capsy
     (entry,) = grown.info["appended"]
     run = mlflow.MlflowClient(args.mlflow_uri).get_run(entry["mlflow_run"])
     assert run.info.status == "FINISHED" and run.data.params["known"] == "7"
-    assert (run.data.metrics["clips_ok"], run.data.metrics["copies"], run.data.metrics["silent"]) == (14, 2, 1)
+    assert [run.data.metrics[f"data/{name}"] for name in ("clips_ok", "copies", "silent")] == [14, 2, 1]
 
 
 def test_what_follows_on_a_grown_dataset(args, old_job, parts, whole, no_reports, capsys, tmp_path):

@@ -43,9 +43,9 @@ def test_a_run_is_recorded(args, mlflow_uri):
     run_json = json.loads(Path(args.output, "run.json").read_text())
     run = mlflow.MlflowClient(mlflow_uri).get_run(run_json["mlflow_run"])
     assert run.info.status == "FINISHED" and run.data.params["model.width"] == "32"
-    losses = mlflow.MlflowClient(mlflow_uri).get_metric_history(run.info.run_id, "loss")
+    losses = mlflow.MlflowClient(mlflow_uri).get_metric_history(run.info.run_id, "loss/loss")
     assert [m.step for m in losses] == [2, 3, 4, 6]
-    assert run.data.metrics["effective_rank"] > 1
+    assert run.data.metrics["representation/effective_rank"] > 1
 
 
 def test_without_figures_none_are_drawn(finished_run):

@@ -47,7 +47,7 @@ def test_a_probe_writes_its_table_and_records_it(run, small_dataset, tmp_path, c
     client = mlflow.MlflowClient(run.mlflow_uri)
     pretrained = json.loads(Path(run.output, "run.json").read_text())["mlflow_run"]
     (found,) = client.search_runs(["1"], f"tags.`ajepa.pretrain_run` = '{pretrained}'")
-    assert found.data.metrics["accuracy_pretrained_mean"] == pytest.approx(rows[0].mean)
+    assert found.data.metrics["probe/accuracy_pretrained_mean"] == pytest.approx(rows[0].mean)
     assert found.data.params["dataset_hash"] == small_dataset.content_hash
     files = {a.path for a in client.list_artifacts(found.info.run_id)}
     assert files >= {"table.md", "table.csv", "per_class.md", "results.json", "confusion.png", "map.png"}

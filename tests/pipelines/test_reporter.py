@@ -57,7 +57,7 @@ def test_a_run_that_is_stopped_has_its_whole_history_in_one_file_and_in_mlflow(o
         hear(Reporter(output, quiet=True), 0, 2, 4, loss=0.5)
         raise error
     assert steps_of(output) == [0, 2, 4] and TAIL not in storage.contents(output)
-    assert [m.step for m in tracker.client.get_metric_history(tracker.run_id, "loss")] == [0, 2, 4]
+    assert [m.step for m in tracker.client.get_metric_history(tracker.run_id, "loss/loss")] == [0, 2, 4]
 
 
 def test_a_new_controller_keeps_what_the_one_before_received(output):
@@ -123,7 +123,7 @@ def test_reports_that_come_while_others_are_sent_come_to_mlflow_once(tmp_path, m
 
 
 def sent_steps(tracker):
-    return [m.step for m in tracker.client.get_metric_history(tracker.run_id, "loss")]
+    return [m.step for m in tracker.client.get_metric_history(tracker.run_id, "loss/loss")]
 
 
 def test_a_pretraining_stopped_between_two_evaluations_resumes_without_a_gap(output, small_dataset, mlflow_uri):

@@ -44,7 +44,7 @@ def found_runs(address, name):
 
 
 def losses(address, tracker):
-    return mlflow.MlflowClient(address).get_metric_history(tracker.run_id, "loss")
+    return mlflow.MlflowClient(address).get_metric_history(tracker.run_id, "loss/loss")
 
 
 def record(tracker, folder):
@@ -53,11 +53,17 @@ def record(tracker, folder):
     tracker.log_text("a text", "text.txt")
     tracker.log_file(folder / "a.txt", "files")
     (folder / "a.txt").unlink()
+    tracker.log_input("s3://sounds/list.csv", "abc123", "source", {"clips": 7})
+    tracker.describe("**all is well**")
 
 
 def assert_complete(wire, name):
     (run,) = found_runs(wire.database, name)
-    assert (run.data.metrics, run.data.params, run.info.status) == ({"score": 0.5}, {"lr": "0.1"}, "FINISHED")
+    assert (run.data.metrics, run.data.params, run.info.status) == ({"other/score": 0.5}, {"lr": "0.1"}, "FINISHED")
+    (source,) = run.inputs.dataset_inputs
+    assert (source.dataset.name, source.dataset.digest, source.tags[0].value) == ("list.csv", "abc123", "source")
+    assert run.data.tags["mlflow.note.content"].startswith("**all is well**\n\n")
+    assert run.data.tags["mlflow.source.name"] == "pipelines/test.py" and run.data.tags["mlflow.source.type"] == "LOCAL"
     artifacts = next(wire.artifacts.glob(f"*/{run.info.run_id}/artifacts"))
     assert (artifacts / "text.txt").read_text() == "a text" and (artifacts / "files/a.txt").read_text() == "a file"
 
@@ -71,7 +77,7 @@ def test_a_server_that_is_away_is_told_later(mlflow_wire, tmp_path, capsys):  # 
         record(tracker, tmp_path)
     assert tracker.run_id == ""
     said = capsys.readouterr().err
-    assert said.count("cannot record to MLflow") == 1 and "did not get 3 records" in said
+    assert said.count("cannot record to MLflow") == 1 and "did not get 5 records" in said
     mlflow_wire.mend()
     assert not found_runs(mlflow_wire.database, "later")
     mlflow_run.send_unsent(output, uri(mlflow_wire))
@@ -198,7 +204,7 @@ def test_pretraining_does_not_need_it(mlflow_wire, small_dataset, tmp_path, caps
     runs = found_runs(mlflow_wire.database, "pretrain nano")
     (run,) = (run for run in runs if run.data.params["train.seed"] == str(5 + away))
     assert run.info.status == "FINISHED" and run.data.tags["ajepa.verdict"]
-    history = mlflow.MlflowClient(mlflow_wire.database).get_metric_history(run.info.run_id, "loss")
+    history = mlflow.MlflowClient(mlflow_wire.database).get_metric_history(run.info.run_id, "loss/loss")
     assert [m.step for m in history] == steps
 
 
@@ -222,7 +228,7 @@ def test_a_run_that_vanished_is_begun_anew(small_dataset, tmp_path, new_mlflow, 
     assert said.count(f"has no run {about['mlflow_run']} any more: a new one is started") == 1
     (run,) = found_runs(args.mlflow_uri, "pretrain nano")
     assert json.loads((tmp_path / "run/run.json").read_text())["mlflow_run"] == run.info.run_id
-    losses = mlflow.MlflowClient(args.mlflow_uri).get_metric_history(run.info.run_id, "loss")
+    losses = mlflow.MlflowClient(args.mlflow_uri).get_metric_history(run.info.run_id, "loss/loss")
     assert {m.step for m in losses} >= {2, 4, 6} and run.info.status == "FINISHED"
 
 
@@ -246,7 +252,7 @@ def test_a_record_that_is_refused_stops_no_other(mlflow_uri, tmp_path, capsys):
         tracker.log_metrics(1, {"good": 2.0})
     assert capsys.readouterr().err.count("MLflow refuses a record (metrics)") == 1
     (run,) = found_runs(mlflow_uri, "refused")
-    assert run.data.metrics == {"good": 2.0}
+    assert run.data.metrics == {"other/good": 2.0}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, MemoryError])
