@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from helpers.runs import tiny_config
 
+from ajepa import load_classifier
 from ajepa.config import PRESETS as PRETRAINING
 from ajepa.errors import UserError
 from ajepa.evaluation.features import encoder_features
-from ajepa.finetuning.classifier import load_classifier
 from ajepa.finetuning.config import PRESETS, FinetuneConfig
 from ajepa.finetuning.folds import plan_folds
 from ajepa.finetuning.predict import score
@@ -128,8 +128,7 @@ def test_an_encoder_that_comes_with_the_package_is_fine_tuned(args, run, small_d
     main(dataclasses.replace(args, encoder="nano", config=config, mlflow_uri=run.mlflow_uri, probe=False))
     found = json.loads((tmp_path / "out/finetune.json").read_text())
     assert found["settings"]["encoder_digest"] == load_encoder("nano").about["digest"]
-    model, _ = load_classifier(str(tmp_path / "out" / FIT / "model"))
-    assert model.audio.width == 192
+    assert load_classifier(str(tmp_path / "out" / FIT / "model")).audio.width == 192
 
 
 def test_the_accuracy_is_that_of_the_logits_kept(done, small_dataset):

@@ -73,8 +73,8 @@ def test_a_folder_becomes_predictions(finished, model):
     assert f"labels of the input: accuracy {right / 20:.3f} on 20 clips\n" in said
     assert "20 clips ok, 0 bad, clip probabilities of 3 labels in 4 parts" in said
     run = mlflow.MlflowClient(args.mlflow_uri).get_run(predictions.info["mlflow_run"])
-    assert run.info.status == "FINISHED" and run.data.metrics["clips_ok"] == 20
-    assert run.data.metrics["labels_accuracy"] == pytest.approx(right / 20)
+    assert run.info.status == "FINISHED" and run.data.metrics["data/clips_ok"] == 20
+    assert run.data.metrics["test/labels_accuracy"] == pytest.approx(right / 20)
     tags = ("ajepa.job", "ajepa.pretrain_run", "ajepa.finetune_run")
     assert [run.data.tags[name] for name in tags] == ["predict", "abc123", "def456"]
     assert run.data.params["model_digest"] == classifier.digest == predictions.model["digest"]
@@ -126,7 +126,7 @@ def test_windows_of_shards_by_a_model_of_several_labels(ray_session, small_datas
         np.testing.assert_allclose(row["probabilities"], found.probabilities[0], atol=2e-3)  # float16 in shards
     said = capsys.readouterr().out
     run = mlflow.MlflowClient(mlflow_uri).get_run(predictions.info["mlflow_run"])
-    assert f"labels of the input: mAP {run.data.metrics['labels_mAP']:.3f} on 40 clips" in said
+    assert f"labels of the input: mAP {run.data.metrics['test/labels_mAP']:.3f} on 40 clips" in said
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
