@@ -57,6 +57,8 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
     if is_local(path):
         return pafs.LocalFileSystem(), absolute(path)
     if scheme not in OBJECT_STORES:
+        if scheme == "hf":  # pyarrow would ask the network by another package
+            raise UserError(f"cannot read {path!r}: hf:// is not supported here (use a local path, s3:// or gs://)")
         return _filesystem(path)
     bucket = rest.partition("/")[0]
     if "?" in bucket or re.search(r"\?\w+=", rest):

@@ -20,3 +20,8 @@ def list_names(path: str) -> tuple[list[str], list[str]]:
 def _is_resource_fork(name: str) -> bool:
     path = PurePosixPath(name)
     return "__MACOSX" in path.parts or path.name.startswith("._")
+
+
+def is_text(name: str) -> bool:
+    """Whether a file name is valid UTF-8; os.walk hands out the others with surrogates."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)

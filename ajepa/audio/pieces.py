@@ -73,10 +73,12 @@ class Pieces:
                 yield stream
             return
         held = self._held(place, from_s, clip)
-        if held is None:
+        if not isinstance(held, OpenSound):  # opened once: what is read ahead counts its uses
             self._unfit.add(place)
-            with self._opener(clip) as stream:
-                yield stream
+            try:
+                yield held
+            finally:
+                self._let_go()
             return
         try:
             yield held
@@ -90,7 +92,8 @@ class Pieces:
         """Whether an UnreadError of this clip means that it must be opened anew."""
         return self._place(clip) in self._unfit
 
-    def _held(self, place: Hashable, from_s: float, clip: Mapping[str, Any]) -> OpenSound | None:
+    def _held(self, place: Hashable, from_s: float, clip: Mapping[str, Any]) -> Any:
+        """An OpenSound, or what `opener` gave of a clip that is of another kind, open until `_let_go`."""
         held: OpenSound | None = getattr(self._local, "sound", None)
         is_this = held is not None and (self._local.place, held.from_s) == (place, from_s)
         if held is not None and is_this and (held.at or 0) <= round(clip["start_s"] * held.sound.samplerate):
@@ -102,17 +105,15 @@ class Pieces:
             self._stacks.append(stack)
         try:
             stream = stack.enter_context(self._opener(clip))
-            if isinstance(stream, Samples) or not stream.read(1):
-                self._let_go()
-                return None
-            found = inspect(stream)
+            if isinstance(stream, Samples):
+                return stream
+            found = inspect(stream)  # its position is 0 afterwards
             if found.name != MP3 or found.refused or found.start or found.patches or needs_av(found):
-                self._let_go()
-                return None
+                return stream
             sound = stack.enter_context(opened(stream, found.seconds, from_s, PREROLL_S))
         except UnreadError:
-            self._let_go()
-            return None
+            stream.seek(0)
+            return stream
         except BaseException:
             self._let_go()
             raise

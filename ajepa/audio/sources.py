@@ -19,7 +19,7 @@ from ajepa.audio.archives.tar_source import webdataset
 from ajepa.audio.columns import OURS as OF_LISTS
 from ajepa.audio.columns import parse_columns
 from ajepa.audio.decode import AUDIO_EXTENSIONS, AV_EXTENSIONS, has_av
-from ajepa.audio.listing import list_names
+from ajepa.audio.listing import is_text, list_names
 from ajepa.audio.manifest import Manifest, in_reading_order, make_table, sorted_names
 from ajepa.audio.pieces import with_passes
 from ajepa.audio.tables import read_table
@@ -107,8 +107,8 @@ def _folder(path: str, labels_from_folders: bool) -> Manifest:
     path = storage.absolute(path)
     files, macos = list_names(path)
     audio = [name for name in files if PurePosixPath(name).suffix.lower() in AUDIO_EXTENSIONS]
-    unnameable = [name for name in audio if not _is_text(name)]
-    audio = [name for name in audio if _is_text(name)]
+    unnameable = [name for name in audio if not is_text(name)]
+    audio = [name for name in audio if is_text(name)]
     if not audio:
         what = "is empty" if not files else f"holds {len(files)} files, none with an audio extension"
         raise UserError(f"the input folder {path!r} {what} ({' '.join(sorted(AUDIO_EXTENSIONS))})")
@@ -142,8 +142,3 @@ WITH_COLUMNS: dict[SourceName, tuple[str, ...]] = {
     "webdataset": OF_TAR,
     "hdf5": OF_HDF5,
 }
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file name is valid UTF-8; os.walk hands out the others with surrogates."""
-    return not any("\ud800" <= c <= "\udfff" for c in name)

@@ -4,6 +4,7 @@ import fnmatch
 from collections.abc import Sequence
 
 from ajepa import storage
+from ajepa.audio.listing import is_text
 from ajepa.errors import UserError
 
 
@@ -18,6 +19,14 @@ def find_files(path: str, endings: Sequence[str], what: str) -> tuple[str, list[
         UserError: there are none.
     """
     path = storage.absolute(path)
+    folder, found = _find(path, endings, what)
+    odd = [name for name in found if not is_text(name)]
+    if odd:
+        raise UserError(f"the name of {odd[0]!a} in {folder!r} is not UTF-8: rename it")
+    return folder, found
+
+
+def _find(path: str, endings: Sequence[str], what: str) -> tuple[str, list[str]]:
     kind = storage.path_type(path)
     if kind == "file":
         folder, _, name = path.rpartition("/")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ajepa import storage
-from ajepa.audio.errors import AudioError
+from ajepa.audio.errors import AudioError, check_header
 from ajepa.audio.streams import Samples
 from ajepa.errors import one_line
 
@@ -30,8 +30,9 @@ class Hdf5Rows:
         with self._lock:
             file = self._opened(clip["uri"])
             try:
-                values, rate = file[name][row], file.attrs.get("sample_rate")
-            except (OSError, KeyError, ValueError, IndexError) as error:
+                values = file[name][row]
+                rate = 0 if values.dtype == np.uint8 else sample_rate(file)
+            except (OSError, KeyError, ValueError, IndexError, RuntimeError) as error:
                 raise AudioError(f"read: row {row} of {name!r}: {one_line(error)[:200]}") from error
         if values.dtype == np.uint8:
             yield io.BytesIO(values.tobytes())
@@ -39,7 +40,7 @@ class Hdf5Rows:
         if not np.any(values):
             raise AudioError("waveform: a row of zeros: this clip was missing when the file was made")
         waveform = values / np.float32(INT16) if values.dtype == np.int16 else values
-        yield Samples(np.ascontiguousarray(waveform, np.float32), int(rate))
+        yield Samples(np.ascontiguousarray(waveform, np.float32), rate)
 
     def used(self, clip: Mapping[str, Any]) -> None:
         pass
@@ -55,6 +56,20 @@ class Hdf5Rows:
             self._file = self._stack.enter_context(opened(uri))
             self._uri = uri
         return self._file
+
+
+def sample_rate(file: Any) -> int:
+    """Of a file's samples, in Hz.
+
+    Raises:
+        AudioError, TypeError, ValueError: it is no plausible rate.
+    """
+    rate = np.asarray(file.attrs["sample_rate"])
+    if rate.size != 1:
+        raise ValueError(f"{rate.size} values")
+    found = int(rate.reshape(-1)[0])
+    check_header(found, 1)
+    return found
 
 
 @contextlib.contextmanager

@@ -11,10 +11,11 @@ import pyarrow as pa
 from ajepa import storage
 from ajepa.audio.archives.each import Each
 from ajepa.audio.archives.files import find_files
-from ajepa.audio.archives.hdf5_rows import opened
+from ajepa.audio.archives.hdf5_rows import opened, sample_rate
 from ajepa.audio.archives.splits import split_of
 from ajepa.audio.class_table import read_classes
 from ajepa.audio.decode import AUDIO_EXTENSIONS
+from ajepa.audio.errors import AudioError
 from ajepa.audio.labels import class_table_near
 from ajepa.audio.manifest import Manifest, in_reading_order, locators, make_table
 from ajepa.errors import UserError, one_line
@@ -71,6 +72,8 @@ def hdf5(path: str, columns: Mapping[str, str], each: Each) -> Manifest:
 
 def _read(where: str, columns: Mapping[str, str]) -> dict[str, Any] | None:
     """Ids and labels of a file, and the name of its sound; None where it has none, as PANNs' index files."""
+    import h5py
+
     try:
         with opened(where) as file:
             sound = columns.get("audio") or next((name for name in SOUNDS if name in file), None)
@@ -81,14 +84,20 @@ def _read(where: str, columns: Mapping[str, str]) -> dict[str, Any] | None:
                 if name not in file:
                     raise UserError(f"{where!r} has no array {name!r} (it has: {', '.join(file)}); expected: {LAYOUT}")
             _check_sound(where, sound, file)
-            ids = _ids(file[columns.get("clip_id") or NAMES][:])
+            named = file[columns.get("clip_id") or NAMES]
+            if not isinstance(named, h5py.Dataset) or named.ndim != 1:
+                raise UserError(f"{named.name!r} of {where!r} is no list of names; expected: {LAYOUT}")
+            ids = _ids(named[:])
             rows = file[sound].shape[0]
             if len(ids) != rows:
                 raise UserError(f"{where!r} has {len(ids)} names for {rows} rows of {sound!r}")
             target = columns.get("labels", TARGET)  # "": none
-            labels = _labels(where, file[target][:], rows) if target and target in file else np.zeros((rows, 0), bool)
-            is_packed = bool(target) and target in file and file[target].dtype == np.uint8
-    except (OSError, KeyError) as error:
+            if columns.get("labels") and target not in file:
+                raise UserError(f"{where!r} has no array {target!r} (it has: {', '.join(file)})")
+            labels, is_packed = np.zeros((rows, 0), bool), False
+            if target and target in file:
+                labels, is_packed = _labels(where, file[target], rows)
+    except (OSError, KeyError, RuntimeError) as error:
         if isinstance(error, storage.UnreachableError):
             raise
         raise UserError(f"{where!r} cannot be read as HDF5: {one_line(error)[:200]}") from error
@@ -102,6 +111,8 @@ def _check_sound(where: str, name: str, file: Any) -> None:
     import h5py
 
     array = file[name]
+    if not isinstance(array, h5py.Dataset):
+        raise UserError(f"{name!r} of {where!r} is a group, not an array; expected: {LAYOUT}")
     kind = h5py.check_vlen_dtype(array.dtype)
     if array.ndim == 1 and kind is not None and np.dtype(kind) == np.uint8:
         return
@@ -110,6 +121,10 @@ def _check_sound(where: str, name: str, file: Any) -> None:
         raise UserError(f"{name!r} of {where!r} is {shape} of {array.dtype}; expected: {LAYOUT}")
     if "sample_rate" not in file.attrs:
         raise UserError(f"{where!r} has no attribute sample_rate, so its waveforms have no known speed: add it (in Hz)")
+    try:
+        sample_rate(file)
+    except (AudioError, TypeError, ValueError) as error:
+        raise UserError(f"the attribute sample_rate of {where!r} is no rate in Hz: {one_line(error)}") from error
 
 
 def _ids(values: np.ndarray) -> list[str]:
@@ -120,8 +135,20 @@ def _ids(values: np.ndarray) -> list[str]:
     ]
 
 
-def _labels(where: str, target: np.ndarray, rows: int) -> np.ndarray:
-    """[rows, classes] bool, from bits in bytes as well."""
-    if target.ndim != 2 or len(target) != rows:
-        raise UserError(f"the labels of {where!r} are {'x'.join(map(str, target.shape))}, not one row for each clip")
-    return np.unpackbits(target, axis=1).astype(bool) if target.dtype == np.uint8 else target.astype(bool)
+def _labels(where: str, array: Any, rows: int) -> tuple[np.ndarray, bool]:
+    """[rows, classes] bool, and whether they were bits in bytes, whose values are others than 0 and 1.
+
+    Raises:
+        UserError: another shape, or values that are neither.
+    """
+    import h5py
+
+    if not isinstance(array, h5py.Dataset) or array.ndim != 2 or len(array) != rows:
+        shape = "x".join(map(str, getattr(array, "shape", ()))) or "no array"
+        raise UserError(f"the labels of {where!r} are {shape}, not one row for each clip")
+    target = array[:]
+    if target.dtype == np.uint8 and (target > 1).any():
+        return np.unpackbits(target, axis=1).astype(bool), True
+    if target.dtype.kind not in "biuf" or not np.isin(target, (0, 1)).all():
+        raise UserError(f"the labels of {where!r} hold other {target.dtype} than 0 and 1, one a class")
+    return target.astype(bool), False

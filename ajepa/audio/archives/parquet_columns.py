@@ -60,6 +60,9 @@ def find_columns(schema: pa.Schema, given: Mapping[str, str], where: str) -> Col
         UserError: a name that is not there, no sound, or several columns that may be it.
     """
     names = schema.names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{where!r} has the column {twice[0]!r} twice: remove one")
     for ours, theirs in given.items():
         if theirs not in (*names, ""):
             raise UserError(
@@ -70,18 +73,23 @@ def find_columns(schema: pa.Schema, given: Mapping[str, str], where: str) -> Col
     if not holds_sound(schema.field(audio).type):
         raise UserError(f"the column {audio!r} of {where!r} holds {schema.field(audio).type}, not bytes or paths")
     labels = given.get("labels", next((n for n in LABELS if n in names and n != audio), ""))
-    class_names = tuple(_class_names(features.get(labels)))
+    names_of_classes = class_names(schema, labels)
     numbers = ""
-    if labels and not class_names and pa.types.is_string(schema.field(labels).type):
+    if labels and not names_of_classes and pa.types.is_string(schema.field(labels).type):
         numbers = next((n for n in NUMBERS if n in names and pa.types.is_integer(schema.field(n).type)), "")
     ids = tuple(n for n in IDS if n in names and n != audio)
     ids = ids if "clip_id" not in given else (given["clip_id"],) if given["clip_id"] else ()
-    ids = tuple(n for n in ids if _is_text_or_number(schema.field(n).type))
-    split = given.get("split", next((n for n in SPLITS if n in names), ""))
+    if not given.get("clip_id"):
+        ids = tuple(n for n in ids if is_text_or_number(schema.field(n).type))
+    for name in (*ids, given.get("split", ""), given.get("fold", "")):
+        if name and not is_text_or_number(schema.field(name).type):
+            raise UserError(f"the column {name!r} of {where!r} holds {schema.field(name).type}, not texts or numbers")
+    plain = [n for n in names if is_text_or_number(schema.field(n).type)]
+    split = given.get("split", next((n for n in SPLITS if n in plain), ""))
     fold = given.get("fold", next((n for n in FOLDS if n in names), ""))
     used = {audio, *ids, labels, numbers, split, fold}
     left_out = tuple(n for n in names if n not in used)
-    return Columns(audio, ids, labels, numbers, split, fold, class_names, left_out, bool(given.get("clip_id")))
+    return Columns(audio, ids, labels, numbers, split, fold, names_of_classes, left_out, bool(given.get("clip_id")))
 
 
 def holds_sound(kind: pa.DataType) -> bool:
@@ -126,9 +134,14 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
     """What the Hugging Face metadata says of each column; nothing where it is damaged."""
     try:
         found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def class_names(schema: pa.Schema, labels: str) -> tuple[str, ...]:
+    """Names of the classes of a column of numbers, as the file's own metadata has them."""
+    return tuple(_class_names(_features(schema).get(labels)))
 
 
 def _class_names(feature: Any) -> list[str]:
@@ -149,5 +162,8 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _is_text_or_number(kind: pa.DataType) -> bool:
+def is_text_or_number(kind: pa.DataType) -> bool:
+    """Whether a column can hold ids, splits or folds, as pandas's categories do too."""
+    if pa.types.is_dictionary(kind):
+        return is_text_or_number(kind.value_type)
     return _is_text(kind) or bool(pa.types.is_integer(kind))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.audio.archives.files import find_files
-from ajepa.audio.archives.parquet_columns import Columns, find_columns, holds_sound, parts_of
+from ajepa.audio.archives.parquet_columns import Columns, class_names, find_columns, holds_sound, parts_of
 from ajepa.audio.archives.parquet_rows import beside
 from ajepa.audio.archives.splits import split_of
 from ajepa.audio.blocks import MOST_PIECES, ROWS_TOGETHER
@@ -124,6 +124,7 @@ def _read(folder: str, name: str, columns: Columns, first: pa.Schema) -> _File:
             _require_alike(where, columns, parquet.schema_arrow, first)
             content, path = parts_of(parquet.schema_arrow.field(columns.audio).type, columns.audio)
             table = parquet.read([*columns.small, *([path] if path else [])], use_threads=False)
+            table.validate(full=True)  # texts that are not UTF-8
             paths = pa.nulls(table.num_rows, pa.string())
             if path:
                 paths = pc.struct_field(table[columns.audio], "path") if path != columns.audio else table[path]
@@ -133,7 +134,7 @@ def _read(folder: str, name: str, columns: Columns, first: pa.Schema) -> _File:
                     _refuse_large_page(where, group, content)
         return _File(
             name,
-            table.select(columns.small).append_column(PATH, pa.chunked_array(paths.cast(pa.string()), pa.string())),
+            pa.table({name: _plain(table[name]) for name in columns.small} | {PATH: _plain(paths.cast(pa.string()))}),
             [group.num_rows for group in groups],
             [bool(content) and _holds(group, content) for group in groups],
         )
@@ -157,6 +158,11 @@ def _chunks(group: pq.RowGroupMetaData) -> list[pq.ColumnChunkMetaData]:
     return [group.column(i) for i in range(group.num_columns)]
 
 
+def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Categories of pandas as what they stand for."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
 def _require_alike(where: str, columns: Columns, schema: pa.Schema, first: pa.Schema) -> None:
     for column in (columns.audio, *columns.small):
         if column not in schema.names:
@@ -164,6 +170,11 @@ def _require_alike(where: str, columns: Columns, schema: pa.Schema, first: pa.Sc
         ours, theirs = schema.field(column).type, first.field(column).type
         if ours != theirs and not (column == columns.audio and holds_sound(ours)):
             raise UserError(f"the column {column!r} of {where!r} is {ours}, in the first file {theirs}")
+    if columns.labels and class_names(schema, columns.labels) != columns.class_names:
+        raise UserError(
+            f"the labels of {where!r} are numbers of other classes than in the first file: make each a dataset of its "
+            "own, and join them with --merge, which goes by the names"
+        )
 
 
 def _holds(group: pq.RowGroupMetaData, leaf: str) -> bool:
@@ -198,7 +209,10 @@ def _places(folder: str, files: list[_File], columns: Columns) -> dict[str, pa.A
 def _ids(small: pa.Table, columns: Columns, files: list[_File]) -> tuple[pa.ChunkedArray | pa.Array, list[str]]:
     """A column of names that differ, else the file and the row."""
     if columns.ids_are_given:
-        return small[columns.ids[0]].cast(pa.string()), []
+        given = small[columns.ids[0]].cast(pa.string())
+        if given.null_count:
+            raise UserError(f"{given.null_count} rows have no id in the column {columns.ids[0]!r}")
+        return given, []
     remarks = []
     for name in (*columns.ids, PATH):
         values = small[name].cast(pa.string())
@@ -258,8 +272,9 @@ def _numbered(column: pa.Array, columns: Columns) -> tuple[pa.Array, list[str], 
 
 def _named_by_number(names: pa.Array, numbers: pa.Array) -> list[str] | None:
     """Names in the order of their numbers, where each has one of its own."""
+    if names.null_count or numbers.null_count or pc.any(pc.match_substring_regex(names, r";|^\s|\s$|^$")).as_py():
+        return None
     pairs = pa.table({"name": names, "number": numbers}).group_by(["name", "number"]).aggregate([]).to_pylist()
-    pairs = [pair for pair in pairs if pair["name"] is not None and pair["number"] is not None]
     if len({p["name"] for p in pairs}) != len(pairs) or len({p["number"] for p in pairs}) != len(pairs):
         return None
     return [pair["name"] for pair in sorted(pairs, key=lambda pair: pair["number"])]

@@ -9,13 +9,17 @@ from typing import Any
 
 from ajepa import storage
 from ajepa.audio.decode import AUDIO_EXTENSIONS
+from ajepa.audio.listing import is_text
 from ajepa.errors import UserError, one_line
 
 HOP = 16 << 10  # bytes read at a place: the header there, and small members behind it
 MOST_HEADER = 1 << 20  # bytes of a header, extended ones included
 MOST_SIDE = 1 << 20  # bytes of a file of labels
 LABEL_KEYS = ("labels", "label", "tags", "tag", "categories", "category", "classes", "class", "species")
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
+COMPRESSED = {
+    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip",
+}  # fmt: skip
+BEHIND = 64 << 10  # bytes behind the end of an archive that are looked at; writers fill it up with zeros
 
 
 @dataclass(frozen=True)
@@ -83,23 +87,25 @@ class _Hops:
 def _index(where: str, columns: Mapping[str, str]) -> TarIndex:
     remarks: dict[str, tuple[int, str]] = {}
     sounds: list[tuple[str, int, int, str]] = []  # name, offset, size, problem
-    sides: dict[str, dict[str, Any]] = {}  # name: labels, split, fold
+    sides: list[tuple[str, int, dict[str, Any]]] = []  # name, sounds before it, and its labels, split and fold
     with storage.open_input(where) as stream:
         hops = _Hops(stream)
         for info in _infos(where, hops, remarks):
             suffix = PurePosixPath(info.name).suffix.lower()
             name = info.name.removeprefix("./")
-            if PurePosixPath(name).name.startswith("._") or "__MACOSX" in PurePosixPath(name).parts:
+            if not is_text(name):
+                _count(remarks, "members whose names are not UTF-8", ascii(name))
+            elif PurePosixPath(name).name.startswith("._") or "__MACOSX" in PurePosixPath(name).parts:
                 _count(remarks, "files of macOS", name)
             elif suffix in AUDIO_EXTENSIONS:
-                sounds.append((name, info.offset_data, info.size, _problem(info, hops.size)))
+                sounds.append((name, info.offset_data, min(info.size, hops.size), _problem(info, hops.size)))
             elif suffix in (".json", ".cls", ".txt") and info.isreg():
                 found = _side(hops, info, suffix, columns)
                 if found is None:
                     _count(remarks, f"{suffix} files that cannot be read", name)
                 else:
-                    sides[name] = found
-                    if "labels" in found:
+                    sides.append((name, len(sounds), found))
+                    if found.get("labels") is not None:
                         _count(remarks, f"files gave labels ({found['from']})", name)
             elif info.isreg():
                 _count(remarks, "other members", name)
@@ -108,8 +114,9 @@ def _index(where: str, columns: Mapping[str, str]) -> TarIndex:
 
 def _infos(where: str, hops: _Hops, remarks: dict[str, tuple[int, str]]) -> Iterator[tarfile.TarInfo]:
     """Every header, until the archive ends or is damaged."""
-    head = hops.read(min(8, hops.size))
-    found = next((what for start, what in COMPRESSED.items() if head.startswith(start)), None)
+    head = hops.read(min(tarfile.BLOCKSIZE, hops.size))
+    is_tar = head[257:262] == b"ustar"  # whatever its first member is called
+    found = next((what for start, what in COMPRESSED.items() if head.startswith(start) and not is_tar), None)
     if found is not None:
         raise UserError(f"{where!r} is compressed ({found}): no part of it can be read alone. Make it a plain .tar")
     if not head:
@@ -120,20 +127,25 @@ def _infos(where: str, hops: _Hops, remarks: dict[str, tuple[int, str]]) -> Iter
         archive = tarfile.TarFile(fileobj=hops, mode="r")  # type: ignore[arg-type]
     except (tarfile.TarError, ValueError) as error:
         raise UserError(f"{where!r} is no tar archive ({one_line(error)})") from error
-    count = 0
+    count, at = 0, -1
     try:
         while (info := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # millions of them
-            count += 1
+            if info.size < 0 or archive.offset <= at:
+                raise tarfile.ReadError(f"a member of {info.size} bytes")
+            count, at = count + 1, archive.offset
             yield info
     except (tarfile.TarError, ValueError, EOFError) as error:
         # Of a member that is cut off the header was read: it is a row of its own.
         _count(remarks, f"archives that are cut off or damaged ({one_line(error)}): what follows is lost", where)
         return
     hops.seek(archive.offset)
-    end = hops.read(tarfile.BLOCKSIZE)  # tarfile takes a header that it cannot read for the end
-    if any(end):
+    end = hops.read(BEHIND)  # tarfile takes a header that it cannot read, or one of zeros, for the end
+    if any(end[: tarfile.BLOCKSIZE]):
         _count(remarks, f"archives that are damaged (at byte {archive.offset:,}): what follows is lost", where)
+    elif any(end) or hops.size - archive.offset > 1 << 20:
+        what = f"archives that go on behind their end (at byte {archive.offset:,}), as joined ones: that is not read"
+        _count(remarks, what, where)
     elif not count:
         _count(remarks, "empty archives", where)
     elif not end:
@@ -176,7 +188,7 @@ def _side(hops: _Hops, info: tarfile.TarInfo, suffix: str, columns: Mapping[str,
         if wanted == "cls":
             found |= {"labels": content, "from": "cls"}
         elif isinstance(content, dict):
-            key = next((key for key in LABEL_KEYS if key in content), None)
+            key = next((key for key in LABEL_KEYS if content.get(key) is not None), None)
             found |= {} if key is None else {"labels": content[key], "from": f"json.{key}"}
     return found
 
@@ -188,7 +200,9 @@ def _inside(content: Any, path: list[str]) -> Any:
 
 
 def _joined(
-    sounds: list[tuple[str, int, int, str]], sides: dict[str, dict[str, Any]], remarks: dict[str, tuple[int, str]]
+    sounds: list[tuple[str, int, int, str]],
+    sides: list[tuple[str, int, dict[str, Any]]],
+    remarks: dict[str, tuple[int, str]],
 ) -> list[Member]:
     """Sounds with what the files beside them say, by their common key.
 
@@ -197,16 +211,23 @@ def _joined(
     "a.audio.flac" and "a.meta.json", that rule is taken.
     """
     rules = (_to_last_dot, _to_first_dot)
-    found = [sum(rule(name) in keys for name in sides) for rule in rules for keys in [{rule(s[0]) for s in sounds}]]
+    keys = [{rule(sound[0]) for sound in sounds} for rule in rules]
+    found = [sum(rule(name) in those for name, _, _ in sides) for rule, those in zip(rules, keys, strict=True)]
     unique = len({_to_first_dot(s[0]) for s in sounds}) == len(sounds)
     rule = rules[found[1] > found[0] and unique]
     if rule is _to_first_dot:
         _count(remarks, "archives whose keys end at the first dot", sounds[0][0])
-    merged: dict[str, dict[str, Any]] = {}
-    for name, side in sides.items():
-        merged[rule(name)] = merged.get(rule(name), {}) | {k: v for k, v in side.items() if v is not None}
-    for key in merged.keys() - {rule(s[0]) for s in sounds}:
-        _count(remarks, "samples without sound", key)
+    places: dict[str, list[int]] = {}  # numbers of the sounds of a key
+    for i, sound in enumerate(sounds):
+        places.setdefault(rule(sound[0]), []).append(i)
+    merged: dict[int, dict[str, Any]] = {}  # by number of the sound: where a key comes again, the last one before it
+    for name, before, side in sides:
+        of_key = places.get(rule(name))
+        if of_key is None:
+            _count(remarks, "samples without sound", rule(name))
+            continue
+        number = max((i for i in of_key if i < before), default=of_key[0])
+        merged[number] = merged.get(number, {}) | {k: v for k, v in side.items() if v is not None}
     members: list[Member] = []
     times: dict[str, int] = {}
     for i, (name, offset, size, problem) in enumerate(sounds):
@@ -217,10 +238,10 @@ def _joined(
         times[key] = times.get(key, 0) + 1
         if times[key] > 1:
             _count(remarks, "keys that come again in one archive, numbered #2 and on", name)
-        side = merged.get(key, {})
+        side = merged.get(i, {})
         members.append(Member(
             name, key if times[key] == 1 else f"{key}#{times[key]}", offset, size, problem,
-            _label_names(side.get("labels")), str(side.get("split") or ""), _number(side.get("fold")),
+            _label_names(side.get("labels")), _text(side.get("split", "")), _number(side.get("fold")),
         ))  # fmt: skip
     return members
 
@@ -236,14 +257,20 @@ def _to_first_dot(name: str) -> str:
 
 def _label_names(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [] if value in (None, "") else [value]
-    return tuple(str(v) for v in values if isinstance(v, str | int | float) and str(v).strip())
+    return tuple(_text(v) for v in values if isinstance(v, str | int | float) and str(v).strip())
+
+
+def _text(value: Any) -> str:
+    """Without the halves of characters that JSON can name."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _number(value: Any) -> int:
     try:
-        return int(value)
-    except (TypeError, ValueError):
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
         return -1
+    return number if abs(number) < 1 << 31 else -1
 
 
 def _count(remarks: dict[str, tuple[int, str]], kind: str, example: str) -> None:

@@ -110,3 +110,23 @@ def test_refusals(tmp_path):
     assert "names 1 classes, the files have 2" in refusal(
         pack(tmp_path / "h.h5", noise(2), target=np.ones((2, 2), bool))
     )
+
+
+def test_a_class_a_byte_and_what_is_no_target(tmp_path):
+    target = np.eye(3, dtype=np.uint8)
+    manifest = load_manifest("hdf5", pack(tmp_path / "a.h5", noise(3), target=target))
+    assert manifest.label_names == ["0", "1", "2"] and manifest.clips["labels"].to_pylist() == [[0], [1], [2]]
+    soft = pack(tmp_path / "b.h5", noise(2), target=np.full((2, 3), 0.9, np.float32))
+    assert "other float32 than 0 and 1" in refusal(soft)
+    assert "other" in refusal(pack(tmp_path / "c.h5", noise(2), target=np.array([[b"dog"], [b"cat"]])))
+    for i, rate in enumerate([[32_000, 44_100], -1, 1]):
+        path = pack(tmp_path / f"rate{i}.h5", noise(2), rate=None)
+        with h5py.File(path, "a") as file:
+            file.attrs["sample_rate"] = rate
+        assert "is no rate in Hz" in refusal(path)
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file.create_group("waveform")
+        file.create_dataset("audio_name", data=np.array([b"a"]))
+    assert "is a group, not an array" in refusal(tmp_path / "group.h5")
+    with pytest.raises(UserError, match="no array 'classes'"):
+        load_manifest("hdf5", pack(tmp_path / "d.h5", noise(2)), columns=["labels=classes"])

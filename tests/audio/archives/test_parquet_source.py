@@ -6,10 +6,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.containers import AUDIO, Sound, audio, bad_rows, flac, loose_dataset, make_shards, parquet, sounds
+from helpers.containers import (
+    AUDIO,
+    FRONT_END,
+    Sound,
+    audio,
+    bad_rows,
+    flac,
+    loose_dataset,
+    make_shards,
+    parquet,
+    sounds,
+)
 
 from ajepa.audio.archives.parquet_rows import ParquetRows
 from ajepa.audio.blocks import block_sizes
+from ajepa.audio.segments import segment
 from ajepa.audio.sources import load_manifest
 from ajepa.errors import UserError
 from ajepa.shards.dataset import ShardDataset
@@ -290,3 +302,43 @@ def test_a_struct_with_its_parts_in_any_order(tmp_path, parts):
         tmp_path / "a.parquet", {"id": [c.id for c in clips], "audio": column, "label": [c.labels[0] for c in clips]}
     )
     check_same(load_manifest("parquet", path), clips, tmp_path)
+
+
+def test_files_that_number_their_classes_otherwise(tmp_path):
+    clips = sounds(2)
+    for name, classes in (("train", ["cat", "dog"]), ("test", ["dog", "cat"])):
+        columns = {"id": [f"{name}{i}" for i in range(2)], "audio": audio(clips), "label": [0, 1]}
+        parquet(tmp_path / f"in/{name}.parquet", columns, features={"label": {"_type": "ClassLabel", "names": classes}})
+    assert "numbers of other classes than in the first file" in refusal(tmp_path / "in")
+
+
+def test_columns_of_pandas_and_of_other_writers(tmp_path):
+    clips, named = sounds(4), ["clip_id=name"]
+    ids = pa.array([c.id for c in clips])
+    columns = {"name": ids.dictionary_encode(), "audio": audio(clips),
+               "label": pa.array([c.labels[0] for c in clips]).dictionary_encode()}  # fmt: skip
+    path = parquet(tmp_path / "a.parquet", columns)
+    check_same(load_manifest("parquet", path, columns=named), clips, tmp_path)
+    missing = {"name": pa.array(["a", None]), "audio": audio(clips[:2])}
+    assert "1 rows have no id" in refusal(parquet(tmp_path / "b.parquet", missing), columns=named)
+    double = {"name": [1.5, 2.5], "audio": audio(clips[:2])}
+    assert "holds double, not texts" in refusal(parquet(tmp_path / "c.parquet", double), columns=named)
+    blanks = {"id": ids, "audio": audio(clips), "category": [" dog", "dog;cat", "dog", "cat"], "target": [0, 1, 2, 3]}
+    assert load_manifest("parquet", parquet(tmp_path / "d.parquet", blanks)).label_names == ["cat", "dog"]
+    hub = {"id": ["a", "b"], "audio": pa.array([{"bytes": clips[0].data, "path": None},
+                                                {"bytes": None, "path": "hf://datasets/x/a.flac"}], AUDIO)}  # fmt: skip
+    dataset = make_shards(load_manifest("parquet", parquet(tmp_path / "e.parquet", hub)), tmp_path / "hub")
+    assert "hf:// is not supported" in bad_rows(dataset)["b"]
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "MP3"])
+def test_pieces_of_rows_are_cut_from_one_reading(tmp_path, monkeypatch, kind):
+    clips = [Sound(f"{i}", flac(i, 3.0, 16_000, kind), ()) for i in range(6)]
+    path = parquet(tmp_path / "a.parquet", {"id": [c.id for c in clips], "audio": audio(clips)}, group=6)
+    manifest = segment(load_manifest("parquet", path), 0.5, "drop", FRONT_END)
+    began = []
+    original = ParquetRows._rows
+    monkeypatch.setattr(ParquetRows, "_rows", lambda self, *given: began.append(given) or original(self, *given))
+    dataset = make_shards(manifest, tmp_path / "shards", size=100)
+    assert dataset.num_clips == manifest.clips.num_rows >= 6 * 5
+    assert len(began) == len(dataset.shards) == 1

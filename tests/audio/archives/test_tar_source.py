@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pytest
 from helpers.containers import Sound, bad_rows, flac, loose_dataset, make_shards, sounds, tar
@@ -217,3 +218,57 @@ def test_indexing_passes_over_the_sound(tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_splits_from_names(name, split):
     assert split_of(name) == split
+
+
+def test_archives_joined_without_a_word_of_it(tmp_path):
+    one, two = (Path(tar(tmp_path / f"{i}.tar", [(f"{i}.flac", flac(i))])).read_bytes() for i in range(2))
+    (tmp_path / "both.tar").write_bytes(one + two)
+    manifest = load_manifest("webdataset", str(tmp_path / "both.tar"))
+    assert manifest.clips.num_rows == 1 and any("go on behind their end" in remark for remark in manifest.remarks)
+
+
+def test_a_member_that_is_called_like_an_archive(tmp_path):
+    for start in ("PK", "BZh9"):
+        path = tar(tmp_path / f"{start}.tar", [(f"{start}xyz.flac", flac(0))])
+        assert load_manifest("webdataset", path).clips["clip_id"].to_pylist() == [f"{start}xyz"]
+
+
+def test_labels_stay_with_the_sound_before_them(tmp_path):
+    path = tar(tmp_path / "a.tar", [("a.flac", flac(0)), ("a.cls", b"1"), ("a.flac", flac(1)), ("a.cls", b"2")])
+    manifest = load_manifest("webdataset", path)
+    assert manifest.clips["clip_id"].to_pylist() == ["a", "a#2"] and manifest.clips["labels"].to_pylist() == [[0], [1]]
+    before = tar(tmp_path / "b.tar", [("a.cls", b"5"), ("a.flac", flac(0))])
+    assert load_manifest("webdataset", before).label_names == ["5"]
+
+
+def test_texts_and_numbers_that_are_none(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", encoding="latin-1", format=tarfile.USTAR_FORMAT) as archive:
+        for name in ("good.flac", "caf\xe9.flac"):
+            info = tarfile.TarInfo(name)
+            info.size = len(flac(0))
+            archive.addfile(info, io.BytesIO(flac(0)))
+        text = b'{"label": null, "tags": ["\\ud800x"], "fold": Infinity, "split": 0}'
+        info = tarfile.TarInfo("good.json")
+        info.size = len(text)
+        archive.addfile(info, io.BytesIO(text))
+    manifest = load_manifest("webdataset", str(path), columns=["fold=json.fold", "split=json.split"])
+    (row,) = manifest.clips.to_pylist()
+    assert (row["clip_id"], row["fold"], row["split"], manifest.label_names) == ("good", -1, "0", ["?x"])
+    assert any("names are not UTF-8" in remark for remark in manifest.remarks)
+
+
+@pytest.mark.parametrize("size", [b"\xff" * 8 + b"\xff\xff\xfe\x00", b"\x80" + b"\x7f" * 11], ids=["negative", "huge"])
+def test_a_size_that_no_member_has(tmp_path, size):
+    path = Path(tar(tmp_path / "a.tar", [("a.flac", flac(0)), ("b.flac", flac(1))]))
+    with tarfile.open(path) as archive:
+        second = archive.getmembers()[1]
+    data = bytearray(path.read_bytes())
+    header = data[second.offset : second.offset + 512]
+    header[124:136] = size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[second.offset : second.offset + 512] = header
+    path.write_bytes(data)
+    manifest = load_manifest("webdataset", str(path))
+    assert make_shards(manifest, tmp_path / "shards").num_clips == 1 and manifest.remarks
