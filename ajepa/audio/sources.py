@@ -49,11 +49,8 @@ def load_manifest(
     """List the clips of `path`, sorted by clip id, or by their places where files hold many.
 
     Args:
-        columns: pairs "ours=theirs" of names of columns.
-        each: maps a function over the files that are looked at one by one, in order.
-
-    Args:
         columns: pairs OURS=THEIRS that say which columns of the input stand for ours.
+        each: maps a function over the files that are looked at one by one, in order.
 
     Raises:
         UserError: nothing there, no audio, missing columns, a clip id that occurs twice, or containers that need PyAV

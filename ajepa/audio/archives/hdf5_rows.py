@@ -23,6 +23,7 @@ class Hdf5Rows:
         self._lock = threading.Lock()
         self._uri, self._stack = "", contextlib.ExitStack()
         self._file: Any = None
+        self._raw: storage.RemoteFile | None = None
 
     @contextlib.contextmanager
     def open(self, clip: Mapping[str, Any]) -> Iterator[Any]:
@@ -33,7 +34,10 @@ class Hdf5Rows:
                 values = file[name][row]
                 rate = 0 if values.dtype == np.uint8 else sample_rate(file)
             except (OSError, KeyError, ValueError, IndexError, RuntimeError) as error:
+                self._let_go()  # what its store said comes out here, and is no fault of the row
                 raise AudioError(f"read: row {row} of {name!r}: {one_line(error)[:200]}") from error
+            if self._raw is not None and self._raw.error is not None:  # h5py took what did not come for zeros
+                self._let_go()
         if values.dtype == np.uint8:
             yield io.BytesIO(values.tobytes())
             return
@@ -46,16 +50,19 @@ class Hdf5Rows:
         pass
 
     def close(self) -> None:
-        with self._lock:
-            self._stack.close()
+        with self._lock, contextlib.suppress(OSError):  # of a store that is away; the clips were read
+            self._let_go()
 
     def _opened(self, uri: str) -> Any:
         if uri != self._uri:
-            self._stack.close()
-            self._uri, self._file = "", None
-            self._file = self._stack.enter_context(opened(uri))
+            self._let_go()
+            self._file, self._raw = self._stack.enter_context(opened(uri))
             self._uri = uri
         return self._file
+
+    def _let_go(self) -> None:
+        self._uri, self._file, self._raw = "", None, None
+        self._stack.close()
 
 
 def sample_rate(file: Any) -> int:
@@ -73,8 +80,9 @@ def sample_rate(file: Any) -> int:
 
 
 @contextlib.contextmanager
-def opened(uri: str) -> Iterator[Any]:
-    """An HDF5 file.
+def opened(uri: str) -> Iterator[tuple[Any, storage.RemoteFile | None]]:
+    """An HDF5 file, and what it is read by from a store. Where that fails h5py reads zeros: the error stands there, and
+    comes out of the block.
 
     Raises:
         OSError: it cannot be read.
@@ -83,32 +91,7 @@ def opened(uri: str) -> Iterator[Any]:
 
     if storage.is_local(uri):
         with h5py.File(storage.absolute(uri), "r") as file:
-            yield file
+            yield file, None
         return
-    with storage.open_input(uri) as stream, h5py.File(io.BufferedReader(_Raw(stream), storage.READ_AHEAD), "r") as file:
-        yield file
-
-
-class _Raw(io.RawIOBase):
-    """A store's file as h5py reads it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._stream.seek(offset, whence)
-        return int(self._stream.tell())
-
-    def tell(self) -> int:
-        return int(self._stream.tell())
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+    with storage.decoder_input(uri) as stream, h5py.File(stream, "r") as file:
+        yield file, stream.raw

@@ -75,7 +75,7 @@ def _read(where: str, columns: Mapping[str, str]) -> dict[str, Any] | None:
     import h5py
 
     try:
-        with opened(where) as file:
+        with opened(where) as (file, _):
             sound = columns.get("audio") or next((name for name in SOUNDS if name in file), None)
             if sound is None:
                 return None

@@ -1,10 +1,16 @@
 """Sound in HDF5 files: PANNs' packs of samples and PaSST's of MP3 files."""
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 from helpers.containers import Sound, bad_rows, flac, loose_dataset, make_shards
+from helpers.loopback_s3 import ask_once
 
+from ajepa import retries, storage
+from ajepa.audio.decode import decode_clip
+from ajepa.audio.read_ahead import read_ahead
 from ajepa.audio.sources import load_manifest
 from ajepa.audio.statistics import Statistics
 from ajepa.errors import UserError
@@ -89,6 +95,19 @@ def test_from_a_store(tmp_path, s3):
     here = make_shards(load_manifest("hdf5", str(tmp_path / "a.h5")), tmp_path / "here")
     away = make_shards(load_manifest("hdf5", "s3://sounds/packs"), tmp_path / "away")
     assert here.content_hash == away.content_hash
+
+
+def test_a_store_that_goes_away_is_no_fault_of_the_rows(tmp_path, s3, wire, monkeypatch):
+    ask_once(monkeypatch, wire)
+    monkeypatch.setattr(retries, "WAITS", ())
+    s3.Object("away/a.h5").put(Body=Path(pack(tmp_path / "a.h5", noise(20, 4.0))).read_bytes())
+    clips = load_manifest("hdf5", "s3://sounds/away").clips.to_pylist()
+    with read_ahead(clips) as opener:
+        assert len(decode_clip(clips[0], RATE, 10 * RATE, opener)[0].waveform) == 4 * RATE
+        wire.break_now()
+        with pytest.raises(storage.UnreachableError):
+            for clip in clips[1:]:
+                decode_clip(clip, RATE, 10 * RATE, opener)
 
 
 def refusal(path) -> str:
