@@ -232,6 +232,13 @@ def decoder_input(path: str) -> Iterator[Any]:
         raise remote.error
 
 
+def read_failed(stream: Any) -> bool:
+    """Whether a stream that `decoder_input` gave, or one made of it, ended because its store failed."""
+    while stream is not None and not isinstance(stream, RemoteFile):
+        stream = getattr(stream, "raw", None)
+    return stream is not None and stream.error is not None
+
+
 def read_small(
     path: str, most: int, stopped: threading.Event | None = None, part: tuple[int, int] | None = None
 ) -> bytes | None:

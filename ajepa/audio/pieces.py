@@ -17,6 +17,7 @@ from ajepa.audio.containers import MP3, inspect, needs_av
 from ajepa.audio.manifest import LOCATOR
 from ajepa.audio.soundfile_decode import PREROLL_S, OpenSound, UnreadError, opened
 from ajepa.audio.streams import Samples
+from ajepa.storage import read_failed
 
 PASS_S = 600.0  # seconds decoded from one place
 FEW = 4  # pieces of a recording, below which each is sought
@@ -87,6 +88,8 @@ class Pieces:
             if isinstance(error, UnreadError):
                 self._unfit.add(place)
             raise
+        if read_failed(self._local.source):  # the decoder took it for the end of the file
+            self._let_go()
 
     def is_unfit(self, clip: Mapping[str, Any]) -> bool:
         """Whether an UnreadError of this clip means that it must be opened anew."""
@@ -117,12 +120,12 @@ class Pieces:
         except BaseException:
             self._let_go()
             raise
-        self._local.place, self._local.sound = place, sound
+        self._local.place, self._local.sound, self._local.source = place, sound, stream
         return sound
 
     def _let_go(self) -> None:
         """Close what this thread holds; an error of its store comes out here."""
-        self._local.place = self._local.sound = None
+        self._local.place = self._local.sound = self._local.source = None
         stack, self._local.stack = getattr(self._local, "stack", None), None
         if stack is not None:
             with self._lock:

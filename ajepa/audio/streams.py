@@ -101,7 +101,8 @@ class Window(io.RawIOBase):
     """A part of a seekable stream as a stream of its own."""
 
     def __init__(self, stream: Any, start: int, size: int) -> None:
-        self._stream, self._start, self._size, self._at = stream, start, size, 0
+        self.raw = self._stream = stream
+        self._start, self._size, self._at = start, size, 0
 
     def readable(self) -> bool:
         return True

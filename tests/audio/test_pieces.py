@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 from helpers.encoded import encode_av
+from helpers.loopback_s3 import ask_once
 
+from ajepa import retries, storage
 from ajepa.audio import pieces as module
+from ajepa.audio import read_ahead as ahead
 from ajepa.audio import soundfile_decode
 from ajepa.audio.blocks import block_sizes
 from ajepa.audio.decode import decode, decode_clip
@@ -114,8 +117,6 @@ def test_from_a_store_it_is_asked_for_once(recordings, s3, monkeypatch):
     s3.Object("pieces/a.mp3").put(Body=(recordings / "a.mp3").read_bytes())
     clips = pieces("s3://sounds/pieces/a.mp3")
     asked = []
-    from ajepa import storage
-
     original = storage.read_small
     monkeypatch.setattr(storage, "read_small", lambda *given: asked.append(given[0]) or original(*given))
     with read_ahead(clips) as opener:
@@ -165,3 +166,20 @@ def test_pieces_of_one_pass_stay_in_one_block():
     )
     assert block_sizes(with_passes(table), 40) == [60, 60, 30]
     assert block_sizes(with_passes(table), 130) == [120, 30]
+
+
+def test_a_store_that_goes_away_ends_no_piece_early(recordings, s3, wire, monkeypatch):
+    ask_once(monkeypatch, wire)
+    monkeypatch.setattr(retries, "WAITS", ())
+    monkeypatch.setattr(ahead, "SMALL", 1000)  # so that the decoder asks for what it needs
+    monkeypatch.setattr(storage, "READ_AHEAD", 1 << 14)
+    s3.Object("away/a.mp3").put(Body=(recordings / "a.mp3").read_bytes())
+    clips = pieces("s3://sounds/away/a.mp3")
+    with read_ahead(clips) as opener:
+        first = decode_clip(clips[0], RATE, 10 * RATE, opener)[0].waveform
+        np.testing.assert_array_equal(first, alone(clips[0] | {"uri": str(recordings / "a.mp3")}))
+        wire.break_now()
+        with pytest.raises(storage.UnreachableError):
+            for clip in clips[1:]:
+                waveform = decode_clip(clip, RATE, 10 * RATE, opener)[0].waveform
+                np.testing.assert_array_equal(waveform, alone(clip | {"uri": str(recordings / "a.mp3")}))
