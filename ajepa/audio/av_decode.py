@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-
+from ajepa.audio.collector import Collector
 from ajepa.audio.containers import FORMATS, MP3, MP4, Container
 from ajepa.audio.errors import AudioError, check_header, mix
 
@@ -18,26 +17,26 @@ KNOWN = (
 )
 
 
-def decode(stream: Any, found: Container, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
-    """The mono waveform from a time on, and its rate in Hz. Where the container's clock is too coarse to say where a
+def decode(stream: Any, container: Container, start_s: float, duration_s: float | None, sample_rate: int) -> Collector:
+    """The mono waveform from a time on, for a rate in Hz. Where the container's clock is too coarse to say where a
     seek lands, the file is decoded from its beginning.
 
     Raises:
         AudioError: FFmpeg cannot read it.
     """
-    blocks: list[np.ndarray] = []
-    rate, first, position, left = 0, 0, 0, None
-    for block, block_rate, at in _blocks(stream, found, start_s):
-        if not rate:
-            rate, position = block_rate, at
+    found: Collector | None = None
+    first, position, left = 0, 0, None
+    for block, rate, at in _blocks(stream, container, start_s):
+        if found is None:
+            found, position = Collector(rate, sample_rate), at
             first, left = round(start_s * rate), None if duration_s is None else round(duration_s * rate)
-        part = block[max(0, first - position) :]
+        part = block[max(0, first - position) :][:left]
         position += len(block)
-        blocks.append(part if left is None else part[:left])
-        left = None if left is None else left - len(blocks[-1])
+        found.add(part)
+        left = None if left is None else left - len(part)
         if left is not None and left <= 0:
             break
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate or 1
+    return found or Collector(1, sample_rate)
 
 
 def duration(stream: Any, found: Container) -> float:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import soxr
 
 from ajepa import storage
 from ajepa.audio import av_decode, soundfile_decode
+from ajepa.audio.collector import Collector
 from ajepa.audio.containers import MP3, Container, inspect, needs_av
 from ajepa.audio.errors import AudioError
 from ajepa.audio.read_ahead import Opener, open_clip
@@ -28,8 +28,6 @@ AUDIO_EXTENSIONS = SOUNDFILE_EXTENSIONS | AV_EXTENSIONS
 
 T = TypeVar("T")
 Opened = Callable[[], contextlib.AbstractContextManager[Any]]
-
-MAX_AMPLITUDE = 1e12  # beyond any integer scaling; its mel power would overflow float32
 
 
 class Decoded(NamedTuple):
@@ -68,29 +66,29 @@ def decode(
         UnreachableError: its store does not answer, so nothing is known about the file.
     """
 
-    def read(stream: Any) -> tuple[np.ndarray, int]:
+    def by_soundfile(sound: OpenSound) -> Collector:
+        return decode_sound(sound, start_s, duration_s, sample_rate)
+
+    def read(stream: Any) -> Collector:
         if isinstance(stream, Samples):
             first = round(start_s * stream.rate)
             last = None if duration_s is None else first + round(duration_s * stream.rate)
-            return stream.waveform[first:last], stream.rate
+            found = Collector(stream.rate, sample_rate)
+            found.add(stream.waveform[first:last])
+            return found
         if isinstance(stream, OpenSound):
-            return decode_sound(stream, start_s, duration_s)
+            return by_soundfile(stream)
         return _by_the_right_one(
             (uri, member),
             stream,
-            lambda found, source: _by_soundfile(
-                found, source, lambda sound: decode_sound(sound, start_s, duration_s), from_s
-            ),
-            lambda found, source: av_decode.decode(source, found, start_s, duration_s),
+            lambda found, source: _by_soundfile(found, source, by_soundfile, from_s),
+            lambda found, source: av_decode.decode(source, found, start_s, duration_s, sample_rate),
         )
 
-    waveform, rate = _with_stream(uri, read, opened)
-    if not len(waveform):
+    found = _with_stream(uri, read, opened)
+    if not found.samples:
         raise AudioError(f"decode: no samples at {start_s:g} s" if start_s else "decode: no samples")
-    bad = int(np.count_nonzero(~(np.abs(waveform) <= MAX_AMPLITUDE)))
-    if bad:
-        raise AudioError(f"waveform: {bad} of {len(waveform)} samples are NaN, infinite or beyond {MAX_AMPLITUDE:g}")
-    return Decoded(resample(waveform, rate, sample_rate), len(waveform) / rate, rate)
+    return Decoded(found.waveform(), found.samples / found.rate, found.rate)
 
 
 def decode_clip(clip: dict[str, Any], sample_rate: int, most: int, opener: Opener = open_clip) -> tuple[Decoded, bool]:
@@ -231,13 +229,6 @@ def _with_stream(uri: str, work: Callable[[Any], T], opened: Opened | None) -> T
         raise
     except (OSError, ValueError) as error:  # missing file, no permission, unknown scheme
         raise AudioError(f"read: {_one_line(error)}") from error
-
-
-def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Band-limited resampling (soxr, high quality) of [samples] float32 from `rate` to `new_rate` Hz."""
-    if rate == new_rate:
-        return waveform
-    return soxr.resample(waveform, rate, new_rate, quality="HQ")
 
 
 def _one_line(error: BaseException) -> str:

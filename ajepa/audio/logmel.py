@@ -106,11 +106,11 @@ def log_mel_in_pieces(log_mel: LogMel, waveform: Tensor) -> Tensor:
     if frames <= 2 * PIECE:
         return log_mel(waveform).half()
     margin = -(-config.n_fft // 2 // config.hop_length) + 1  # frames
-    parts = []
+    log_mels = waveform.new_empty((*waveform.shape[:-1], config.n_mels, frames), dtype=torch.float16)
     for first in range(0, frames - PIECE + 1, PIECE):  # the last piece takes what is left
         last = frames if first + 2 * PIECE > frames else first + PIECE
         begin = max(0, first - margin)
         end = samples if last == frames else (last + margin) * config.hop_length
-        piece = log_mel(waveform[:, begin * config.hop_length : end]).half()
-        parts.append(piece[..., first - begin : last - begin])
-    return torch.cat(parts, dim=-1)
+        piece = log_mel(waveform[:, begin * config.hop_length : end])
+        log_mels[..., first:last] = piece[..., first - begin : last - begin]
+    return log_mels

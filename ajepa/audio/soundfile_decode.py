@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from ajepa.audio.collector import Collector
 from ajepa.audio.errors import AudioError, check_header, mix
 from ajepa.errors import one_line
 
@@ -37,24 +38,22 @@ class OpenSound:
         self.at: int | None = None  # the frame that comes next; None before anything was sought
         self._rest = np.zeros(0, np.float32)  # decoded and not asked for yet
 
-    def read(self, first: int, count: int | None) -> np.ndarray:
-        """[samples] mono float32 from a frame on, so many or to the end.
+    def blocks(self, first: int, count: int | None) -> Iterator[np.ndarray]:
+        """[samples] mono float32 from a frame on, so many or to the end, one block after the other.
 
         Blocks are of one size, so that what an MP3 decoder gives does not depend, in its last bits, on the clips.
         """
         if self.at is None:
             self._seek(first if self.from_s is None else round(self.from_s * self.sound.samplerate))
-        parts: list[np.ndarray] = []
         while (count is None or count > 0) and (len(self._rest) or self._read_block()):
             skipped = min(first - self._place, len(self._rest))
             part = self._rest[skipped:] if count is None else self._rest[skipped : skipped + count]
             self._rest = self._rest[skipped + len(part) :]
             self.at = self._place + skipped + len(part)
             if len(part):
-                parts.append(part)
                 first = self.at
                 count = None if count is None else count - len(part)
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+                yield part
 
     @property
     def _place(self) -> int:
@@ -101,19 +100,21 @@ def opened(
         raise AudioError(f"decode: {_reason(error)}") from error
 
 
-def decode(file: OpenSound, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
-    """The mono waveform [samples] float32 from a time on, and its rate in Hz.
+def decode(file: OpenSound, start_s: float, duration_s: float | None, sample_rate: int) -> Collector:
+    """The mono waveform from a time on, for a rate in Hz.
 
     Raises:
         UnreadError: fewer samples come than the file has there.
     """
     rate = file.sound.samplerate
-    waveform = file.read(round(start_s * rate), None if duration_s is None else round(duration_s * rate))
+    found = Collector(rate, sample_rate)
+    for block in file.blocks(round(start_s * rate), None if duration_s is None else round(duration_s * rate)):
+        found.add(block)
     due = file.seconds - start_s if file.seconds is not None else 0.0
     due = due if duration_s is None else min(due, duration_s)
-    if len(waveform) / rate < due - TOLERANCE_S:
-        raise UnreadError(f"decode: {len(waveform) / rate:.2f} s were read where the file has {due:.2f} s")
-    return waveform, rate
+    if found.samples / rate < due - TOLERANCE_S:
+        raise UnreadError(f"decode: {found.samples / rate:.2f} s were read where the file has {due:.2f} s")
+    return found
 
 
 def duration(file: OpenSound) -> float:

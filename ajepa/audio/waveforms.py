@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ajepa.audio.decode import MAX_AMPLITUDE, resample
+from ajepa.audio.collector import MAX_AMPLITUDE, resample
 from ajepa.audio.errors import RATES
 from ajepa.config import FrontEndConfig
 
@@ -87,7 +87,8 @@ def _mix(channels: Tensor) -> Tensor:
 def _check(clip: Tensor, sample_rate: int, front_end: FrontEndConfig) -> Tensor:
     if not len(clip):
         raise ValueError("the waveform is empty")
-    if not bool((clip.abs() <= MAX_AMPLITUDE).all()):
+    low, high = clip.aminmax()  # without a copy: it may be hours
+    if not (bool(low >= -MAX_AMPLITUDE) and bool(high <= MAX_AMPLITUDE)):
         raise ValueError("the waveform holds NaN or infinite samples")
     if sample_rate != front_end.sample_rate:
         resampled = resample(clip.cpu().numpy(), sample_rate, front_end.sample_rate)

@@ -79,7 +79,7 @@ class OnlineProbe:
         dtype = autocast_dtype(self.config.train, device)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             parts = [
-                encoder.pooled(log_mels[i : i + BATCH], frames[i : i + BATCH])["mean"].cpu()
+                encoder.pooled(log_mels[i : i + BATCH], frames[i : i + BATCH], ("mean",))["mean"].cpu()
                 for i in range(0, len(frames), BATCH)
             ]
         return torch.cat(parts).double().numpy()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ajepa.choices import Pooling
 from ajepa.finetuning.config import FinetuneConfig
 from ajepa.inference.encoder import AudioEncoder
-from ajepa.model.pooling import METHODS, pool
+from ajepa.model.pooling import METHODS
 
 
 class Classifier(nn.Module):
@@ -45,8 +45,7 @@ class Classifier(nn.Module):
         self, log_mel: Tensor, num_frames: np.ndarray, key_mask: Callable[[int, int], Tensor] | None = None
     ) -> Tensor:
         """The pooled patches, [B, D']."""
-        tokens, valid = self.audio.tokens(log_mel, num_frames, key_mask=key_mask)
-        return pool(tokens, valid, self.pooling)
+        return self.audio.pooled(log_mel, num_frames, (self.pooling,), key_mask=key_mask)[self.pooling]
 
     @torch.no_grad()
     def start_from(self, weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor) -> None:

@@ -15,7 +15,7 @@ from ajepa.choices import Level, Pooling
 from ajepa.errors import UserError
 from ajepa.inference.encoder import AudioEncoder
 from ajepa.inference.part_writer import MAX_SECONDS, PartWriter
-from ajepa.model.pooling import pool
+from ajepa.model.pooling import valid_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +69,17 @@ class Embedder(PartWriter):
         frames, and rows * columns for patches. Clips are computed with others of about their length."""
         found: list[np.ndarray] = [np.empty(0)] * len(log_mels)
         for batch, padded, num_frames in self.batches(log_mels):
-            tokens, valid = self.encoder.tokens(padded, num_frames, layers=self.settings.layers)  # [b, R, C, D]
+            layers, pooling = self.settings.layers, self.settings.pooling
             if self.settings.level == "clip":
-                vectors = pool(tokens, valid, self.settings.pooling)[:, None].cpu().numpy()
-                found_here = list(vectors)
+                pooled = self.encoder.pooled(padded, num_frames, (pooling,), layers=layers)[pooling]
+                found_here = list(pooled[:, None].cpu().numpy())
             else:
-                values = (tokens.mean(dim=1, keepdim=True) if self.settings.level == "frame" else tokens).cpu().numpy()
+                if self.settings.level == "frame":
+                    values = self.encoder.frames(padded, num_frames, layers=layers)[:, None].cpu().numpy()
+                else:
+                    values = self.encoder.tokens(padded, num_frames, layers=layers)[0].cpu().numpy()  # [b, R, C, D]
                 width = values.shape[-1]
-                counts = valid.sum(dim=1).tolist()
+                counts = valid_columns(num_frames).tolist()
                 found_here = [v[:, :n].reshape(-1, width) for v, n in zip(values, counts, strict=True)]
             for i, vectors in zip(batch, found_here, strict=True):
                 found[i] = vectors

@@ -4,7 +4,7 @@ Shape legend: B clips, R rows (frequency bands) and C columns (16 frames, 160 ms
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -18,8 +18,8 @@ from ajepa.audio.statistics import Statistics
 from ajepa.audio.waveforms import Waveforms, as_clips
 from ajepa.choices import POOLINGS, Bands, Combine, Pooling, Precision
 from ajepa.config import PATCH, FrontEndConfig
-from ajepa.inference.windows import cut_windows, join_windows, plan_windows
-from ajepa.model.pooling import pool, valid_columns
+from ajepa.inference.windows import encode_in_parts, plan_windows
+from ajepa.model.pooling import pool_parts, valid_columns
 from ajepa.model.precision import CPU_PATCHES
 from ajepa.model.vit import Encoder, patchify
 
@@ -137,7 +137,7 @@ class AudioEncoder(nn.Module):
             layers, combine: see `tokens`; "stack" gives [B, L, D'].
         """
         log_mel, num_frames = self.log_mels(waveform, sample_rate, lengths)
-        return pool(*self.tokens(log_mel, num_frames, layers=layers, combine=combine), pooling)
+        return self.pooled(log_mel, num_frames, (pooling,), layers=layers, combine=combine)[pooling]
 
     def frame_embeddings(
         self,
@@ -165,8 +165,7 @@ class AudioEncoder(nn.Module):
         for i in range(passes):
             left = (num_frames - i * step).clamp_min(1)
             shifted = log_mel[..., i * step :] if log_mel.shape[-1] > i * step else log_mel[..., -1:]
-            tokens, _ = self.tokens(shifted, left, layers=layers, combine=combine)  # [B, (L,) R, C, D]
-            tokens = tokens.mean(dim=-3) if bands == "mean" else tokens.transpose(-3, -2).flatten(-2)
+            tokens = self.frames(shifted, left, bands=bands, layers=layers, combine=combine)
             parts.append(F.pad(tokens, (0, 0, 0, columns - tokens.shape[-2])))
         embeddings = torch.stack(parts, dim=-2).flatten(-3, -2)  # passes interleaved: [B, (L,) T', D']
         start = torch.arange(embeddings.shape[-2]) * step  # first frame of each
@@ -198,7 +197,8 @@ class AudioEncoder(nn.Module):
         clips = as_clips(waveform, sample_rate, self.front_end, lengths)
         sizes = {len(clip) for clip in clips}
         if len(sizes) == 1:
-            log_mel = log_mel_in_pieces(self.log_mel, torch.stack(clips).to(self.device))
+            batch = clips[0][None] if len(clips) == 1 else torch.stack(clips)
+            log_mel = log_mel_in_pieces(self.log_mel, batch.to(self.device))
             return log_mel, torch.full((len(clips),), log_mel.shape[-1])
         # Apart, not padded: the ends of each are mirrored.
         apart = [log_mel_in_pieces(self.log_mel, clip[None].to(self.device))[0] for clip in clips]
@@ -209,14 +209,33 @@ class AudioEncoder(nn.Module):
     def pooled(
         self,
         log_mel: Tensor,
-        num_frames: Tensor,
+        num_frames: Tensor | np.ndarray,
+        poolings: Sequence[Pooling] = POOLINGS,
         *,
         layers: Sequence[int] | None = None,
         combine: Combine = "concat",
+        key_mask: Callable[[int, int], Tensor] | None = None,
     ) -> dict[Pooling, Tensor]:
-        """Every pooling of raw log-mels [B, n_mels, T] over their valid frames [B]: see `tokens` and `pool`."""
-        tokens, valid = self.tokens(log_mel, num_frames, layers=layers, combine=combine)
-        return {pooling: pool(tokens, valid, pooling) for pooling in POOLINGS}
+        """Poolings [B, D'] of raw log-mels [B, n_mels, T] over their valid frames [B]: see `tokens` and `pool`. Memory
+        holds one part of their patches, whatever their length."""
+        parts = self.parts(log_mel, num_frames, layers=layers, combine=combine, key_mask=key_mask)
+        return pool_parts(parts, poolings)
+
+    def frames(
+        self,
+        log_mel: Tensor,
+        num_frames: Tensor | np.ndarray,
+        *,
+        bands: Bands = "mean",
+        layers: Sequence[int] | None = None,
+        combine: Combine = "concat",
+    ) -> Tensor:
+        """Vectors of the columns [B, (L,) C, D'] of raw log-mels: see `tokens` and `frame_embeddings`."""
+        parts = [
+            tokens.mean(dim=-3) if bands == "mean" else tokens.transpose(-3, -2).flatten(-2)
+            for tokens, _ in self.parts(log_mel, num_frames, layers=layers, combine=combine)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
     def tokens(
         self,
@@ -243,33 +262,39 @@ class AudioEncoder(nn.Module):
         Raises:
             ValueError: a layer that is not there.
         """
+        parts = list(self.parts(log_mel, num_frames, layers=layers, combine=combine, key_mask=key_mask))
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([tokens for tokens, _ in parts], dim=-2), torch.cat([valid for _, valid in parts], dim=-1)
+
+    def parts(
+        self,
+        log_mel: Tensor,
+        num_frames: Tensor | np.ndarray,
+        *,
+        layers: Sequence[int] | None = None,
+        combine: Combine = "concat",
+        key_mask: Callable[[int, int], Tensor] | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `tokens`, one part of the columns after the other, see `encode_in_parts`: who reduces them needs no memory
+        for hours of them."""
         self._refuse_cast()
         wanted = self._layers(layers)
         frames = torch.as_tensor(num_frames, device="cpu")
         plan = plan_windows(frames, self.encoder.config.grid[1])
-        mask = plan.visible(self.rows)
-        mask = None if mask is None else self._sent(mask)
-        if key_mask is not None:
-            barred = self._sent(key_mask(len(plan.clip), self.rows * plan.window))
-            mask = barred if mask is None else barred & mask
-        plan = plan.to(self.device)
-        normalised = self.normalise(log_mel[..., : plan.columns * PATCH].to(self.device))
-        windows = cut_windows(normalised, self._sent(frames), plan)
-        at_once = self.windows_at_once(plan.window)
-        outputs = [
-            self._encode(
-                windows[plan.clip[i : i + at_once], :, plan.start[i : i + at_once]],
-                None if mask is None else mask[i : i + at_once],
-                wanted,
-            )
-            for i in range(0, len(plan.clip), at_once)
-        ]
-        tokens, valid = join_windows(torch.cat(outputs), plan, self.rows)
-        return (tokens.permute(0, 2, 3, 1, 4).flatten(3) if combine == "concat" else tokens), valid
-
-    def _sent(self, host: Tensor) -> Tensor:
-        """A small tensor of the host on the device, without a wait for it."""
-        return host.to(self.device, non_blocking=True)
+        barred = None if key_mask is None else key_mask(len(plan.clip), self.rows * plan.window)
+        parts = encode_in_parts(
+            log_mel,
+            frames,
+            plan,
+            lambda windows, mask: self._encode(windows, mask, wanted),
+            normalise=self.normalise,
+            rows=self.rows,
+            at_once=self.windows_at_once(plan.window),
+            barred=barred,
+        )
+        for tokens, valid in parts:
+            yield (tokens.permute(0, 2, 3, 1, 4).flatten(3) if combine == "concat" else tokens), valid
 
     def _encode(self, parts: Tensor, mask: Tensor | None, layers: list[int]) -> Tensor:
         """[w, n_mels, frames] -> [w, L, patches, D] float32."""

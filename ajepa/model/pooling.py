@@ -3,8 +3,9 @@
 Shape legend: B clips, R rows (frequency bands) and C columns (16 frames) of patches, D width, W windows, L layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,31 +26,20 @@ class WeightedLayers(nn.Module):
         return torch.tensordot(self.weights.softmax(dim=0), stacked.movedim(1, 0), dims=1)
 
 
-def _mean(tokens: Tensor, weight: Tensor) -> Tensor:
-    return _moments(tokens, weight.expand(*tokens.shape[:-1], 1), (-3, -2))[0]
-
-
-def _mean_std(tokens: Tensor, weight: Tensor) -> Tensor:
-    return torch.cat(_moments(tokens, weight.expand(*tokens.shape[:-1], 1), (-3, -2)), dim=-1)
-
-
-def _bands_mean_std(tokens: Tensor, weight: Tensor) -> Tensor:
-    return torch.cat(_moments(tokens, weight, (-2,)), dim=-1).flatten(-2)  # moments [B, R, D]
-
-
 @dataclass(frozen=True)
 class PoolingMethod:
-    """One way to make a vector of a clip's patches."""
+    """One way to make a vector of a clip's patches: of their moments over some axes of [..., R, C, D]."""
 
     size: Callable[[int], int]  # of the vector, in widths of the encoder, by the number of rows R
-    function: Callable[[Tensor, Tensor], Tensor]  # [..., R, C, D] and weights [..., 1, C, 1] -> [..., size * D]
+    over: tuple[int, ...]
+    std: bool  # beside the mean
 
 
 METHODS: dict[Pooling, PoolingMethod] = {
-    "mean": PoolingMethod(lambda rows: 1, _mean),  # over all patches
-    "mean+std": PoolingMethod(lambda rows: 2, _mean_std),  # and their standard deviation
+    "mean": PoolingMethod(lambda rows: 1, (-3, -2), False),  # over all patches
+    "mean+std": PoolingMethod(lambda rows: 2, (-3, -2), True),  # and their standard deviation
     # Over time alone, each row of patches (a frequency band) by itself: its mean, then its standard deviation.
-    "bands mean+std": PoolingMethod(lambda rows: 2 * rows, _bands_mean_std),
+    "bands mean+std": PoolingMethod(lambda rows: 2 * rows, (-2,), True),
 }
 
 
@@ -59,18 +49,58 @@ def pool(tokens: Tensor, valid: Tensor, pooling: Pooling) -> Tensor:
     Raises:
         UserError: an unknown pooling.
     """
-    require(pooling in METHODS, f"pooling is one of {', '.join(METHODS)}, not {pooling!r}")
-    weight = valid.reshape(len(valid), *[1] * (tokens.ndim - 3), -1, 1).to(tokens.dtype)
-    return METHODS[pooling].function(tokens, weight)
+    return pool_parts([(tokens, valid)], (pooling,))[pooling]
 
 
-def _moments(tokens: Tensor, weight: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Weighted mean and standard deviation over the axes `over`. A spread of 0 has the gradient 0, not infinity."""
-    count = weight.sum(dim=over, keepdim=True)
-    mean = (tokens * weight).sum(dim=over, keepdim=True) / count
-    variance = ((tokens - mean).square() * weight).sum(dim=over, keepdim=True) / count
-    std = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
-    return mean.squeeze(over), std.squeeze(over)
+def pool_parts(parts: Iterable[tuple[Tensor, Tensor]], poolings: Sequence[Pooling]) -> dict[Pooling, Tensor]:
+    """As `pool` of tokens that come as one part of the columns after the other; memory holds one part.
+
+    Raises:
+        UserError: an unknown pooling.
+    """
+    for pooling in poolings:
+        require(pooling in METHODS, f"pooling is one of {', '.join(METHODS)}, not {pooling!r}")
+    found: dict[tuple[int, ...], Moments] = {}
+    for tokens, valid in parts:
+        weight = valid.reshape(len(valid), *[1] * (tokens.ndim - 3), -1, 1).to(tokens.dtype)
+        for over in {METHODS[pooling].over for pooling in poolings}:
+            moments = Moments.of(tokens, weight, over)
+            found[over] = found[over].merged(moments) if over in found else moments
+    return {pooling: found[METHODS[pooling].over].vector(METHODS[pooling]) for pooling in poolings}
+
+
+class Moments(NamedTuple):
+    """Weighted mean and variance over some axes, which keep the length 1."""
+
+    weight: Tensor  # in all
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, weight: Tensor, over: tuple[int, ...]) -> "Moments":
+        """Of tokens [..., R, C, D] with weights [..., 1, C, 1]; 0 where there is no weight."""
+        weight = weight.expand(*tokens.shape[:-1], 1) if -3 in over else weight
+        total = weight.sum(dim=over, keepdim=True)
+        mean = (tokens * weight).sum(dim=over, keepdim=True) / total.clamp_min(1)
+        variance = ((tokens - mean).square() * weight).sum(dim=over, keepdim=True) / total.clamp_min(1)
+        return cls(total, mean, variance)
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Of both together (Chan, Golub and LeVeque, 1983)."""
+        total = self.weight + other.weight
+        share = other.weight / total.clamp_min(1)
+        step = other.mean - self.mean
+        variance = self.variance + (other.variance - self.variance + step.square() * (1 - share)) * share
+        return Moments(total, self.mean + step * share, variance)
+
+    def vector(self, method: PoolingMethod) -> Tensor:
+        """[..., D'] for tokens [..., R, C, D]. A spread of 0 has the gradient 0, not infinity."""
+        mean = self.mean.squeeze(method.over)
+        if not method.std:
+            return mean
+        std = torch.where(self.variance > 0, self.variance, 1).sqrt() * (self.variance > 0)
+        both = torch.cat([mean, std.squeeze(method.over)], dim=-1)
+        return both if -3 in method.over else both.flatten(-2)  # of bands [B, R, 2 D]
 
 
 def valid_columns(num_frames: Tensor) -> Tensor:
@@ -88,12 +118,10 @@ def cover(columns: Tensor, window: int) -> tuple[Tensor, Tensor]:
     return clip, number * slack // (count[clip] - 1).clamp_min(1)
 
 
-def overlap_average(tokens: Tensor, place: Tensor, batch: int, columns: int) -> Tensor:
-    """[W, L, R, window, D] at the places [W, window] of B * C columns -> [B, L, R, C, D]."""
-    _, layers, rows, _, width = tokens.shape
+def sum_overlaps(tokens: Tensor, place: Tensor, batch: int, columns: int) -> tuple[Tensor, Tensor]:
+    """[W, L, R, window, D] at places [W, window] of B * C columns -> sums [B, C, L * R * D] and counts [B, C, 1]."""
     flat = tokens.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1)  # [W * window, L * R * D]
     place = place.flatten()
     total = flat.new_zeros(batch * columns, flat.shape[1]).index_add(0, place, flat)
-    count = flat.new_zeros(batch * columns).index_add(0, place, flat.new_ones(len(flat)))
-    mean = total / count.clamp_min(1)[:, None]
-    return mean.reshape(batch, columns, layers, rows, width).permute(0, 2, 3, 1, 4)
+    count = flat.new_zeros(batch * columns, 1).index_add(0, place, flat.new_ones(len(flat), 1))
+    return total.unflatten(0, (batch, columns)), count.unflatten(0, (batch, columns))

@@ -7,7 +7,8 @@ import pytest
 import soundfile
 from helpers.encoded import encode_av
 
-from ajepa.audio.decode import decode, resample
+from ajepa.audio.collector import resample
+from ajepa.audio.decode import decode
 
 RATE = 16_000
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, RATE)

@@ -26,7 +26,8 @@ from benchmarks.common import CLIPS, paired, say, sound, write_long
 from helpers.encoded import encoded
 
 from ajepa import storage
-from ajepa.audio.decode import decode, resample
+from ajepa.audio.collector import resample
+from ajepa.audio.decode import decode
 from ajepa.audio.errors import AudioError
 from ajepa.audio.logmel import LogMel
 from ajepa.config import FrontEndConfig

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from transformers import BatchFeature, Wav2Vec2FeatureExtractor
 
+CHANGE_THE_LENGTH = ("truncation", "max_length", "pad_to_multiple_of")
 MAX_AMPLITUDE = 1e12  # beyond any integer scaling; its mel power would overflow float32
 
 
@@ -44,7 +45,14 @@ class AJepaFeatureExtractor(Wav2Vec2FeatureExtractor):  # pads, and checks the s
             raise ValueError("there is no waveform, or an empty one")
         batched = isinstance(raw_speech, list | tuple) and not np.isscalar(raw_speech[0])
         clips = [_checked(clip) for clip in raw_speech] if batched else _checked(raw_speech)
-        features = super().__call__(clips, padding=padding, **kwargs)
+        one = clips if not isinstance(clips, list) else clips[0] if len(clips) == 1 else None
+        if one is None or one.ndim != 1 or any(kwargs.get(name) for name in CHANGE_THE_LENGTH):
+            features = super().__call__(clips, padding=padding, **kwargs)
+        else:  # transformers' mask would take as much memory as the sound
+            asked = kwargs.pop("return_attention_mask", None)
+            features = super().__call__(clips, padding=padding, return_attention_mask=False, **kwargs)
+            if self.return_attention_mask if asked is None else asked:
+                features["attention_mask"] = [np.ones(len(one), np.int8)]
         if return_tensors is None:
             return features
         for name, rows in features.items():

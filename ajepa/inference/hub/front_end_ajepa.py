@@ -1,6 +1,7 @@
 """The log-mel front end of an A-JEPA encoder, as a part of the model: waveform in, normalised log-mel out."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def mel_filters(config: AJepaConfig) -> Tensor:
 
 
 class AJepaFrontEnd(nn.Module):
-    """Waveform [S] and T to normalised log-mel [n_mels, T] in float32, whatever type the model is cast to.
+    """Waveform [S] to normalised log-mels [n_mels, T] in float32, whatever type the model is cast to.
 
     Frame t is centred on sample t * hop_length, and the ends are mirrored. Log-mels are rounded to float16, as those
     that the encoder was trained on.
@@ -71,24 +72,34 @@ class AJepaFrontEnd(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, waveform: Tensor, length: int) -> Tensor:
-        """So many frames; the mean (0) stands behind the end of the sound."""
+    def windows(self, waveform: Tensor, starts: list[int], length: int) -> Iterator[Tensor]:
+        """So many frames from each of these on, which ascend; the mean (0) stands behind the end of the sound. Of hours
+        of sound memory holds a piece or two."""
+        pieces = self.pieces(waveform)
+        held, first = next(pieces), 0
+        for start in starts:
+            while held.shape[1] < start + length - first:
+                following = next(pieces, None)
+                if following is None:
+                    held = F.pad(held, (0, start + length - first - held.shape[1]))
+                else:
+                    held, first = torch.cat([held[:, start - first :], following], dim=1), start
+            yield held[:, start - first : start - first + length]
+
+    def pieces(self, waveform: Tensor) -> Iterator[Tensor]:
+        """Normalised log-mels [n_mels, T] of one piece after the other."""
         config, hop = self.config, self.config.hop_length
-        waveform = waveform.float()
         if len(waveform) < shortest(config):
             waveform = F.pad(waveform, (0, shortest(config) - len(waveform)))  # silence follows
         samples, frames = len(waveform), frame_count(config, len(waveform))
         margin = -(-config.n_fft // 2 // hop) + 1
-        output = waveform.new_zeros(config.num_mel_bins, length)
         first = 0
-        while first < min(frames, length):  # hours in pieces; the last one takes what is left
+        while first < frames:  # the last piece takes what is left
             last = frames if first + 2 * PIECE > frames else first + PIECE
             begin = max(0, first - margin)
-            piece = self.log_mel(waveform[begin * hop : samples if last == frames else (last + margin) * hop])
-            rounded = piece[:, first - begin : min(last, length) - begin].half().float()
-            output[:, first : min(last, length)] = (rounded - self.mean) / self.std
+            piece = self.log_mel(waveform[begin * hop : samples if last == frames else (last + margin) * hop].float())
+            yield (piece[:, first - begin : last - begin].half().float() - self.mean) / self.std
             first = last
-        return output
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         config, half = self.config, self.config.n_fft // 2

@@ -7,6 +7,7 @@ Shape legend: B clips, S samples, T frames of log-mel, R rows (frequency bands) 
 W windows of up to K columns, D width.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -161,18 +162,15 @@ class AJepaModel(AJepaPreTrainedModel):
         columns = [self.columns(length) for length in lengths]
         most = max(columns)
         window = min(most, self.encoder.grid[1])
-        log_mels = [
-            self.front_end(clip[:length], max(count, window) * PATCH)
-            for clip, length, count in zip(input_values, lengths, columns, strict=True)
-        ]
         windows = [(clip, start) for clip, count in enumerate(columns) for start in _starts(count, window)]
+        log_mels = self._windows(input_values, lengths, columns, window)
         at_once = max(1, PATCHES_AT_ONCE.get(device.type, CPU_PATCHES) // (rows * window))
         nowhere = len(columns) * most  # the place of what is behind a clip's end
         count = torch.zeros(nowhere + 1, device=device)
         sums: list[Tensor] = []
         for i in range(0, len(windows), at_once):
             part = windows[i : i + at_once]
-            inputs = torch.stack([log_mels[c][:, start * PATCH : (start + window) * PATCH] for c, start in part])
+            inputs = torch.stack([next(log_mels) for _ in part])
             places = [
                 c * most + k if k < columns[c] else nowhere for c, start in part for k in range(start, start + window)
             ]
@@ -187,6 +185,12 @@ class AJepaModel(AJepaPreTrainedModel):
         share = count[:-1].clamp_min(1)[:, None, None]
         tokens = [(total[:-1] / share).unflatten(0, (len(columns), most)).transpose(1, 2) for total in sums]
         return tokens, torch.arange(most, device=device) < torch.tensor(columns, device=device)[:, None]
+
+    def _windows(self, input_values: Tensor, lengths: list[int], columns: list[int], window: int) -> Iterator[Tensor]:
+        """The log-mels [n_mels, window * 16] of each window, clip after clip."""
+        for clip, length, count in zip(input_values, lengths, columns, strict=True):
+            starts = [start * PATCH for start in _starts(count, window)]
+            yield from self.front_end.windows(clip[:length], starts, window * PATCH)
 
 
 class AJepaForAudioClassification(AJepaPreTrainedModel):
@@ -245,12 +249,12 @@ def _lengths(input_values: Tensor, attention_mask: Tensor | None) -> list[int]:
         raise ValueError(f"input_values has the shape [batch, samples], not {list(input_values.shape)}")
     if attention_mask is None:
         return [input_values.shape[1]] * len(input_values)
-    mask = attention_mask.bool()
-    if mask.shape != input_values.shape:
+    if attention_mask.shape != input_values.shape:
         raise ValueError(f"attention_mask has the shape of input_values, {list(input_values.shape)}")
-    if not bool(mask[:, 0].all()) or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+    lengths = [int(length) for length in attention_mask.count_nonzero(dim=1).tolist()]
+    if any(not length or not bool(row[:length].all()) for row, length in zip(attention_mask, lengths, strict=True)):
         raise ValueError("attention_mask: each clip has samples, then padding; pad with padding_side='right'")
-    return [int(length) for length in mask.sum(dim=1).tolist()]
+    return lengths
 
 
 def _starts(columns: int, window: int) -> list[int]:
