@@ -86,7 +86,7 @@ class ParquetRows:
         self._stopped.set()
         with self._changed:
             self._changed.notify_all()
-        # A thread that is inside Arrow when the interpreter ends aborts the process. A store that is away is not awaited.
+        # A thread inside Arrow when the interpreter ends aborts the process. A store that is away is not awaited.
         self._thread.join(1.0)
 
     def _wait_for(self, row: Row) -> Sound:
