@@ -48,6 +48,7 @@ class Manifest:
     label_names: list[str]  # by label id
     remarks: tuple[str, ...] = ()  # a line each, for people
     missing: tuple[str, ...] = ()  # clips the source lists and has no audio file of
+    ids_are_places: bool = False  # in archives; they change with what else lies there
 
 
 def locators(kind: str | Sequence[str], rows: int, **given: Any) -> pa.StructArray:

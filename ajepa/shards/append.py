@@ -15,12 +15,13 @@ from ajepa.documents import read_document, refusing_damage, require_types
 from ajepa.errors import UserError
 from ajepa.shards.dataset import DATASET_JSON, PLAN, ShardDataset, finish_dataset, open_dataset
 from ajepa.shards.files import damaged_shard, read_columns
-from ajepa.shards.schema import BAD, OK
+from ajepa.shards.schema import BAD, LOCATED, OK
 from ajepa.shards.writer import shard_number, shard_path
 
 APPEND_JSON = f"{PLAN}/append.json"  # plan of clips that are being added
 GIVE_UP = f"delete {APPEND_JSON} and all shards that {DATASET_JSON} does not list"
-KNOWN_COLUMNS = ["clip_id", "uri", "start_s", "split", "fold", "labels"]
+KNOWN_COLUMNS = ["clip_id", "uri", "start_s", "split", "fold", "labels", LOCATED]
+PIECE = r"(#(?:\d{5}|[1-9]\d{5,}))?$"  # at the end of an id, of `segment`; that of a Parquet row has six digits
 SAME_START = 1e-6  # seconds by which the start of a known clip may differ
 
 
@@ -74,13 +75,40 @@ def find_new(dataset: ShardDataset, manifest: Manifest) -> NewClips:
     names = list(dict.fromkeys([*dataset.label_names, *manifest.label_names]))
     numbers = {name: i for i, name in enumerate(names)}
     clips = with_labels(manifest.clips, [numbers[name] for name in manifest.label_names])
+    clips, renamed = _as_known(clips, there) if manifest.ids_are_places else (clips, [])
     index = pc.index_in(clips["clip_id"], value_set=there["clip_id"])
     is_known = pc.is_valid(index)
     new, known = clips.filter(pc.invert(is_known)), clips.filter(is_known)
     rows = index.filter(is_known)
     _refuse_other_cuts(new["clip_id"], known, there, rows)
     known_bad = pc.sum(pc.greater_equal(rows, dataset.num_clips)).as_py() or 0
-    return NewClips(new, names, known.num_rows, known_bad, tuple(_changes(known, there.take(rows))))
+    return NewClips(new, names, known.num_rows, known_bad, (*renamed, *_changes(known, there.take(rows))))
+
+
+def _as_known(clips: pa.Table, there: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Clips of archives under the ids that the dataset has of what lies at their places, and a remark where those are
+    others: names of members that come in two archives begin with the archive's, as soon as the second is there."""
+    index = pc.index_in(_places(clips), value_set=_places(there), skip_nulls=True)
+    stems = pc.replace_substring_regex(there["clip_id"], PIECE, "").take(index)
+    pieces = pc.replace_substring_regex(clips["clip_id"], f"^(?s:.*?){PIECE}", r"\1")
+    ids = pc.if_else(pc.is_valid(index), pc.binary_join_element_wise(stems, pieces, ""), clips["clip_id"])
+    changed = np.flatnonzero(pc.not_equal(ids, clips["clip_id"]).to_numpy())
+    if not len(changed):
+        return clips, []
+    theirs, ours = (column[changed[0]].as_py() for column in (clips["clip_id"], ids))
+    remark = (
+        f"{len(changed)} clips have other ids in this source than in the dataset, at the same places ({theirs!r} is "
+        f"{ours!r}): they keep those of the dataset"
+    )
+    return clips.set_column(clips.column_names.index("clip_id"), clips.schema.field("clip_id"), ids), [remark]
+
+
+def _places(rows: pa.Table) -> pa.ChunkedArray:
+    """Of what is read in archives, texts; null of files of their own."""
+    parts = [pc.struct_field(rows[LOCATED], name) for name in ("kind", "name", "offset", "size", "row_group", "row")]
+    texts = [pc.fill_null(part.cast(pa.string()), "") for part in parts]
+    inside = pc.is_in(texts[0], value_set=pa.array(["bytes", "parquet"]))
+    return pc.if_else(inside, pc.binary_join_element_wise(rows["uri"], *texts, "\n"), None)
 
 
 def with_labels(clips: pa.Table, numbers: Sequence[int]) -> pa.Table:

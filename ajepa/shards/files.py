@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ajepa import storage
+from ajepa.audio.manifest import LOCATOR
 from ajepa.errors import UserError
-from ajepa.shards.schema import BAD, OK
+from ajepa.shards.schema import BAD, LOCATED, OK
 
 READ_AHEAD = 16  # shards whose small columns are read at a time (a few MB each)
 T = TypeVar("T")
@@ -86,7 +87,12 @@ def read_columns(
 
     def read(name: str) -> pa.Table:
         def parse(stream: Any) -> pa.Table:
-            return pq.read_table(stream, columns=columns, use_threads=False)
+            if LOCATED not in columns:
+                return pq.read_table(stream, columns=columns, use_threads=False)
+            table = pq.ParquetFile(stream).read(columns=columns, use_threads=False)  # what is not there is left out
+            if LOCATED not in table.column_names:
+                table = table.append_column(LOCATED, pa.nulls(table.num_rows, LOCATOR))
+            return table.select(columns)
 
         return read_parquet(storage.join(folder, name), parse, lambda what: damaged(folder, name, what))
 

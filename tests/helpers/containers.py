@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import soundfile
 from ajepa.audio.blocks import block_sizes
 from ajepa.audio.manifest import Manifest
 from ajepa.audio.sources import load_manifest
+from ajepa.choices import SourceName
 from ajepa.config import FrontEndConfig
 from ajepa.shards.dataset import ShardDataset, finish_dataset
 from ajepa.shards.schema import BAD, OK
@@ -37,11 +39,27 @@ class Sound:
     fold: int = -1
 
 
-def flac(seed: int, seconds: float = 0.5, rate: int = 16_000, kind: str = "FLAC") -> bytes:
+@dataclass(frozen=True)
+class Layout:
+    """Clips as people hold them, and what must come of them."""
+
+    source: SourceName
+    path: str
+    clips: list[Sound]  # as loose files they come to the same dataset
+    columns: tuple[str, ...] = ()
+    label_names: list[str] | None = None  # where the layout numbers its classes in an order of its own, or has more
+
+
+def flac(seed: int, seconds: float = 0.5, rate: int = 16_000, kind: str = "FLAC", subtype: str | None = None) -> bytes:
     """A file of noise."""
-    stream = io.BytesIO()
     samples = np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * rate))
-    soundfile.write(stream, samples, rate, format=kind)
+    return encoded(samples, rate, kind, subtype)
+
+
+def encoded(samples: np.ndarray, rate: int, kind: str = "FLAC", subtype: str | None = None) -> bytes:
+    """Samples as a file."""
+    stream = io.BytesIO()
+    soundfile.write(stream, samples, rate, format=kind, subtype=subtype)
     return stream.getvalue()
 
 
@@ -90,6 +108,52 @@ def tar(path: Path, members: Sequence[tuple[str, bytes]]) -> str:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def members(clips: Sequence[Sound], suffix: str = "json") -> list[tuple[str, bytes]]:
+    """Members of an archive as LAION has them: each sound, and a file of its labels behind it."""
+    found = []
+    for clip in clips:
+        found.append((f"{clip.id}.flac", clip.data))
+        if suffix == "json":
+            found.append((f"{clip.id}.json", json.dumps({"text": ["a sound"], "tag": list(clip.labels)}).encode()))
+        elif clip.labels:
+            found.append((f"{clip.id}.{suffix}", clip.labels[0].encode()))
+    return found
+
+
+def pack(
+    path: Path,
+    waveform: np.ndarray,
+    *,
+    names: Sequence[str] | None = None,
+    target: np.ndarray | None = None,
+    rate: int | None = 32_000,
+    array: str = "waveform",
+) -> str:
+    """An HDF5 file of samples, as PANNs' create_hdf5 makes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [f"Yid{i:08d}.wav" for i in range(len(waveform))] if names is None else names
+    with h5py.File(path, "w") as file:
+        file.create_dataset("audio_name", data=np.array(names, "S20"))
+        file.create_dataset(array, data=waveform)
+        if target is not None:
+            file.create_dataset("target", data=target)
+        if rate is not None:
+            file.attrs.create("sample_rate", data=rate, dtype=np.int32)
+    return str(path)
+
+
+def mp3_pack(path: Path, clips: Sequence[Sound], target: np.ndarray) -> str:
+    """An HDF5 file of MP3 files, their labels in bits, as PaSST and MaskSpec have them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("audio_name", data=np.array([f"{clip.id}.mp3" for clip in clips], "S20"))
+        sound = file.create_dataset("mp3", (len(clips),), h5py.vlen_dtype(np.uint8))
+        for i, clip in enumerate(clips):
+            sound[i] = np.frombuffer(clip.data, np.uint8)
+        file.create_dataset("target", data=np.packbits(target, axis=1))
     return str(path)
 
 

@@ -16,6 +16,10 @@ from ajepa.errors import one_line
 INT16 = 32767.0  # what PANNs' packs of integers were multiplied by
 
 
+class Hdf5Error(Exception):
+    """What h5py says of a file: no OSError, which a store's would be, and that is asked again."""
+
+
 class Hdf5Rows:
     """Reads rows whose locator names the array; one file is open at a time."""
 
@@ -29,7 +33,10 @@ class Hdf5Rows:
     def open(self, clip: Mapping[str, Any]) -> Iterator[Any]:
         name, row = clip["locator"]["name"], clip["locator"]["row"]
         with self._lock:
-            file = self._opened(clip["uri"])
+            try:
+                file = self._opened(clip["uri"])
+            except Hdf5Error as error:
+                raise AudioError(f"read: {error}") from error
             try:
                 values = file[name][row]
                 rate = 0 if values.dtype == np.uint8 else sample_rate(file)
@@ -50,7 +57,7 @@ class Hdf5Rows:
         pass
 
     def close(self) -> None:
-        with self._lock, contextlib.suppress(OSError):  # of a store that is away; the clips were read
+        with self._lock, contextlib.suppress(OSError, Hdf5Error):  # of a store that is away; the clips were read
             self._let_go()
 
     def _opened(self, uri: str) -> Any:
@@ -82,16 +89,18 @@ def sample_rate(file: Any) -> int:
 @contextlib.contextmanager
 def opened(uri: str) -> Iterator[tuple[Any, storage.RemoteFile | None]]:
     """An HDF5 file, and what it is read by from a store. Where that fails h5py reads zeros: the error stands there, and
-    comes out of the block.
+    comes out of the block, whatever h5py made of them.
 
     Raises:
-        OSError: it cannot be read.
+        Hdf5Error: it is damaged, or no HDF5 file.
+        OSError: it is not there, or its store does not answer.
     """
     import h5py
 
-    if storage.is_local(uri):
-        with h5py.File(storage.absolute(uri), "r") as file:
-            yield file, None
-        return
-    with storage.decoder_input(uri) as stream, h5py.File(stream, "r") as file:
-        yield file, stream.raw
+    with storage.decoder_input(uri) as stream:
+        is_local = storage.is_local(uri)
+        try:
+            with h5py.File(storage.absolute(uri) if is_local else stream, "r") as file:
+                yield file, None if is_local else stream.raw
+        except (OSError, KeyError, RuntimeError) as error:
+            raise Hdf5Error(one_line(error)[:200]) from error

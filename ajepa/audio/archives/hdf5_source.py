@@ -11,7 +11,7 @@ import pyarrow as pa
 from ajepa import storage
 from ajepa.audio.archives.each import Each
 from ajepa.audio.archives.files import find_files
-from ajepa.audio.archives.hdf5_rows import opened, sample_rate
+from ajepa.audio.archives.hdf5_rows import Hdf5Error, opened, sample_rate
 from ajepa.audio.archives.splits import split_of
 from ajepa.audio.class_table import read_classes
 from ajepa.audio.decode import AUDIO_EXTENSIONS
@@ -72,35 +72,39 @@ def hdf5(path: str, columns: Mapping[str, str], each: Each) -> Manifest:
 
 def _read(where: str, columns: Mapping[str, str]) -> dict[str, Any] | None:
     """Ids and labels of a file, and the name of its sound; None where it has none, as PANNs' index files."""
+    try:
+        return storage.with_retries(where, lambda: _content(where, columns))
+    except storage.UnreachableError:
+        raise
+    except (OSError, Hdf5Error) as error:
+        raise UserError(f"{where!r} cannot be read as HDF5: {one_line(error)[:200]}") from error
+
+
+def _content(where: str, columns: Mapping[str, str]) -> dict[str, Any] | None:
     import h5py
 
-    try:
-        with opened(where) as (file, _):
-            sound = columns.get("audio") or next((name for name in SOUNDS if name in file), None)
-            if sound is None:
-                return None
-            arrays = (sound, columns.get("clip_id") or NAMES)
-            for name in arrays:
-                if name not in file:
-                    raise UserError(f"{where!r} has no array {name!r} (it has: {', '.join(file)}); expected: {LAYOUT}")
-            _check_sound(where, sound, file)
-            named = file[columns.get("clip_id") or NAMES]
-            if not isinstance(named, h5py.Dataset) or named.ndim != 1:
-                raise UserError(f"{named.name!r} of {where!r} is no list of names; expected: {LAYOUT}")
-            ids = _ids(named[:])
-            rows = file[sound].shape[0]
-            if len(ids) != rows:
-                raise UserError(f"{where!r} has {len(ids)} names for {rows} rows of {sound!r}")
-            target = columns.get("labels", TARGET)  # "": none
-            if columns.get("labels") and target not in file:
-                raise UserError(f"{where!r} has no array {target!r} (it has: {', '.join(file)})")
-            labels, is_packed = np.zeros((rows, 0), bool), False
-            if target and target in file:
-                labels, is_packed = _labels(where, file[target], rows)
-    except (OSError, KeyError, RuntimeError) as error:
-        if isinstance(error, storage.UnreachableError):
-            raise
-        raise UserError(f"{where!r} cannot be read as HDF5: {one_line(error)[:200]}") from error
+    with opened(where) as (file, _):
+        sound = columns.get("audio") or next((name for name in SOUNDS if name in file), None)
+        if sound is None:
+            return None
+        arrays = (sound, columns.get("clip_id") or NAMES)
+        for name in arrays:
+            if name not in file:
+                raise UserError(f"{where!r} has no array {name!r} (it has: {', '.join(file)}); expected: {LAYOUT}")
+        _check_sound(where, sound, file)
+        named = file[columns.get("clip_id") or NAMES]
+        if not isinstance(named, h5py.Dataset) or named.ndim != 1:
+            raise UserError(f"{named.name!r} of {where!r} is no list of names; expected: {LAYOUT}")
+        ids = _ids(named[:])
+        rows = file[sound].shape[0]
+        if len(ids) != rows:
+            raise UserError(f"{where!r} has {len(ids)} names for {rows} rows of {sound!r}")
+        target = columns.get("labels", TARGET)  # "": none
+        if columns.get("labels") and target not in file:
+            raise UserError(f"{where!r} has no array {target!r} (it has: {', '.join(file)})")
+        labels, is_packed = np.zeros((rows, 0), bool), False
+        if target and target in file:
+            labels, is_packed = _labels(where, file[target], rows)
     # Of bits in bytes the last ones may be none: only those that are set tell how many classes there are.
     classes = int(np.flatnonzero(labels.any(axis=0)).max(initial=-1)) + 1 if is_packed else labels.shape[1]
     return {"ids": ids, "sound": sound, "classes": classes, "labels": [np.flatnonzero(row) for row in labels]}

@@ -63,7 +63,7 @@ def parquet(path: str, columns: Mapping[str, str]) -> Manifest:
     labels, label_names, remarks = _labels(small, chosen, storage.join(folder, names[0]))
     rows = small.num_rows
     places = _places(folder, files, chosen)
-    ids, remark = _ids(small, chosen, files)
+    ids, ids_are_places, remark = _ids(small, chosen, files)
     split = _texts(small[chosen.split]) if chosen.split else _file_splits(files)
     fold = pc.fill_null(_cast(small[chosen.fold], pa.int32(), chosen.fold), -1) if chosen.fold else pa.nulls(rows)
     given = {
@@ -81,7 +81,8 @@ def parquet(path: str, columns: Mapping[str, str]) -> Manifest:
         remarks.append(
             f"row groups of up to {most:,} rows are read up to {MOST_PIECES} times; up to {ROWS_TOGETHER:,} once"
         )
-    return Manifest(in_reading_order(clips), label_names, (chosen.remark(), *remark, *remarks))
+    found_remarks = (chosen.remark(), *remark, *remarks)
+    return Manifest(in_reading_order(clips), label_names, found_remarks, ids_are_places=ids_are_places)
 
 
 def _schema(where: str) -> pa.Schema:
@@ -206,22 +207,22 @@ def _places(folder: str, files: list[_File], columns: Columns) -> dict[str, pa.A
     return {"uri": pa.chunked_array(uris), "locator": pa.chunked_array(parts)}
 
 
-def _ids(small: pa.Table, columns: Columns, files: list[_File]) -> tuple[pa.ChunkedArray | pa.Array, list[str]]:
-    """A column of names that differ, else the file and the row."""
+def _ids(small: pa.Table, columns: Columns, files: list[_File]) -> tuple[pa.ChunkedArray | pa.Array, bool, list[str]]:
+    """A column of names that differ, else, which the second value says, the file and the row; and remarks."""
     if columns.ids_are_given:
         given = small[columns.ids[0]].cast(pa.string())
         if given.null_count:
             raise UserError(f"{given.null_count} rows have no id in the column {columns.ids[0]!r}")
-        return given, []
+        return given, False, []
     remarks = []
     for name in (*columns.ids, PATH):
         values = small[name].cast(pa.string())
         if not values.null_count and pc.count_distinct(values).as_py() == len(values):
-            return values, [f"ids are the paths of the sound ({columns.audio}.path)"] * (name == PATH)
+            return values, False, [f"ids are the paths of the sound ({columns.audio}.path)"] * (name == PATH)
         if name != PATH:
             remarks.append(f"column {name!r} does not name every row on its own: not taken for the ids")
     names = [f"{file.name}#{row:06d}" for file in files for row in range(sum(file.groups))]
-    return pa.array(names, pa.string()), [*remarks, f"ids are the file and the row, as {names[0]!r}"]
+    return pa.array(names, pa.string()), True, [*remarks, f"ids are the file and the row, as {names[0]!r}"]
 
 
 def _labels(small: pa.Table, columns: Columns, where: str) -> tuple[pa.Array, list[str], list[str]]:

@@ -71,7 +71,7 @@ def webdataset(path: str, columns: Mapping[str, str], each: Each) -> Manifest:
         ),
     }  # fmt: skip
     clips = pa.table([given[field.name] for field in MANIFEST_SCHEMA], schema=MANIFEST_SCHEMA)
-    return Manifest(in_reading_order(clips), label_names, (*remarks, *more))
+    return Manifest(in_reading_order(clips), label_names, (*remarks, *more), ids_are_places=True)
 
 
 def _indexed(name: str, folder: str, columns: Mapping[str, str]) -> TarIndex:

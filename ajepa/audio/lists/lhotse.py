@@ -100,6 +100,8 @@ def _file(recording: dict[str, Any], what: str, changed: Counter[str]) -> str:
     kind, source = sources[0]["type"], sources[0]["source"]
     if kind == "url" and str(source).startswith(READ_SCHEMES):
         kind = "file"
+    if kind == "shar":
+        raise _Refused("the sound of a Shar is in its recording.*.tar: --source webdataset", repr(recording["id"]))
     if kind != "file":
         raise _Refused(f"a source of type {kind!r} is not read", f"{recording['id']!r}: {str(source)[:200]!r}")
     if recording.get("transforms"):

@@ -5,11 +5,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers.containers import Sound, bad_rows, flac, loose_dataset, make_shards
+from helpers.containers import Sound, bad_rows, flac, loose_dataset, make_shards, mp3_pack, pack
 from helpers.loopback_s3 import ask_once
 
 from ajepa import retries, storage
 from ajepa.audio.decode import decode_clip
+from ajepa.audio.errors import AudioError
 from ajepa.audio.read_ahead import read_ahead
 from ajepa.audio.sources import load_manifest
 from ajepa.audio.statistics import Statistics
@@ -17,20 +18,6 @@ from ajepa.errors import UserError
 from ajepa.shards.verify import verify_dataset
 
 RATE = 32_000
-
-
-def pack(path, waveform, *, names=None, target=None, rate=RATE, array="waveform", **options):
-    """A file as PANNs' create_hdf5 makes them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count = len(waveform)
-    with h5py.File(path, "w") as file:
-        file.create_dataset("audio_name", data=np.array(names or [f"Yid{i:08d}.wav" for i in range(count)], "S20"))
-        file.create_dataset(array, data=waveform, **options)
-        if target is not None:
-            file.create_dataset("target", data=target)
-        if rate is not None:
-            file.attrs.create("sample_rate", data=rate, dtype=np.int32)
-    return str(path)
 
 
 def noise(clips, seconds=0.5):
@@ -72,15 +59,7 @@ def test_mp3_files_in_rows_and_labels_in_bits(tmp_path):
     target = np.zeros((4, 9), bool)
     for i in range(4):
         target[i, [i, 8]] = True
-    path = tmp_path / "in/eval.hdf"
-    path.parent.mkdir()
-    with h5py.File(path, "w") as file:
-        file.create_dataset("audio_name", data=np.array([f"{c.id}.mp3" for c in clips], "S20"))
-        sound = file.create_dataset("mp3", (4,), h5py.vlen_dtype(np.uint8))
-        for i, clip in enumerate(clips):
-            sound[i] = np.frombuffer(clip.data, np.uint8)
-        file.create_dataset("target", data=np.packbits(target, axis=1))
-    manifest = load_manifest("hdf5", str(path))
+    manifest = load_manifest("hdf5", mp3_pack(tmp_path / "in/eval.hdf", clips, target))
     assert manifest.label_names == [str(i) for i in range(9)]  # seven bits at the end are no classes
     assert manifest.clips["labels"].to_pylist() == [[i, 8] for i in range(4)]
     dataset = make_shards(manifest, tmp_path / "shards")
@@ -108,6 +87,39 @@ def test_a_store_that_goes_away_is_no_fault_of_the_rows(tmp_path, s3, wire, monk
         with pytest.raises(storage.UnreachableError):
             for clip in clips[1:]:
                 decode_clip(clip, RATE, 10 * RATE, opener)
+
+
+def test_names_are_read_through_a_short_break(tmp_path, s3, wire, monkeypatch):
+    """The connection is cut while h5py reads the file, and there again when it was waited for once."""
+    ask_once(monkeypatch, wire)
+    monkeypatch.setattr(storage, "READ_AHEAD", 4096)
+    waits, calls, read = [], [], storage.RemoteFile.readinto
+    monkeypatch.setattr(retries, "pause", lambda seconds, _: (waits.append(seconds), wire.mend()))
+
+    def cut_at_the_third(self, buffer):
+        calls.append(1)
+        if len(calls) == 3:
+            wire.break_now()
+        return read(self, buffer)
+
+    path = Path(pack(tmp_path / "a.h5", noise(20), target=np.eye(20, dtype=bool)))
+    s3.Object("break/a.h5").put(Body=path.read_bytes())
+    monkeypatch.setattr(storage.RemoteFile, "readinto", cut_at_the_third)
+    manifest = load_manifest("hdf5", "s3://sounds/break/a.h5")
+    assert waits and manifest.clips["clip_id"].to_pylist() == [f"Yid{i:08d}" for i in range(20)]
+    assert manifest.clips["labels"].to_pylist() == [[i] for i in range(20)]
+
+
+def test_damage_in_a_store_is_said_and_not_asked_for_again(tmp_path, s3, monkeypatch):
+    data = Path(pack(tmp_path / "a.h5", noise(5))).read_bytes()
+    clips = load_manifest("hdf5", str(tmp_path / "a.h5")).clips.to_pylist()
+    s3.Object("damaged/a.h5").put(Body=b"not HDF5 " * 100)
+    s3.Object("damaged/b.h5").put(Body=data[: len(data) // 2])
+    monkeypatch.setattr(retries, "pause", lambda *_: pytest.fail("asked again"))
+    for name in "ab":
+        assert "cannot be read as HDF5" in refusal(f"s3://sounds/damaged/{name}.h5")
+    with pytest.raises(AudioError, match="read: "):
+        decode_clip(clips[0] | {"uri": "s3://sounds/damaged/a.h5"}, RATE, 10 * RATE)
 
 
 def refusal(path) -> str:

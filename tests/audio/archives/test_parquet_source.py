@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.container_layouts import NAMES, TABLE, audioset, class_table, common_voice, esc50, fsd50k
 from helpers.containers import (
     AUDIO,
     FRONT_END,
@@ -38,64 +39,34 @@ def check_same(manifest, clips, folder) -> ShardDataset:
 
 
 def test_the_layout_of_audioset_on_the_hub(tmp_path):
-    clips = [
-        Sound(f"YT{i:09d}", flac(i, 0.3, 48_000), labels, split, -1)
-        for i, (labels, split) in enumerate(
-            zip([("/m/09x0r",), ("/m/09x0r", "/m/05zppz"), ()] * 8, ["bal_train"] * 12 + ["test"] * 12, strict=True)
-        )
-    ]
-    for k, folder in enumerate(["bal_train", "bal_train", "eval", "eval"]):
-        part = clips[6 * k : 6 * k + 6]
-        parquet(tmp_path / f"in/data/{folder}/{k:02d}.parquet", {
-            "video_id": [c.id for c in part], "audio": audio(part), "labels": pa.array([c.labels for c in part]),
-            "human_labels": pa.array([["Speech"] * len(c.labels) for c in part], pa.list_(pa.string())),
-        }, group=4, features={"audio": {"_type": "Audio"}})  # fmt: skip
-    manifest = load_manifest("parquet", str(tmp_path / "in"))
+    made = audioset(tmp_path / "in")
+    manifest = load_manifest("parquet", made.path)
     assert any("--columns labels=human_labels" in remark for remark in manifest.remarks)
-    check_same(manifest, clips, tmp_path)
+    check_same(manifest, made.clips, tmp_path)
 
-    (tmp_path / "in/data/class_labels_indices.csv").write_text(
-        'index,mid,display_name\n0,/m/05zppz,"Male speech, man speaking"\n1,/m/09x0r,Speech\n'
-    )
-    named = load_manifest("parquet", str(tmp_path / "in/data/*/*.parquet"))
-    assert named.label_names == ["Male speech, man speaking", "Speech"]
-    assert named.clips["labels"].to_pylist()[:3] == [[1], [1, 0], []]
+    named = load_manifest("parquet", f"{audioset(tmp_path / 'named', table=True).path}/*/*.parquet")
+    assert named.label_names == list(NAMES.values())
+    assert named.clips["labels"].to_pylist()[:3] == [[2], [2, 0], []]
 
-    (tmp_path / "in/data/class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/05zppz,Male\n")
+    class_table(tmp_path / "in/data" / TABLE, {"/m/05zppz": "Male"})
     with pytest.raises(UserError, match=r"'/m/09x0r' is not in .*class_labels_indices\.csv"):
         load_manifest("parquet", str(tmp_path / "in"))
 
 
 def test_a_mirror_of_esc50(tmp_path):
-    clips = [
-        Sound(
-            f"{1 + i % 5}-{i}-A.wav",
-            flac(i, 0.4, 44_100, "WAV"),
-            (["rooster", "dog", "airplane"][i % 3],),
-            "",
-            1 + i % 5,
-        )
-        for i in range(15)
-    ]
-    path = parquet(tmp_path / "in/data/train-00000-of-00001-2f1ab3.parquet", {
-        "filename": [c.id for c in clips], "fold": [c.fold for c in clips], "target": [i % 3 for i in range(15)],
-        "category": [c.labels[0] for c in clips], "esc10": [True] * 15, "src_file": [7] * 15, "take": ["A"] * 15,
-        "audio": pa.array([{"bytes": c.data, "path": None} for c in clips], AUDIO),
-    }, features={"audio": {"_type": "Audio", "sampling_rate": 44100}})  # fmt: skip
-    manifest = load_manifest("parquet", path)
-    assert manifest.label_names == ["rooster", "dog", "airplane"]  # in the order of their targets
-    assert manifest.clips["fold"].to_pylist() == [c.fold for c in clips]
-    assert manifest.clips["split"].to_pylist() == ["train"] * 15
+    made = esc50(tmp_path / "in")
+    manifest = load_manifest("parquet", made.path)
+    assert manifest.label_names == ["dog", "rooster", "pig"]  # in the order of their targets
+    assert manifest.clips["fold"].to_pylist() == [c.fold for c in made.clips]
+    assert manifest.clips["split"].to_pylist() == ["train"] * len(made.clips)
     dataset = make_shards(manifest, tmp_path / "shards", size=4)
-    assert dataset.num_clips == 15 and len(dataset.shards) == 1  # a row group is not cut
+    assert dataset.num_clips == len(made.clips) and len(dataset.shards) == 1  # a row group is not cut
 
 
 def test_several_labels_as_text_or_numbers(tmp_path):
+    made = fsd50k(tmp_path / "text")
+    check_same(load_manifest("parquet", made.path), made.clips, tmp_path)
     clips = sounds(6, lambda i: ["Bark", "Dog"] if i % 2 else ["Child_speech"])
-    text = parquet(tmp_path / "a.parquet", {
-        "fname": [c.id for c in clips], "labels": [",".join(c.labels) for c in clips], "audio": audio(clips),
-    })  # fmt: skip
-    check_same(load_manifest("parquet", text), clips, tmp_path)
     names = ["Bark", "Child_speech", "Dog", "Meow"]
     numbers = parquet(tmp_path / "b.parquet", {
         "id": [c.id for c in clips], "audio": audio(clips),
@@ -111,20 +82,13 @@ def test_several_labels_as_text_or_numbers(tmp_path):
 
 
 def test_paths_alone(tmp_path):
-    clips = sounds(5)
-    (tmp_path / "in/clips").mkdir(parents=True)
-    for clip in clips:
-        (tmp_path / f"in/clips/{clip.id}.flac").write_bytes(clip.data)
-    path = parquet(tmp_path / "in/train.parquet", {
-        "client_id": ["one"] * 5, "path": [f"clips/{c.id}.flac" for c in clips], "sentence": ["hello"] * 5,
-        "audio": pa.array([{"bytes": None, "path": f"clips/{c.id}.flac"} for c in clips], AUDIO),
-    })  # fmt: skip
-    manifest = load_manifest("parquet", path)
-    assert manifest.clips["locator"].null_count == 5  # plain files
-    assert manifest.clips["clip_id"].to_pylist() == sorted(f"clips/{c.id}.flac" for c in clips)
-    assert make_shards(manifest, tmp_path / "shards").num_clips == 5
-    plain = parquet(tmp_path / "in/b/test.parquet", {"path": [f"../clips/{c.id}.flac" for c in clips]})
-    assert make_shards(load_manifest("parquet", plain), tmp_path / "plain").num_clips == 5
+    made = common_voice(tmp_path / "in")
+    manifest = load_manifest("parquet", made.path)
+    assert manifest.clips["locator"].null_count == len(made.clips)  # plain files
+    assert manifest.clips["clip_id"].to_pylist() == [clip.id for clip in made.clips]
+    check_same(manifest, made.clips, tmp_path)
+    plain = parquet(tmp_path / "in/b/test.parquet", {"path": [f"../{clip.id}" for clip in made.clips]})
+    assert make_shards(load_manifest("parquet", plain), tmp_path / "plain").num_clips == len(made.clips)
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from helpers.containers import Sound, bad_rows, flac, loose_dataset, make_shards, sounds, tar
+from helpers.containers import Sound, bad_rows, flac, loose_dataset, make_shards, members, sounds, tar
 
 from ajepa.audio.archives import tar_index
 from ajepa.audio.archives.splits import split_of
@@ -15,24 +15,12 @@ from ajepa.errors import UserError
 from ajepa.shards.verify import verify_dataset
 
 
-def samples(clips, suffix="json"):
-    """Members as LAION has them: sound, and a file of labels."""
-    members = []
-    for clip in clips:
-        members.append((f"{clip.id}.flac", clip.data))
-        if suffix == "json":
-            members.append((f"{clip.id}.json", json.dumps({"text": ["a sound"], "tag": list(clip.labels)}).encode()))
-        elif clip.labels:
-            members.append((f"{clip.id}.{suffix}", clip.labels[0].encode()))
-    return members
-
-
 @pytest.mark.parametrize("store", [False, True], ids=["local", "s3"])
 def test_equal_to_loose_files(tmp_path, store, request):
     clips = sounds(30)
     where = str(tmp_path / "in")
     for k in range(3):
-        tar(tmp_path / f"in/shard-{k:06d}.tar", samples(clips[10 * k : 10 * k + 10]))
+        tar(tmp_path / f"in/shard-{k:06d}.tar", members(clips[10 * k : 10 * k + 10]))
     if store:
         s3 = request.getfixturevalue("s3")
         where = f"s3://sounds/{tmp_path.name}"
@@ -47,10 +35,10 @@ def test_equal_to_loose_files(tmp_path, store, request):
 
 def test_labels_from_each_kind_of_file(tmp_path):
     clips = [Sound(f"{i}", flac(i), (str(i % 2),)) for i in range(4)]
-    by_class = load_manifest("webdataset", tar(tmp_path / "train-000.tar", samples(clips, "cls")))
+    by_class = load_manifest("webdataset", tar(tmp_path / "train-000.tar", members(clips, "cls")))
     assert by_class.label_names == ["0", "1"] and by_class.clips["labels"].to_pylist() == [[0], [1], [0], [1]]
     assert by_class.clips["split"].to_pylist() == ["train"] * 4
-    captions = tar(tmp_path / "b.tar", samples(clips, "txt"))
+    captions = tar(tmp_path / "b.tar", members(clips, "txt"))
     assert load_manifest("webdataset", captions).label_names == []
     assert load_manifest("webdataset", captions, columns=["labels=txt"]).label_names == ["0", "1"]
     inside = json.dumps({"original_data": {"mids": ["/m/1", "/m/2"]}, "set": "eval", "part": 3, "label": "other"})
@@ -193,7 +181,7 @@ def test_a_header_of_a_gigabyte_is_not_read(tmp_path):
 
 def test_indexing_passes_over_the_sound(tmp_path, monkeypatch):
     clips = [Sound(f"{i}", flac(i, 8.0), ()) for i in range(6)]
-    path = tar(tmp_path / "a.tar", samples(clips))
+    path = tar(tmp_path / "a.tar", members(clips))
     read = []
     original = tar_index._Hops.read
 

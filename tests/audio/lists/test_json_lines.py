@@ -1,15 +1,11 @@
 """JSON Lines as NeMo, OpenBEATs and audio folders have them."""
 
 import gzip
-import json
 
 import pytest
+from helpers.lists import lines
 
 from ajepa.audio.lists import text
-
-
-def lines(*rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "train.jsonl", "list", "train.jsonl.gz"])

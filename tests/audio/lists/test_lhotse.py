@@ -4,28 +4,7 @@ import gzip
 import json
 
 import pytest
-
-
-def recording(name, file, **others):
-    return {
-        "id": name, "sources": [{"type": "file", "channels": [0], "source": file}], "sampling_rate": 16_000,
-        "num_samples": 16_000, "duration": 1.0, "channel_ids": [0], **others,
-    }  # fmt: skip
-
-
-def cut(name, file, start=0.25, duration=0.5, **others):
-    return {
-        "id": name, "start": start, "duration": duration, "channel": 0, "supervisions": [],
-        "recording": recording(f"rec-{name}", file), "type": "MonoCut", **others,
-    }  # fmt: skip
-
-
-def lines(*rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def supervision(text, **others):
-    return {"id": "s", "recording_id": "r", "start": 0, "duration": 1, "channel": 0, "text": text, **others}
+from helpers.lists import cut, lines, recording, supervision
 
 
 def test_recordings_are_read_whole(lists):
@@ -127,3 +106,26 @@ def test_channels_and_transforms_are_remarked(lists):
 def test_entries_that_lack_something_are_refused_with_their_line(lists, row, said):
     path = lists.write("list.jsonl", lines(recording("x", "a.wav"), row))
     assert f"line 2 of the manifest {str(path)!r}" in lists.refused(path) and said in lists.refused(path)
+
+
+def test_a_shar_is_refused_in_one_line(lists):
+    """Its sound lies in tar archives beside the cuts."""
+    place = {"sources": [{"type": "shar", "channels": [0], "source": ""}]}
+    path = lists.write("cuts.000000.jsonl.gz", gzip.compress(
+        lines(*(cut(name, "") | {"recording": recording(name, "") | place} for name in "xy")).encode()
+    ))  # fmt: skip
+    assert lists.refused(path).endswith(
+        "can be read: entries of lhotse left out: 2, the sound of a Shar is in its recording.*.tar: --source "
+        "webdataset ('x')"
+    )
+    (lists.folder / "shar").mkdir()
+    assert "is a folder without wav.scp" in lists.refused(lists.folder / "shar")
+
+
+def test_supervisions_and_features_alone_are_refused_in_one_line(lists):
+    path = lists.write("supervisions.jsonl", lines(supervision("hi", speaker="ann", custom={"label": "dog"})))
+    assert "has no column `uri`" in lists.refused(path)
+    features = {"type": "fbank", "num_frames": 100, "num_features": 80, "frame_shift": 0.01, "sampling_rate": 16_000,
+                "start": 0, "duration": 1.0, "storage_type": "lilcom_chunky", "storage_path": "feats.lca",
+                "storage_key": "0", "recording_id": "r", "channels": 0}  # fmt: skip
+    assert "has no column `uri`" in lists.refused(lists.write("features.jsonl", lines(features)))
