@@ -47,18 +47,13 @@ class AJepaFeatureExtractor(Wav2Vec2FeatureExtractor):  # pads, and checks the s
         clips = [_checked(clip) for clip in raw_speech] if batched else _checked(raw_speech)
         one = clips if not isinstance(clips, list) else clips[0] if len(clips) == 1 else None
         if one is None or one.ndim != 1 or any(kwargs.get(name) for name in CHANGE_THE_LENGTH):
-            features = super().__call__(clips, padding=padding, **kwargs)
-        else:  # transformers' mask would take as much memory as the sound
-            asked = kwargs.pop("return_attention_mask", None)
-            features = super().__call__(clips, padding=padding, return_attention_mask=False, **kwargs)
-            if self.return_attention_mask if asked is None else asked:
-                features["attention_mask"] = [np.ones(len(one), np.int8)]
-        if return_tensors is None:
-            return features
-        for name, rows in features.items():
-            if len(rows) == 1:
-                features[name] = rows[0][None]  # of which a tensor is made without another copy: it may be hours
-        return features.convert_to_tensors(return_tensors)
+            return super().__call__(clips, padding=padding, return_tensors=return_tensors, **kwargs)
+        # One clip needs no padding, which would copy it, nor a mask of integers: it may be hours.
+        features = super().__call__(one[:1], padding=padding, **kwargs)
+        features["input_values"] = one[None]
+        if "attention_mask" in features:
+            features["attention_mask"] = np.ones((1, len(one)), np.int8)
+        return features if return_tensors is None else features.convert_to_tensors(return_tensors)
 
 
 def _checked(clip: Any) -> np.ndarray:

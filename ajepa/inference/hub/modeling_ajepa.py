@@ -251,7 +251,7 @@ def _lengths(input_values: Tensor, attention_mask: Tensor | None) -> list[int]:
         return [input_values.shape[1]] * len(input_values)
     if attention_mask.shape != input_values.shape:
         raise ValueError(f"attention_mask has the shape of input_values, {list(input_values.shape)}")
-    lengths = [int(length) for length in attention_mask.count_nonzero(dim=1).tolist()]
+    lengths = [int(row.count_nonzero()) for row in attention_mask]  # of all at once takes eight bytes a sample
     if any(not length or not bool(row[:length].all()) for row, length in zip(attention_mask, lengths, strict=True)):
         raise ValueError("attention_mask: each clip has samples, then padding; pad with padding_side='right'")
     return lengths
