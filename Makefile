@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without compiled files every process compiles its imports again: 3 s of CPU for torch alone.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup dev demo test test-fast test-cluster test-hosts test-nightly test-gpu test-eval coverage lint tables bench bench-gpu compat dist clean
+.PHONY: setup dev demo test test-fast test-cluster test-hosts test-nightly test-gpu test-eval coverage lint tables notebooks bench bench-gpu compat dist clean
 
 # install(folder, extras): uv takes half a minute where pip takes many; where uv cannot (a mirror that pip alone knows),
 # pip does it.
@@ -85,6 +85,9 @@ lint: dev  ## style, types, and the rule of which package may import which
 
 tables: setup  ## the tables of results in the pages, from notebooks/results/*.json
 	$(BIN)/python -m ajepa.experiments.page
+
+notebooks: dev  ## run the notebooks from top to bottom and write their outputs in place
+	$(BIN)/python notebooks/execute.py
 
 bench: dev  ## ratios against a floor or a peer in the same run: about 45 minutes on 2 cores (AJEPA_BENCH_CLIPS=500 for less)
 	$(BIN)/python -m pytest tests/benchmarks -m '' --override-ini 'addopts=-q -s --import-mode=importlib --show-capture=no' --override-ini 'python_files=bench_*.py'

@@ -18,7 +18,7 @@ class Normaliser(nn.Module):
         super().__init__()
         self.statistics = statistics
         for name in ("mean", "std"):
-            value = torch.from_numpy(getattr(statistics, name)).float()[:, None]
+            value = torch.tensor(getattr(statistics, name), dtype=torch.float32)[:, None]  # Ray's arrays are read-only
             self.register_buffer(name, value)  # in the state dict: weights mean nothing without them
 
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
