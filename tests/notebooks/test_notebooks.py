@@ -15,7 +15,7 @@ from notebooks import execute
 NAMES = {  # and what each has to show: how often of each kind
     "01_sounds_to_shards": {"image/png": 2, "audio": 1, "table": 3, "text": 2},
     "02_masks_and_objective": {"image/png": 5, "table": 1},
-    "03_pretrain_and_watch": {"image/png": 2, "table": 1, "text": 3},
+    "03_pretrain_and_watch": {"image/png": 2, "text": 4},
     "04_embeddings": {"image/png": 3, "audio": 1, "table": 2},
     "05_tables": {"image/png": 3, "table": 1},
     "06_cluster": {"image/png": 1, "table": 1, "text": 3},
