@@ -25,16 +25,24 @@ define install
 	$(1)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(2)]'
 endef
 
+# The page of explore.py's viewer; what its own server needs is not used, and would bring another torch.
+define viewer
+	{ $(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps embedding-atlas==0.22.0; } || \
+	$(1)/bin/python -m pip install --quiet --no-deps embedding-atlas==0.22.0
+endef
+
 setup: $(VENV)/.ray  ## what the commands need
 
 dev: $(VENV)/.dev  ## and what developing needs
 
 $(VENV)/.ray: pyproject.toml constraints.txt
-	$(call install,$(VENV),ray)
+	$(call install,$(VENV),ray$(comma)explore)
+	$(call viewer,$(VENV))
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call install,$(VENV),dev)
+	$(call viewer,$(VENV))
 	@touch $(VENV)/.ray $@
 
 $(EVAL)/.eval: pyproject.toml constraints.txt

@@ -23,7 +23,7 @@ from ajepa.finetuning.config import PRESETS as FINETUNE_PRESETS
 from ajepa.finetuning.model import Classifier
 from ajepa.inference.pretrained import random_encoder
 from ajepa.inference.transformers_folder import write_transformers
-from pipelines import ablate, demo, embed, export, finetune, predict, preprocess, pretrain, probe
+from pipelines import ablate, demo, embed, explore, export, finetune, predict, preprocess, pretrain, probe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -34,7 +34,7 @@ PAGES = sorted(
 TEXT = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
 PARSERS = {
     command.__name__.rpartition(".")[2]: command.parse_args
-    for command in (ablate, demo, embed, export, finetune, predict, preprocess, pretrain, probe)
+    for command in (ablate, demo, embed, explore, export, finetune, predict, preprocess, pretrain, probe)
 }
 COMMANDS = sorted({
     found

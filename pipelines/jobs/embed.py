@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ajepa import storage
-from ajepa.audio.errors import AudioError
 from ajepa.checkpoints import latest_checkpoint
 from ajepa.choices import Branch
-from ajepa.documents import refusing_damage, require_types
 from ajepa.errors import UserError
 from ajepa.inference.embedder import Embedder, EmbedSettings
 from ajepa.inference.embeddings import EMBEDDINGS_JSON, Embeddings, finish_embeddings, open_embeddings
 from ajepa.inference.neighbours import Neighbour, nearest
 from ajepa.inference.pretrained import EXPORT_JSON, load_encoder
+from ajepa.inference.query import embedder_of, vector_of
 from ajepa.inference.shipped import encoder_path, shipped_name
 from ajepa.shards.dataset import PLAN
 from pipelines.jobs.parts import PartJob, check, output_of, run_job
@@ -118,30 +117,12 @@ def neighbours(args: NeighboursArgs) -> list[Neighbour]:
     if args.top < 1:
         raise UserError(f"--top must be positive, got {args.top}")
     embeddings = open_embeddings(args.output)
-    about = embeddings.encoder
-    with refusing_damage(storage.join(embeddings.path, EMBEDDINGS_JSON), "embed the clips again"):
-        require_types(about, checkpoint=str, source=str, branch=str, precision=str, digest=str)
-        plan = embeddings.info["plan"]
-        chosen = {field.name: plan[field.name] for field in dataclasses.fields(EmbedSettings)}
-        settings = EmbedSettings(**chosen | {"layers": chosen["layers"] and tuple(chosen["layers"])})
-    kept = storage.path_type(about["checkpoint"]) != "missing"  # not pruned by more training since
-    source = args.encoder or about["checkpoint" if kept else "source"]
+    embedder = embedder_of(embeddings, args.encoder)
     try:
-        encoder = load_encoder(source, about["branch"], precision=about["precision"])
+        query = vector_of(embedder, args.neighbours)
     except UserError as error:
-        raise UserError(f"cannot load the encoder of these embeddings: {error} (--encoder says where it is)") from error
-    if encoder.about["digest"] != about["digest"]:
-        raise UserError(
-            f"the embeddings were made by another encoder than {source!r} (digest {about['digest']}, not "
-            f"{encoder.about['digest']}): give theirs with --encoder"
-        )
-    embedder = Embedder(encoder, settings)
-    query = {"uri": storage.absolute(args.neighbours), "start_s": 0.0, "duration_s": None}
-    try:
-        log_mel, _, _ = embedder.log_mel(query)
-    except (AudioError, storage.UnreachableError) as error:
         raise UserError(f"--neighbours {args.neighbours!r}: {error}") from error
-    found = nearest(embeddings, embedder.compute([log_mel])[0][0], args.top)
+    found = nearest(embeddings, query, args.top)
     width = max(len(n.clip_id) for n in found)
     for rank, n in enumerate(found, 1):
         at = f" from {n.start_s:g} s" if n.start_s else ""

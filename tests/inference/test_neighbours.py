@@ -15,7 +15,7 @@ from ajepa.errors import UserError
 from ajepa.inference import neighbours
 from ajepa.inference.embedder import embedding_schema
 from ajepa.inference.embeddings import EMBEDDINGS_JSON, Embeddings, finish_embeddings, open_embeddings
-from ajepa.inference.neighbours import cosine, nearest
+from ajepa.inference.neighbours import cosine, nearest, nearest_of_all
 from ajepa.inference.part_writer import part_path
 from ajepa.shards.schema import BAD, OK
 
@@ -116,3 +116,18 @@ def test_a_part_of_other_rows_is_named(folder):
 def test_clips_that_are_not_there_are_noticed(tmp_path):
     with pytest.raises(UserError, match="3 ok and 0 bad rows, 3 distinct ids, for 5 clips"):
         build(tmp_path / "emb", np.eye(3, dtype=np.float32), expected=5)
+
+
+@examples(30)
+@given(n=st.integers(1, 40), count=st.integers(1, 9), rows=st.integers(1, 12), columns=st.integers(1, 12))
+def test_the_neighbours_of_all_are_those_of_each(n, count, rows, columns):
+    vectors = np.random.default_rng(n).standard_normal((n, 5)).astype(np.float32)
+    before, neighbours.TILE = neighbours.TILE, (rows, columns)
+    try:
+        numbers, cosines = nearest_of_all(vectors, count)
+    finally:
+        neighbours.TILE = before
+    similarity = np.stack([cosine(vectors, v) for v in vectors])
+    np.fill_diagonal(similarity, -np.inf)
+    np.testing.assert_array_equal(numbers, np.argsort(-similarity, axis=1)[:, : min(count, n - 1)])
+    np.testing.assert_allclose(cosines, np.take_along_axis(similarity, numbers, 1), atol=1e-6)

@@ -42,7 +42,7 @@ def test_an_interrupt_has_exit_code_130_and_says_how_to_go_on(capsys):
     assert "run the same command again" in capsys.readouterr().err
 
 
-COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "predict", "embed", "export", "ablate", "demo"]
+COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "predict", "embed", "explore", "export", "ablate", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
