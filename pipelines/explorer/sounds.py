@@ -9,7 +9,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from ajepa.audio.decode import decode_clip, resample
+from ajepa.audio.collector import resample
+from ajepa.audio.decode import decode_clip
 from ajepa.audio.logmel import LogMel, log_mel_in_pieces
 from ajepa.audio.read_ahead import Opener, open_clip
 
