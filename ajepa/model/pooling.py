@@ -60,10 +60,11 @@ def pool_parts(parts: Iterable[tuple[Tensor, Tensor]], poolings: Sequence[Poolin
     """
     for pooling in poolings:
         require(pooling in METHODS, f"pooling is one of {', '.join(METHODS)}, not {pooling!r}")
+    axes = {METHODS[pooling].over for pooling in poolings}
     found: dict[tuple[int, ...], Moments] = {}
     for tokens, valid in parts:
         weight = valid.reshape(len(valid), *[1] * (tokens.ndim - 3), -1, 1).to(tokens.dtype)
-        for over in {METHODS[pooling].over for pooling in poolings}:
+        for over in axes:
             moments = Moments.of(tokens, weight, over)
             found[over] = found[over].merged(moments) if over in found else moments
     return {pooling: found[METHODS[pooling].over].vector(METHODS[pooling]) for pooling in poolings}

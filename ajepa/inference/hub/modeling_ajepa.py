@@ -162,8 +162,9 @@ class AJepaModel(AJepaPreTrainedModel):
         columns = [self.columns(length) for length in lengths]
         most = max(columns)
         window = min(most, self.encoder.grid[1])
-        windows = [(clip, start) for clip, count in enumerate(columns) for start in _starts(count, window)]
-        log_mels = self._windows(input_values, lengths, columns, window)
+        starts = [_starts(count, window) for count in columns]
+        windows = [(clip, start) for clip, own in enumerate(starts) for start in own]
+        log_mels = self._windows(input_values, lengths, starts, window)
         at_once = max(1, PATCHES_AT_ONCE.get(device.type, CPU_PATCHES) // (rows * window))
         nowhere = len(columns) * most  # the place of what is behind a clip's end
         count = torch.zeros(nowhere + 1, device=device)
@@ -186,11 +187,12 @@ class AJepaModel(AJepaPreTrainedModel):
         tokens = [(total[:-1] / share).unflatten(0, (len(columns), most)).transpose(1, 2) for total in sums]
         return tokens, torch.arange(most, device=device) < torch.tensor(columns, device=device)[:, None]
 
-    def _windows(self, input_values: Tensor, lengths: list[int], columns: list[int], window: int) -> Iterator[Tensor]:
-        """The log-mels [n_mels, window * 16] of each window, clip after clip."""
-        for clip, length, count in zip(input_values, lengths, columns, strict=True):
-            starts = [start * PATCH for start in _starts(count, window)]
-            yield from self.front_end.windows(clip[:length], starts, window * PATCH)
+    def _windows(
+        self, input_values: Tensor, lengths: list[int], starts: list[list[int]], window: int
+    ) -> Iterator[Tensor]:
+        """The log-mels [n_mels, window * 16] of the windows that begin at these columns, clip after clip."""
+        for clip, length, own in zip(input_values, lengths, starts, strict=True):
+            yield from self.front_end.windows(clip[:length], [start * PATCH for start in own], window * PATCH)
 
 
 class AJepaForAudioClassification(AJepaPreTrainedModel):
