@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 EVAL := .venv-eval
+VIEWER := embedding-atlas==0.22.0
 BIN := $(VENV)/bin
 comma := ,
 # Two processes; the tests with Ray, the longest group, begin at once in the first.
@@ -27,8 +28,8 @@ endef
 
 # The page of explore.py's viewer; what its own server needs is not used, and would bring another torch.
 define viewer
-	{ $(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps embedding-atlas==0.22.0; } || \
-	$(1)/bin/python -m pip install --quiet --no-deps embedding-atlas==0.22.0
+	{ $(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps $(VIEWER); } || \
+	$(1)/bin/python -m pip install --quiet --no-deps $(VIEWER)
 endef
 
 setup: $(VENV)/.ray  ## what the commands need

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ajepa import storage
 from ajepa.choices import Level
 from ajepa.documents import refusing_damage, require_types
@@ -43,3 +47,8 @@ def finish_embeddings(output: str, expected: int, about: dict[str, Any]) -> Embe
     """
     KIND.finish(output, expected, about)
     return open_embeddings(output)
+
+
+def vectors_of(rows: pa.Table) -> np.ndarray:
+    """[n, D] float32: the column `embedding` of rows of level `clip`."""
+    return pc.list_flatten(rows["embedding"]).to_numpy().reshape(rows.num_rows, -1)

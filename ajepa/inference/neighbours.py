@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import torch
 
 from ajepa.errors import UserError
-from ajepa.inference.embeddings import Embeddings
+from ajepa.inference.embeddings import Embeddings, vectors_of
 
 AT_ONCE = 1 << 14  # clips compared at a time
 TILE = 512, 1 << 14  # clips of `nearest_of_all` that are compared with clips, at a time
@@ -55,8 +55,8 @@ def nearest(embeddings: Embeddings, query: np.ndarray, top: int) -> list[Neighbo
 
 
 def _best(best: pa.Table | None, rows: pa.Table, query: np.ndarray, top: int) -> pa.Table:
-    vectors = pc.list_flatten(rows["embedding"]).to_numpy().reshape(rows.num_rows, -1)
-    found = rows.drop_columns("embedding").append_column("similarity", pa.array(cosine(vectors, query)))
+    similarity = pa.array(cosine(vectors_of(rows), query))
+    found = rows.drop_columns("embedding").append_column("similarity", similarity)
     found = found if best is None else pa.concat_tables([best, found])
     order = pc.select_k_unstable(found, top, [("similarity", "descending"), ("clip_id", "ascending")])
     return found.take(order)

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.audio.manifest import MANIFEST_SCHEMA
 from ajepa.errors import UserError
-from ajepa.inference.embeddings import EMBEDDINGS_JSON, Embeddings
+from ajepa.inference.embeddings import EMBEDDINGS_JSON, Embeddings, vectors_of
 from ajepa.inference.neighbours import nearest_of_all
 from pipelines.cli.command import announce
 from pipelines.cli.lock import claimed
@@ -92,7 +91,7 @@ def make_map(embeddings: Embeddings, settings: MapSettings) -> pa.Table:
     names = [name for name in MANIFEST_SCHEMA.names if name != "labels"]
     groups = list(embeddings.row_groups([*names, "labels", "embedding"]))
     rows = pa.concat_tables([group.drop_columns("embedding") for group in groups])
-    vectors = np.concatenate([_vectors(group) for group in groups])
+    vectors = np.concatenate([vectors_of(group) for group in groups])
     del groups
     numbers, cosines = nearest_of_all(vectors, settings.neighbours)
     where = places(vectors, numbers, cosines, settings.seed)
@@ -108,10 +107,6 @@ def clip_of(table: pa.Table, row: int) -> dict[str, Any]:
     """The manifest row of a clip, for decoders."""
     found: dict[str, Any] = table.slice(row, 1).select(["uri", "start_s", "duration_s", "locator"]).to_pylist()[0]
     return found
-
-
-def _vectors(group: pa.Table) -> np.ndarray:
-    return pc.list_flatten(group["embedding"]).to_numpy().reshape(group.num_rows, -1)
 
 
 def _lists(numbers: np.ndarray, distances: np.ndarray) -> pa.Array:

@@ -2,10 +2,10 @@
 no server makes them."""
 
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -47,12 +47,8 @@ def export_site(site: Site, front_end: LogMel, output: str, seconds: float) -> E
     Raises:
         UserError: not one sound could be read.
     """
-    for folder, _, names in os.walk(site.viewer):
-        for name in names:
-            path = os.path.join(folder, name)  # noqa: PTH118
-            _copy(path, storage.join(output, os.path.relpath(path, site.viewer)))
-    for file in sorted(PAGE.iterdir()):
-        _copy(str(file), storage.join(output, "explore", file.name))
+    _copy(site.viewer, output)
+    _copy(PAGE, storage.join(output, "explore"))
     storage.write_text(storage.join(output, "index.html"), site.index(search=False))
     storage.make_folder(storage.join(output, "data"))
     storage.write_text(storage.join(output, "data/metadata.json"), json.dumps(site.metadata(heard=seconds > 0)))
@@ -101,7 +97,10 @@ def _preview(clip: dict[str, Any], front_end: LogMel, seconds: float, opener: Op
     return sounds.as_file(samples, "MP3"), sounds.picture(samples, front_end, *PICTURE)
 
 
-def _copy(path: str, target: str) -> None:
-    storage.make_folder(target.rpartition("/")[0])
-    with open(path, "rb") as source, storage.atomic_output(target) as stream:  # noqa: PTH123
-        stream.write(source.read())
+def _copy(folder: Path, target: str) -> None:
+    """All files of a folder."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        copied = storage.join(target, path.relative_to(folder).as_posix())
+        storage.make_folder(copied.rpartition("/")[0])
+        with storage.atomic_output(copied) as stream:
+            stream.write(path.read_bytes())

@@ -5,15 +5,10 @@ import warnings
 import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize  # zeros stay zeros
 
 FEW = 16  # clips below which there is no neighbourhood to lay out
 BATCHES = 10_000  # clips above which clusters are found from batches
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """[n, D] vectors of length 1, as cosine similarity sees them; zeros stay zeros."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
 
 def places(vectors: np.ndarray, numbers: np.ndarray, cosines: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -21,7 +16,7 @@ def places(vectors: np.ndarray, numbers: np.ndarray, cosines: np.ndarray, seed: 
 
     Of fewer than FEW clips, the PCA itself.
     """
-    vectors = unit(vectors)
+    vectors = normalize(vectors)
     begin = _pca(vectors, 2, seed)
     if len(vectors) < FEW or not begin.any():  # or all are the same
         return begin
@@ -43,7 +38,7 @@ def clusters(vectors: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """[n] int64 from 0, the largest cluster first: k-means of the vectors' directions."""
     count = min(count, len(np.unique(vectors, axis=0)))
     kind = KMeans if len(vectors) <= BATCHES else MiniBatchKMeans
-    found = kind(count, n_init=3, random_state=seed).fit_predict(unit(vectors))
+    found = kind(count, n_init=3, random_state=seed).fit_predict(normalize(vectors))
     by_size = np.argsort(-np.bincount(found, minlength=count), kind="stable")
     return np.argsort(by_size)[found]
 

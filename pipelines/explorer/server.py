@@ -1,11 +1,10 @@
 """The map in the browser: the viewer's own page with the folder's table, the sound and the log-mel of a clip when they
 are asked for, and the clips most like a recording. Served to this machine unless another host is asked for."""
 
+import functools
+import io
 import socket
-import tempfile
-import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -31,6 +30,7 @@ from pipelines.explorer.site import PAGE, Site
 
 PICTURE = 600, 128  # pixels
 MOST = 200 << 20  # bytes of a recording that is dropped
+NAMES = 4  # of this server, whose tables are kept; with --host, whoever asks chooses the name
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 Search = Callable[[str | bytes], list[Neighbour]]  # of a path or URI, or of the content of an audio file
@@ -59,7 +59,13 @@ def make_app(
     """
     table = site.table
     numbers = {clip: row for row, clip in enumerate(table["clip_id"].to_pylist())}
-    data = _Data(site)
+
+    @functools.lru_cache(NAMES)
+    def content(base: str) -> bytes:
+        """The table as the page loads it. Players want whole addresses: there is one for each name of this server."""
+        stream = io.BytesIO()
+        pq.write_table(site.served(base), stream, compression="zstd")
+        return stream.getvalue()
 
     def index(_: Request) -> Response:
         found = None if begin is None else {"name": begin.name, "found": shown(begin.clips)}
@@ -69,7 +75,7 @@ def make_app(
         return JSONResponse(site.metadata())
 
     def dataset(request: Request) -> Response:
-        return FileResponse(data.file(str(request.base_url)), media_type="application/vnd.apache.parquet")
+        return Response(content(str(request.base_url)), media_type="application/vnd.apache.parquet")
 
     def sound(request: Request) -> Response:
         return _of_clip(request, lambda samples: (sounds.as_file(samples, "WAV"), "audio/wav"))
@@ -127,22 +133,6 @@ def make_app(
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
     )
-
-
-class _Data:
-    """The table as the page loads it. Players want whole addresses, so there is one for each name of this server."""
-
-    def __init__(self, site: Site) -> None:
-        self.site, self._lock, self._files = site, threading.Lock(), dict[str, str]()
-        self._folder = tempfile.TemporaryDirectory(prefix="ajepa-explore-")
-
-    def file(self, base: str) -> str:
-        with self._lock:
-            if base not in self._files:
-                path = Path(self._folder.name, f"{len(self._files)}.parquet")
-                pq.write_table(self.site.served(base), path, compression="zstd")
-                self._files[base] = str(path)
-            return self._files[base]
 
 
 def _ranged(request: Request, content: bytes, kind: str) -> Response:

@@ -26,8 +26,7 @@ def waveform(clip: dict[str, Any], seconds: float, opener: Opener = open_clip) -
         AudioError, UnreachableError: as `decode`.
     """
     decoded, _ = decode_clip(clip, RATE, round(seconds * RATE), opener)
-    samples: np.ndarray = decoded.waveform[: round(seconds * RATE)]
-    return samples
+    return decoded.waveform
 
 
 def as_file(samples: np.ndarray, kind: str) -> bytes:
