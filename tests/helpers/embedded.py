@@ -11,10 +11,12 @@ from ajepa.inference.pretrained import load_encoder
 from ajepa.shards.schema import BAD, OK
 
 
-def embed(manifest: Manifest, folder: Path, *, per_part: int = 8, encoder: str = "nano") -> Embeddings:
+def embed(
+    manifest: Manifest, folder: Path, *, per_part: int = 8, encoder: str = "nano", batch_size: int | None = None
+) -> Embeddings:
     """The clips of a manifest, in parts of so many."""
     settings = EmbedSettings()
-    embedder = Embedder(load_encoder(encoder), settings)
+    embedder = Embedder(load_encoder(encoder), settings, batch_size=batch_size)
     output = str(folder)
     for status in (OK, BAD):
         storage.make_folder(storage.join(output, status))

@@ -15,6 +15,7 @@ from helpers.faults import WIDE, options
 from helpers.growing import save_line
 from helpers.imported import listing
 from helpers.runs import tiny_config
+from helpers.training_state import save_run
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,14 @@ def ray_session(s3_server):
     start_ray(num_cpus=2)
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def encoder(small_dataset, tmp_path_factory) -> str:
+    """A run folder with the checkpoint of step 1, for commands that take an encoder. Read only."""
+    folder = tmp_path_factory.mktemp("encoder") / "run"
+    save_run(folder, small_dataset, 1)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.containers import AUDIO, FRONT_END, Sound, audio, flac, loose, parquet, sounds, tar
 from helpers.faults import PATH, ROOT, Gate
-from helpers.training_state import save_run
 
 from ajepa.inference.embeddings import open_embeddings
 from ajepa.shards.dataset import open_dataset
@@ -29,13 +28,6 @@ COUNT = 24
 @pytest.fixture(scope="module")
 def clips():
     return sounds(COUNT)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory, small_dataset) -> str:
-    folder = tmp_path_factory.mktemp("encoder") / "run"
-    save_run(folder, small_dataset, 2)
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)

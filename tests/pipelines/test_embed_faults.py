@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from helpers.faults import Gate
-from helpers.training_state import save_run
 
 from ajepa import storage
 from ajepa.errors import UserError
@@ -20,13 +19,6 @@ from pipelines.embed import EmbedArgs
 from pipelines.jobs.embed import main
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory, small_dataset) -> str:
-    folder = tmp_path_factory.mktemp("encoder") / "run"
-    save_run(folder, small_dataset, 1)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -6,28 +6,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from helpers.containers import FRONT_END, Sound, loose, loose_dataset
+from helpers.embedded import embed as make_embeddings
 from helpers.layouts import LAYOUTS
-from helpers.training_state import save_run
 
 from ajepa.audio.sources import load_manifest
-from ajepa.inference.embedder import Embedder, EmbedSettings
-from ajepa.inference.embeddings import open_embeddings
-from ajepa.inference.part_writer import part_path
-from ajepa.inference.pretrained import load_encoder
+from ajepa.inference.embeddings import Embeddings, open_embeddings
 from ajepa.shards.dataset import ShardDataset
-from ajepa.shards.schema import OK
 from pipelines.embed import EmbedArgs
 from pipelines.jobs import embed, preprocess
 from pipelines.preprocess import PreprocessArgs
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory, small_dataset) -> str:
-    folder = tmp_path_factory.mktemp("encoder") / "run"
-    save_run(folder, small_dataset, 1)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +41,19 @@ def described(dataset: ShardDataset) -> dict[str, tuple]:
     }  # fmt: skip
 
 
-def embedded(paths: list[Path], names: list[str]) -> dict[str, tuple]:
-    """What files of embeddings say of each clip."""
-    rows = [row for path in paths for row in pq.read_table(path, partitioning=None).to_pylist()]
+def embedded(folder: Embeddings) -> dict[str, tuple]:
+    """What a folder of embeddings says of each clip."""
+    rows = [r for p in folder.parts for r in pq.read_table(Path(folder.path, p.name), partitioning=None).to_pylist()]
     return {
-        row["clip_id"]: ([names[i] for i in row["labels"]], row["split"], row["fold"], row["embedding"]) for row in rows
+        row["clip_id"]: ([folder.label_names[i] for i in row["labels"]], row["split"], row["fold"], row["embedding"])
+        for row in rows
     }
 
 
 def embed_loose(clips: list[Sound], encoder: str, folder: Path) -> dict[str, tuple]:
     """The embeddings of the clips as loose files, without Ray, each computed alone."""
     manifest = load_manifest("manifest", loose(folder / "in", clips))
-    (folder / OK).mkdir()
-    Embedder(load_encoder(encoder), EmbedSettings(), batch_size=1).write_files(manifest.clips, 0, str(folder))
-    return embedded([Path(part_path(str(folder), OK, 0))], manifest.label_names)
+    return embedded(make_embeddings(manifest, folder / "out", per_part=len(clips), encoder=encoder, batch_size=1))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -89,7 +77,7 @@ def test_from_source_to_shards_to_embeddings(name, ray_session, encoder, mlflow,
         mlflow_uri=mlflow, num_workers=1, clips_per_part=12, batch_size=1,
     ))  # fmt: skip
     found = open_embeddings(str(tmp_path / "embeddings"))
-    parts = [Path(found.path, part.name) for part in found.parts]
-    vectors = embedded(parts, list(dataset.label_names))
+    assert list(found.label_names) == list(dataset.label_names)
+    vectors = embedded(found)
     assert vectors.keys() == {clip.id for clip in made.clips}
     assert vectors == embed_loose(made.clips, encoder, tmp_path / "loose embeddings")

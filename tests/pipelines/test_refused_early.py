@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.training_state import save_run
 
 from pipelines import ablate, embed, finetune, preprocess, pretrain
 from pipelines.cli import lock
@@ -14,13 +13,6 @@ from pipelines.jobs import finetune as finetune_job
 from pipelines.jobs import parts as part_jobs
 from pipelines.jobs import preprocess as preprocess_job
 from pipelines.jobs import pretrain as pretrain_job
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory, small_dataset):
-    folder = tmp_path_factory.mktemp("encoder") / "run"
-    save_run(folder, small_dataset, 1)
-    return folder
 
 
 @pytest.fixture
