@@ -1,6 +1,7 @@
 """The map in the browser: the viewer's own page with the folder's table, the sound and the log-mel of a clip when they
 are asked for, and the clips most like a recording. Served to this machine unless another host is asked for."""
 
+import contextlib
 import functools
 import io
 import socket
@@ -170,6 +171,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: Any, listening: socket.socket) -> None:
-    """Answer until Ctrl-C."""
+    """Answer until Ctrl-C or SIGTERM, which are no interruption: nothing is left to be done."""
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-    server.run(sockets=[listening])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes the signal on once it has stopped
+        server.run(sockets=[listening])

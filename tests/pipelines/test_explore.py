@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from helpers.embedded import embed
 from helpers.explored import explored
-from helpers.faults import PATIENCE
+from helpers.faults import PATIENCE, ROOT
 from PIL import Image
 
 from ajepa import storage
@@ -24,7 +24,7 @@ from ajepa.audio.sources import load_manifest
 from ajepa.inference.embeddings import EMBEDDINGS_JSON
 from pipelines import explore
 from pipelines.cli.command import run_command
-from pipelines.explorer.site import PAGE, find_viewer
+from pipelines.explorer.site import PAGE, VERSION, find_viewer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -145,11 +145,18 @@ def test_a_sound_that_is_gone_says_so_and_the_others_play(noises):
 
 
 @pytest.mark.process
-def test_an_interrupt_ends_it(copy):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_when_told_to_as_if_all_was_done(copy, sent, capfd):
     with explored(copy) as (address, process):
         assert get(address)[0] == 200
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 130
+        process.send_signal(sent)
+        assert process.wait(PATIENCE) == 0
+        assert "interrupted" not in capfd.readouterr().err
+
+
+def test_the_documents_install_the_viewer_that_is_tested():
+    for name in ("Makefile", "pipelines/README.md"):
+        assert f"embedding-atlas=={VERSION}" in (ROOT / name).read_text()
 
 
 def test_an_exported_site_has_previews(copy, tmp_path, capsys):
