@@ -56,7 +56,7 @@ def files() -> list[bytes]:
     return found
 
 
-def write_loose(folder: Path, clips: int, files: list[bytes]) -> str:
+def write_loose(folder: Path, clips: int, files: list[bytes], _: int = 0) -> str:
     for i in range(clips):
         (folder / f"{i:06d}.flac").write_bytes(files[i % len(files)])
     ids = [f"{i:06d}" for i in range(clips)]
@@ -64,26 +64,26 @@ def write_loose(folder: Path, clips: int, files: list[bytes]) -> str:
     return str(folder / "list.parquet")
 
 
-def write_parquet(folder: Path, clips: int, files: list[bytes]) -> str:
-    for first in range(0, clips, A_FILE):
-        rows = [{"bytes": files[i % len(files)], "path": None} for i in range(first, min(first + A_FILE, clips))]
+def write_parquet(folder: Path, clips: int, files: list[bytes], a_file: int = A_FILE) -> str:
+    for first in range(0, clips, a_file):
+        rows = [{"bytes": files[i % len(files)], "path": None} for i in range(first, min(first + a_file, clips))]
         ids = [f"{first + i:06d}" for i in range(len(rows))]
         table = pa.table({"id": ids, "audio": pa.array(rows, AUDIO)})
         pq.write_table(table, folder / f"{first:06d}.parquet", row_group_size=GROUP)
     return str(folder)
 
 
-def write_tars(folder: Path, clips: int, files: list[bytes]) -> str:
-    for first in range(0, clips, A_FILE):
+def write_tars(folder: Path, clips: int, files: list[bytes], a_file: int = A_FILE) -> str:
+    for first in range(0, clips, a_file):
         with tarfile.open(folder / f"{first:06d}.tar", "w") as archive:
-            for i in range(first, min(first + A_FILE, clips)):
+            for i in range(first, min(first + a_file, clips)):
                 info = tarfile.TarInfo(f"{i:06d}.flac")
                 info.size = len(files[i % len(files)])
                 archive.addfile(info, io.BytesIO(files[i % len(files)]))
     return str(folder)
 
 
-WRITERS: dict[str, Callable[[Path, int, list[bytes]], str]] = {
+WRITERS: dict[str, Callable[..., str]] = {
     "manifest": write_loose, "parquet": write_parquet, "webdataset": write_tars,
 }  # fmt: skip
 
@@ -178,7 +178,9 @@ def bytes_read() -> int:
 def test_bytes_read(kind, store, files, tmp_path, request):
     """Of a whole job's blocks, and of the half that is left after an interruption."""
     (tmp_path / "in").mkdir()
-    path = WRITERS[kind](tmp_path / "in", 1000, files)
+    # The loopback server copies the whole object for each range that is asked for: objects are smaller there.
+    clips, a_file = (600, 100) if store else (1000, A_FILE)
+    path = WRITERS[kind](tmp_path / "in", clips, files, a_file)
     if store:
         s3, _ = request.getfixturevalue("s3"), request.getfixturevalue("wire")
         for file in sorted((tmp_path / "in").iterdir()):
