@@ -46,6 +46,7 @@ class Site:
 
     table: pa.Table  # `embedding_map.SCHEMA`
     viewer: Path  # the folder of its page
+    paths: bool = True  # show where sounds lie
 
     @cached_property
     def colour(self) -> str:
@@ -56,7 +57,8 @@ class Site:
     def columns(self) -> pa.Table:
         """What is shown: the map without locators and empty columns, with the numbers that neighbours name."""
         empty = [name for name, value in NONE.items() if self.table[name].unique().to_pylist() == [value]]
-        table = self.table.drop_columns(["locator", *empty])
+        hidden = ["locator", *([] if self.paths else ["uri"])]
+        table = self.table.drop_columns([*hidden, *empty])
         return table.add_column(0, ID, pa.array(np.arange(len(table))))
 
     def served(self, base: str) -> pa.Table:

@@ -47,7 +47,8 @@ def main(args: ExploreArgs) -> None:
         if open_output(output, SITE, args.overwrite) is not None:
             raise UserError(f"--export {args.export!r} holds a site already: --overwrite makes it again")
         storage.clear(output)
-        site = Site(open_map(embeddings, map_folder(args, embeddings), settings_of(args)), viewer)
+        embedding_map = open_map(embeddings, map_folder(args, embeddings), settings_of(args))
+        site = Site(embedding_map, viewer, paths=False)  # it may be published
         front_end = LogMel(FrontEndConfig())
         made = export_site(site, front_end, output, args.previews)
     if made.unread:

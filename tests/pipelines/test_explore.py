@@ -166,6 +166,7 @@ def test_an_exported_site_has_previews(copy, tmp_path, capsys):
         wave, rate = soundfile.read(io.BytesIO(row["sound"]["bytes"]))
         assert row["sound"]["path"].endswith(".mp3") and 0.5 <= len(wave) / rate < 0.7
         assert Image.open(io.BytesIO(row["log_mel"]["bytes"])).height == 64
+    assert "uri" not in rows[0], "a path of this machine in what may be published"
     page = (tmp_path / "site/index.html").read_text()
     assert '"search": false' in page and (tmp_path / "site/explore/explore.js").is_file()
     assert json.loads((tmp_path / "site/data/metadata.json").read_text())["isStatic"]
