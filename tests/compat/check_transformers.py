@@ -32,7 +32,10 @@ def make_environment(requirement: str) -> Path:
     uv = [sys.executable, "-m", "uv"]
     subprocess.run([*uv, "venv", "--quiet", "--clear", folder], check=True)
     python = folder / "bin/python"
-    packages = [requirement, f"torch=={torch.__version__.partition('+')[0]}", "torchaudio", "numpy", "safetensors"]
+    version = torch.__version__.partition("+")[
+        0
+    ]  # torchaudio names no torch that it needs, and loads with its own alone
+    packages = [requirement, f"torch=={version}", f"torchaudio=={version}", "numpy", "safetensors"]
     subprocess.run([*uv, "pip", "install", "--quiet", "--python", python, *packages], check=True)
     return python
 
