@@ -46,7 +46,8 @@ def load_encoder(
     mode.
 
     Args:
-        path: local path or URI; or a name: "nano" comes with the package. A path that exists is taken first.
+        path: local path or URI, also `hf://OWNER/REPOSITORY` of an export on the Hugging Face Hub; or a name: "nano"
+            comes with the package. A path that exists is taken first.
         branch: "target", the EMA target encoder, or "context", the trained one; by default the one that was exported,
             or the one that the run's objective evaluates: of A-JEPA the target encoder, which spec 9 finds slightly
             better.

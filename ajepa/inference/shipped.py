@@ -7,6 +7,7 @@ from pathlib import Path
 from ajepa import storage
 from ajepa.checkpoints import digest
 from ajepa.errors import UserError
+from ajepa.inference import hub_download
 
 FOLDER = Path(__file__).parents[1] / "weights"
 FILES = ("encoder.json", "encoder.safetensors")
@@ -17,11 +18,14 @@ logger = logging.getLogger(__name__)
 
 def encoder_path(name: str) -> str:
     """The absolute path, or the URI, of the encoder that a user names: of what is there, else of one that comes with
-    the package. So a folder `nano` is taken before the encoder of that name, with a warning.
+    the package. So a folder `nano` is taken before the encoder of that name, with a warning. Of hf:// it is the folder
+    in the cache of this machine.
 
     Raises:
-        UserError: a name without separators that is neither.
+        UserError: a name without separators that is neither, or the Hub does not give it.
     """
+    if name.startswith(hub_download.SCHEME):
+        return hub_download.download(name, FILES)
     path = storage.absolute(name)
     is_name = not storage.is_uri(name) and not {"/", os.sep} & set(name)
     if not is_name:
