@@ -31,6 +31,7 @@ from ajepa.evaluation.features import mel_statistics
 from ajepa.evaluation.heads import Features
 from ajepa.evaluation.splits import Splits, make_splits
 from ajepa.inference.encoder import AudioEncoder
+from ajepa.inference.hub_download import SCHEME
 from ajepa.inference.pretrained import load_encoder, random_encoder
 from ajepa.inference.shipped import encoder_path, shipped_name
 from ajepa.shards.dataset import ShardDataset, open_dataset
@@ -143,6 +144,8 @@ def check(args: ProbeArgs) -> list[int] | None:
     """The layers, everything that needs no file checked."""
     if not args.encoder:
         raise UserError("--encoder takes at least one run folder, checkpoint or export")
+    if args.output is None and args.encoder[0].startswith(SCHEME):
+        raise UserError(f"--output is needed: the encoder {args.encoder[0]!r} lies on the Hugging Face Hub")
     if len(set(args.encoder)) < len(args.encoder):
         raise UserError(f"--encoder names the same twice: {' '.join(args.encoder)}")
     if args.seeds < 1:

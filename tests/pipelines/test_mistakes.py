@@ -182,6 +182,9 @@ MISTAKES = {
     "shipped encoder to fine-tune without an output": (
         finetune, ["--encoder", "nano", "--data", "{shards}"], "--output is needed when the encoder is no run folder",
     ),
+    "encoder on the Hub to probe without an output": (
+        probe, ["--encoder", "hf://lab/nano", "--data", "{shards}"], "--output is needed: the encoder 'hf://lab/nano'",
+    ),
     "shipped encoder to export as it is": (export, ["nano", "{new}"], "is an export already"),
     "graph of half the size": (
         export, ["{run}", "{new}", "--format", "onnx", "--weights", "float16"],
