@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import boto3
 import pytest
@@ -16,13 +17,29 @@ from pyarrow import fs
 from ajepa import storage
 
 LOOPBACK = ("127.0.0.1", "0")  # a port that the server chooses
+# With a third argument, a file: while it exists, writes to keys that match what it holds are refused, as by a bucket
+# that is full.
 SERVER = """
-import sys, threading
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(sys.argv[1], int(sys.argv[2]), verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-threading.Event().wait()
+import pathlib, re, sys
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+moto = DomainDispatcherApplication(create_backend_app)
+refused = pathlib.Path(sys.argv[3]) if len(sys.argv) > 3 else None
+FULL = b"<?xml version='1.0'?><Error><Code>QuotaExceeded</Code><Message>the bucket is full</Message></Error>"
+
+def app(environ, start_response):
+    writes = environ["REQUEST_METHOD"] in ("PUT", "POST") and refused is not None and refused.exists()
+    if not (writes and re.search(refused.read_text(), environ["PATH_INFO"])):
+        return moto(environ, start_response)
+    environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(FULL)))]
+    start_response("403 Forbidden", headers)
+    return [FULL]
+
+server = make_server(sys.argv[1], int(sys.argv[2]), app, threaded=True)
+print(server.server_port, flush=True)
+server.serve_forever()
 """
 
 REQUEST = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) ")  # how one begins
@@ -34,8 +51,8 @@ class Wire:
     With `cut_at`, bytes of a request such as a key, it is cut when they first pass, before the server sees them. What
     is asked arrives `delay` seconds late. `asked` counts requests by method, `answered` the bytes that came back."""
 
-    def __init__(self, target: int) -> None:
-        self.target, self.cut = target, False
+    def __init__(self, target: int, refused: Path | None = None) -> None:
+        self.target, self.refused, self.cut = target, refused, False
         self.cut_at: bytes | None = None
         self.delay = 0.0
         self.asked, self.answered = Counter[str](), 0
@@ -94,8 +111,15 @@ class Wire:
                 hang_up(end)
             self._ends.clear()
 
+    def fill(self, keys: str) -> None:
+        """From now on the server refuses to write keys that match this regular expression: the bucket is full."""
+        assert self.refused is not None
+        self.refused.write_text(keys)
+
     def mend(self) -> None:
-        """Let connections through from now on."""
+        """Let connections and writes through from now on."""
+        if self.refused is not None:
+            self.refused.unlink(missing_ok=True)
         with self._lock:
             self.cut, self.cut_at, self.delay = False, None, 0.0
 
@@ -124,15 +148,16 @@ def ask_once(patch: pytest.MonkeyPatch, wire: Wire) -> None:
 def s3_server(tmp_path_factory):
     """The wire to one server for all tests of this process; the environment points at the wire, also that of the
     session's Ray, which starts after it."""
+    folder = tmp_path_factory.mktemp("moto")
+    command = [sys.executable, "-c", SERVER, *LOOPBACK, str(folder / "refused")]
     with (
-        (tmp_path_factory.mktemp("moto") / "log").open("wb") as log,
-        subprocess.Popen(
-            [sys.executable, "-c", SERVER, *LOOPBACK], stdout=subprocess.PIPE, stderr=log, text=True
-        ) as server,
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server,
         pytest.MonkeyPatch.context() as patch,
     ):
         try:
-            relay = Wire(int(server.stdout.readline()))  # a port that the server itself chose and bound
+            port = int(server.stdout.readline())  # that the server itself chose and bound
+            relay = Wire(port, folder / "refused")
             for name, value in {
                 "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
                 "AWS_ENDPOINT_URL": f"http://127.0.0.1:{relay.port}",

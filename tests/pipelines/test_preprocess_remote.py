@@ -114,6 +114,21 @@ def test_from_a_bucket_to_a_bucket(uploaded, command, sounds, tmp_path, mlflow_u
 
 
 @pytest.mark.ray
+def test_a_bucket_that_fills_up_stops_the_job_and_loses_nothing(uploaded, command, wire):
+    output = "s3://sounds/filled"
+    options = ("--source", "folder", "--input", uploaded, "--clip-frames", "256", "--output", output)
+    wire.fill(r"filled/status=ok/shard-0000[1-9]")
+    code, out = command(*options, "--clips-per-shard", "5")
+    (said,) = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert code == 2 and "the bucket is full" in said and "fix the cause and run the same command again" in said, out
+    assert "Traceback" not in out
+    wire.mend()
+    code, out = command(*options, "--clips-per-shard", "5")
+    assert code == 0 and "20 clips ok, 0 bad" in out, out
+    assert sum(verify_dataset(output)) == 20
+
+
+@pytest.mark.ray
 def test_a_manifest_of_uris(uploaded, command, tmp_path):
     """Bad clips of a bucket are named; what is not there is one of them."""
     with storage.atomic_output("s3://sounds/in/broken.wav") as stream:

@@ -1,12 +1,13 @@
-"""A store that goes away while Ray's workers train and write to it."""
+"""A store that goes away, or is full, while a run writes to it."""
 
 import pytest
-from helpers.faults import WIDE, Holds, assert_close_end, assert_one_mlflow_run, command, options
+from helpers.faults import WIDE, Holds, assert_close_end, assert_one_mlflow_run, assert_same_end, command, options
 
 from ajepa import storage
 from ajepa.retries import PATIENCE
 from ajepa.training.run_folder import read_history
 from pipelines import pretrain
+from pipelines.cli.command import run_command
 
 
 @pytest.mark.process
@@ -33,3 +34,26 @@ def test_a_run_of_two_workers_outlives_a_store_that_goes_away(small_dataset, s3,
     assert_one_mlflow_run(mlflow_uri, output)
     assert storage.contents(output) >= {"run.json", "history.jsonl"}
     assert_close_end(output, alone)
+
+
+@pytest.mark.process
+def test_a_run_into_a_bucket_that_is_full_ends_and_goes_on_when_there_is_room(
+    small_dataset, s3, wire, tmp_path, mlflow_uri, capfd
+):
+    output, alone = f"s3://sounds/{tmp_path.name}", tmp_path / "alone"
+    wire.fill(f"{tmp_path.name}/checkpoints/step-00000010")
+
+    def run(to: object) -> object:
+        argv = [*options(small_dataset.path, to, mlflow_uri), "--num-workers", "0"]
+        try:
+            run_command(lambda: pretrain.main(pretrain.parse_args(argv)))
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    assert run(output) == 2
+    said = capfd.readouterr().err
+    assert "the bucket is full. Make room or fix the cause" in said and "Traceback" not in said
+    wire.mend()
+    assert run(output) == run(alone) == 0
+    assert_same_end(output, alone)
