@@ -57,11 +57,12 @@ class Progress:
         share = self.done / max(self.total, 1)
         return (
             f"{self.what}: {self.done} of {self.total} {self.unit}s ({share:.0%}), {rate:.0f} {self.unit}s/s, "
-            f"{self.failed} failed, about {_span(left)} left"
+            f"{self.failed} failed, about {span(left)} left"
         )
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A time as people say it: in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -11,6 +11,7 @@ from typing import Any
 from ajepa import storage
 from ajepa.errors import UserError
 from ajepa.training.run_folder import append_history
+from pipelines.cli.progress import span
 from pipelines.tracking.history_tail import is_due, move_to_history, read_tail, write_tail
 
 MEASURED = ("effective_rank", "epoch")  # in reports of evaluations
@@ -79,7 +80,7 @@ def line(report: dict[str, Any]) -> str:
             f"{report['clips_per_second']:.0f} clips/s",
             *([f"MFU {report['mfu']:.2f}"] if "mfu" in report else []),
             f"waiting {report['data_wait'] + report['checkpoint_wait']:.0%}",
-            f"{left / 60:.0f} min left",
+            f"{span(left)} left",
         ]
     parts += [f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.items() if k.startswith("validation_")]
     if "online_linear_mel" in report:

@@ -48,6 +48,7 @@ def test_the_terminal_line_names_step_loss_speed_time_and_verdict():
     }  # fmt: skip
     wanted = "step 20/100  loss 0.5123  412 clips/s  MFU 0.71  waiting 1%  4 min left  effective rank 7.3: learning"
     assert line(report) == wanted
+    assert "  18 s left  " in line(report | {"step": 94}) and "  0 s left  " in line(report | {"step": 100})
 
 
 def test_a_stop_file_stops_rank_0(tmp_path, monkeypatch):
