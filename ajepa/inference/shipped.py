@@ -11,7 +11,7 @@ from ajepa.inference import hub_download
 
 FOLDER = Path(__file__).parents[1] / "weights"
 FILES = ("encoder.json", "encoder.safetensors")
-DIGESTS = {"nano": "1027a30e4bfb6951938bb7a5ce65c893"}  # BLAKE2b-128 of the bytes of FILES, one after the other
+DIGESTS = {"nano": "d1f06da5f63c53e16df0ed576b317c7f"}  # BLAKE2b-128 of the bytes of FILES, one after the other
 
 logger = logging.getLogger(__name__)
 

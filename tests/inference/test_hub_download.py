@@ -23,6 +23,7 @@ def hub(tmp_path, monkeypatch):
     shutil.copytree(FOLDER / "nano", tmp_path / "hub/lab/nano/small/one")
     (tmp_path / "hub/lab/other").mkdir()
     with loopback_hub(tmp_path / "hub") as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # other tests of this process may have set it
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
         template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
