@@ -43,27 +43,20 @@ def download(uri: str, files: tuple[str, ...]) -> str:
         from huggingface_hub import errors, hf_hub_download
     except ImportError:
         raise UserError(f"{uri!r} needs huggingface_hub: pip install 'ajepa[hub]'") from None
-    found = ""
+    found, where = "", f"the folder {folder!r}" if folder else "the repository"
     for file in files:
+        reasons = (  # the more special kinds first
+            (errors.GatedRepoError, "ask its owner for access, then `hf auth login` or HF_TOKEN"),
+            (errors.RepositoryNotFoundError, "no such repository, or a private one: then `hf auth login` or HF_TOKEN"),
+            (errors.RevisionNotFoundError, f"the repository has no revision {revision!r}"),
+            (errors.LocalEntryNotFoundError, f"the Hub cannot be reached, and the cache here does not hold {file}"),
+            (errors.EntryNotFoundError, f"{where} has no {file}, so it is no export of pipelines/export.py"),
+        )
         try:
             found = hf_hub_download(repository, file, subfolder=folder or None, revision=revision)
-        except errors.HFValidationError as error:
-            raise UserError(f"{uri!r}: {one_line(error)}") from error
-        except errors.GatedRepoError as error:
-            raise UserError(f"{uri!r}: ask its owner for access, then `hf auth login` or HF_TOKEN") from error
-        except errors.RepositoryNotFoundError as error:
-            raise UserError(
-                f"{uri!r}: no such repository, or a private one: then `hf auth login` or HF_TOKEN"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise UserError(f"{uri!r}: the repository has no revision {revision!r}") from error
-        except errors.LocalEntryNotFoundError as error:
-            raise UserError(f"{uri!r}: the Hub cannot be reached, and the cache here does not hold {file}") from error
-        except errors.EntryNotFoundError as error:
-            where = f"the folder {folder!r}" if folder else "the repository"
-            raise UserError(f"{uri!r}: {where} has no {file}, so it is no export of pipelines/export.py") from error
-        except (errors.HfHubHTTPError, OSError) as error:
-            raise UserError(f"{uri!r}: {one_line(error)}") from error
+        except (errors.HFValidationError, errors.EntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+            reason = next((text for kind, text in reasons if isinstance(error, kind)), one_line(error))
+            raise UserError(f"{uri!r}: {reason}") from error
         revision = _commit(found, folder, file)
     return str(Path(found).parent)
 
