@@ -57,11 +57,5 @@ def download(uri: str, files: tuple[str, ...]) -> str:
         except (errors.HFValidationError, errors.EntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
             reason = next((text for kind, text in reasons if isinstance(error, kind)), one_line(error))
             raise UserError(f"{uri!r}: {reason}") from error
-        revision = _commit(found, folder, file)
+        revision = Path(found).parents[len(Path(folder).parts)].name  # .../snapshots/COMMIT/FOLDER/FILE
     return str(Path(found).parent)
-
-
-def _commit(path: str, folder: str, file: str) -> str:
-    """The commit that a file in the cache is of: .../snapshots/COMMIT/FOLDER/FILE."""
-    below = len([part for part in folder.split("/") if part]) + 1
-    return Path(path).parts[-below - 1]

@@ -32,9 +32,8 @@ def make_environment(requirement: str) -> Path:
     uv = [sys.executable, "-m", "uv"]
     subprocess.run([*uv, "venv", "--quiet", "--clear", folder], check=True)
     python = folder / "bin/python"
-    version = torch.__version__.partition("+")[
-        0
-    ]  # torchaudio names no torch that it needs, and loads with its own alone
+    # torchaudio loads with the torch of its own version alone, but does not depend on one.
+    version = torch.__version__.partition("+")[0]
     packages = [requirement, f"torch=={version}", f"torchaudio=={version}", "numpy", "safetensors"]
     subprocess.run([*uv, "pip", "install", "--quiet", "--python", python, *packages], check=True)
     return python

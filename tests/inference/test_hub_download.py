@@ -32,7 +32,14 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "uri", ["hf://lab/nano", "hf://lab/nano@v1", "hf://lab/nano@refs%2Fpr%2F1/small/one", f"hf://lab/nano@{COMMIT}/"]
+    "uri",
+    [
+        "hf://lab/nano",
+        "hf://lab/nano@v1",
+        "hf://lab/nano@refs%2Fpr%2F1/small/one",
+        "hf://lab/nano/small//one/",
+        f"hf://lab/nano@{COMMIT}/",
+    ],
 )
 def test_an_export_on_the_hub_is_an_encoder(uri, hub, tmp_path):
     found = ajepa.load_encoder(uri)

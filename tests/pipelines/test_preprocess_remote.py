@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from helpers.exit_codes import exit_code
 from helpers.faults import wait_for
 from helpers.loopback_s3 import ask_once
 
@@ -18,7 +19,6 @@ from ajepa.shards.dataset import PLAN, open_dataset
 from ajepa.shards.reader import ShardReader
 from ajepa.shards.verify import verify_dataset
 from pipelines import preprocess
-from pipelines.cli.command import run_command
 from pipelines.jobs.preprocess import main
 from pipelines.preprocess import PreprocessArgs
 
@@ -40,12 +40,8 @@ def command(ray_session, capfd, mlflow_uri):
     """command(option, ...) is preprocess.py on the session's Ray: its exit code and all that it printed."""
 
     def run(*options: str) -> tuple[object, str]:
-        code: object = 0
-        try:
-            run_command(lambda: preprocess.main(preprocess.parse_args([*options, "--mlflow-uri", mlflow_uri])))
-        except SystemExit as stop:
-            code = stop.code
-        return code, "".join(capfd.readouterr())
+        argv = [*options, "--mlflow-uri", mlflow_uri]
+        return exit_code(lambda: preprocess.main(preprocess.parse_args(argv))), "".join(capfd.readouterr())
 
     return run
 

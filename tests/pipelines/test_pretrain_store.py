@@ -1,13 +1,13 @@
 """A store that goes away, or is full, while a run writes to it."""
 
 import pytest
+from helpers.exit_codes import exit_code
 from helpers.faults import WIDE, Holds, assert_close_end, assert_one_mlflow_run, assert_same_end, command, options
 
 from ajepa import storage
 from ajepa.retries import PATIENCE
 from ajepa.training.run_folder import read_history
 from pipelines import pretrain
-from pipelines.cli.command import run_command
 
 
 @pytest.mark.process
@@ -45,11 +45,7 @@ def test_a_run_into_a_bucket_that_is_full_ends_and_goes_on_when_there_is_room(
 
     def run(to: object) -> object:
         argv = [*options(small_dataset.path, to, mlflow_uri), "--num-workers", "0"]
-        try:
-            run_command(lambda: pretrain.main(pretrain.parse_args(argv)))
-        except SystemExit as stop:
-            return stop.code
-        return 0
+        return exit_code(lambda: pretrain.main(pretrain.parse_args(argv)))
 
     assert run(output) == 2
     said = capfd.readouterr().err
