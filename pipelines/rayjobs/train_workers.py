@@ -26,7 +26,7 @@ from pipelines.rayjobs.cluster import cluster_resource, start_ray
 from pipelines.rayjobs.failures import one_line_failures
 from pipelines.rayjobs.stop_requests import StopPoller, graceful, in_thread, watch_sigterm
 from pipelines.rayjobs.train_job import Callback, Workers
-from pipelines.rayjobs.waiting import note_busy, wait_for_resources, watching_nodes
+from pipelines.rayjobs.waiting import wait_for_resources, watching_cluster
 
 # Seconds between the controller's looks at its workers, 2 if it were for Ray. A worker's report waits for the next
 # look, and so does SIGTERM: its handler runs when the main thread next does something.
@@ -119,7 +119,7 @@ def run_with_ray(
     """Do a job on every worker; see `pipelines.rayjobs.train_job.fit`."""
     resource = choose_resource(workers)
     use_gpu = resource == "GPU"
-    note_busy(resource, workers.number if isinstance(workers.number, int) else workers.number[0])
+    least = workers.number if isinstance(workers.number, int) else workers.number[0]
     if not isinstance(workers.number, int):
         # After a loss Ray first tries as many workers again, on what it still takes for the cluster, for 60 s if it
         # were for Ray; only then fewer.
@@ -143,7 +143,7 @@ def run_with_ray(
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    with one_line_failures(), watching_nodes():
+    with one_line_failures(), watching_cluster(resource, least):
         if threading.current_thread() is not threading.main_thread():  # a trial of Ray Tune
             trainer.fit()
             return

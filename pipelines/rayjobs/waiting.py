@@ -52,20 +52,38 @@ def _resources(resource: str) -> tuple[int, int]:
     return int(sum(found)), sum(count >= 1 for count in found)
 
 
-def note_busy(resource: str, number: int) -> None:
-    """Say that workers have to wait for other jobs, which Ray does without a word."""
-    import ray
+class Place:
+    """What is said of workers that wait for what other jobs of the cluster use, which Ray does without a word."""
 
-    free = int(ray.available_resources().get(resource, 0))
-    if free < number:
-        print(f"waiting for {number} {resource}s that other jobs of the cluster use: {free} free now", flush=True)
+    def __init__(self, resource: str, number: int) -> None:
+        """Args:
+        number: of the resource that the workers ask for, "CPU"s or "GPU"s.
+        """
+        self.what, self.number = f"{number} {resource}s", number
+        self.had = False  # they have their place
+        self.said: int | None = None  # how many were free when the waiting was last mentioned
+
+    def line(self, free: int, states: set[str]) -> str | None:
+        """The line to print now, None where there is no news.
+
+        Args:
+            free: how many nobody uses.
+            states: of the placement groups of this job. Between two attempts there may be none.
+        """
+        if "CREATED" in states:
+            self.had, waited, self.said = True, self.said is not None, None
+            return f"the workers have their {self.what}" if waited else None
+        if "PENDING" not in states or free >= self.number or free == self.said:
+            return None
+        self.said = free
+        return f"waiting for {self.what} that other jobs of the cluster use: {free} free now"
 
 
 @contextlib.contextmanager
-def watching_nodes() -> Iterator[None]:
-    """Inside, say which nodes leave or join the cluster."""
+def watching_cluster(resource: str, number: int) -> Iterator[None]:
+    """Inside, say which nodes leave or join the cluster, and what workers wait for that want so many of a resource."""
     ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(ended,), daemon=True, name="watch-nodes")
+    thread = threading.Thread(target=_watch, args=(ended, resource, number), daemon=True, name="watch-cluster")
     thread.start()
     try:
         yield
@@ -74,14 +92,19 @@ def watching_nodes() -> Iterator[None]:
         thread.join()
 
 
-def _watch(ended: threading.Event) -> None:
-    before: dict[str, str] | None = None
+def _watch(ended: threading.Event, resource: str, number: int) -> None:
+    nodes: dict[str, str] | None = None
+    place = Place(resource, number)
     while True:
         with contextlib.suppress(Exception):  # the head is away, which Ray itself says
             now = {key: str(node["NodeManagerHostname"]) for key, node in _living_nodes().items()}
-            for line in changes(now if before is None else before, now):
+            for line in changes(now if nodes is None else nodes, now):
                 print(line, file=sys.stderr, flush=True)
-            before = now
+            if now != nodes:  # the workers may have to look for another place
+                place.had = False
+            nodes = now
+            if not place.had and (news := place.line(_free(resource), _placement_groups())):
+                print(news, flush=True)
         if ended.wait(WATCH_SECONDS):
             return
 
@@ -98,3 +121,18 @@ def _living_nodes() -> dict[str, Any]:
     import ray
 
     return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+
+
+def _free(resource: str) -> int:
+    import ray
+
+    return int(ray.available_resources().get(resource, 0))
+
+
+def _placement_groups() -> set[str]:
+    """States of this job's placement groups. Ray Train has one for its workers; Ray's state API asks the dashboard."""
+    import ray
+    from ray.util.state import list_placement_groups
+
+    job = ("creator_job_id", "=", ray.get_runtime_context().get_job_id())
+    return {group.state for group in list_placement_groups(filters=[job])}

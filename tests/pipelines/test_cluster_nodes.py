@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from helpers.faults import PATH, command, options, wait_for
+from helpers.faults import PATH, Holds, command, options, wait_for
 from ray.cluster_utils import Cluster
 
 from ajepa import storage
@@ -61,6 +61,31 @@ def test_workers_wait_for_nodes_of_their_own(cluster, small_dataset, tmp_path, m
         cluster.add_node(num_cpus=1)
         assert run.wait() == 0, run.text
     assert "Traceback" not in run.text
+
+
+def test_workers_that_wait_for_another_job_say_what_is_free(cluster, small_dataset, tmp_path, mlflow_uri):
+    """Whenever that changes, and when the wait is over."""
+    cluster.add_node(num_cpus=2)
+    holds = Holds(tmp_path / "holds", 1)
+    first, second = (
+        options(small_dataset.path, tmp_path / name, mlflow_uri, "--num-workers", "2", steps=2)
+        for name in ("first", "second")
+    )
+    address = {"RAY_ADDRESS": cluster.address}
+    with command(first, tmp_path / "first.log", holds, **address) as holder:
+        holder.wait_for(lambda: holds.reached(1), "step 1")
+        with command(second, tmp_path / "second.log", **address) as run:
+            waiting = "waiting for 2 CPUs that other jobs of the cluster use:"
+            run.wait_for(lambda: f"{waiting} 0 free now\n" in run.text, "what it waits for")
+            cluster.add_node(num_cpus=1)
+            run.wait_for(lambda: f"{waiting} 1 free now\n" in run.text, "that it is told of the new node")
+            assert "the workers have their 2 CPUs" not in run.text
+            holds.release(1)
+            assert holder.wait() == 0, holder.text
+            assert run.wait() == 0, run.text
+    assert run.text.count(waiting) == 2
+    assert run.text.count("the workers have their 2 CPUs\n") == 1
+    assert waiting not in holder.text and "the workers have" not in holder.text
 
 
 def test_too_few_nodes_are_one_line(cluster, small_dataset, tmp_path, mlflow_uri):

@@ -1,8 +1,8 @@
-"""What is said of nodes, without a cluster."""
+"""What is said of nodes and of workers that wait, without a cluster."""
 
 import ajepa
 from pipelines.rayjobs.nodes import look
-from pipelines.rayjobs.waiting import changes
+from pipelines.rayjobs.waiting import Place, changes
 
 
 def test_nodes_that_left_and_joined_are_named():
@@ -21,3 +21,24 @@ def test_a_node_names_the_first_file_that_it_does_not_see(tmp_path, monkeypatch)
     seen = look({"--data": (str(tmp_path), ["there"]), "--output": (str(tmp_path), ["there", "b", "c"])})
     assert seen.missing == {"--output": "b"}
     assert seen.versions["ajepa"] == ajepa.__version__ and "torch" in seen.versions
+
+
+def test_what_is_said_of_workers_that_wait_for_their_place():
+    place = Place("GPU", 4)
+    waiting = "waiting for 4 GPUs that other jobs of the cluster use: {} free now".format
+    looks = [
+        (4, set(), None),  # nothing is asked for yet
+        (4, {"PENDING"}, None),  # they are about to start
+        (1, {"PENDING"}, waiting(1)),
+        (1, {"PENDING"}, None),
+        (0, {"REMOVED"}, None),  # between two attempts
+        (3, {"REMOVED", "PENDING"}, waiting(3)),
+        (0, {"REMOVED", "CREATED"}, "the workers have their 4 GPUs"),
+        (0, {"REMOVED", "CREATED"}, None),
+    ]
+    assert [place.line(free, states) for free, states, _ in looks] == [line for _, _, line in looks]
+
+
+def test_workers_that_do_not_wait_are_not_mentioned():
+    place = Place("CPU", 2)
+    assert place.line(0, {"CREATED"}) is None and place.had
