@@ -6,6 +6,7 @@ Run with `make bench`. The clips are listed ten times over, so the store holds a
 import dataclasses
 import multiprocessing
 import statistics
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ CONFIG = FrontEndConfig()
 CLIPS, SHARD, TIMES = 1_024, 128, 10  # clips in the store; of a shard; how often each is listed
 WORKERS, BATCH = 2, 64
 CLIP_BYTES = 2 * CONFIG.n_mels * CONFIG.clip_frames
+AWAY = 120.0  # seconds
 LATE = 0.002  # seconds; a step that waits longer for its batch counts as waiting
 
 
@@ -120,3 +122,30 @@ def test_an_epoch_from_a_store(remote, wire, delay):
     say(f"{what}: requests a row group", [wire.asked.total() / groups], str(dict(wire.asked)))
     say(f"{what}: memory of a reader, GB", [memory / 1e9])
     assert statistics.median(waits) >= 0
+
+
+def test_a_store_that_is_away_in_the_middle_of_an_epoch(remote, wire):
+    """Both readers wait, go on and end the epoch."""
+    steps, step_seconds = (
+        remote.num_clips // BATCH,
+        max(nano_step_seconds(), 4 * BATCH * CLIP_BYTES / server_rate(remote)),
+    )
+    wire.reset_counts()
+
+    def outage() -> None:
+        while wire.answered < remote.num_clips * CLIP_BYTES / 2:
+            time.sleep(0.01)
+        wire.break_now()
+        time.sleep(AWAY)
+        wire.mend()
+
+    thread = threading.Thread(target=outage)
+    thread.start()
+    waits, _ = run_workers("s3://sounds/large", steps, step_seconds)
+    thread.join()
+    what = f"2 workers, the store away for {AWAY:.0f} s, steps of {step_seconds:.2f} s"
+    say(f"{what}: longest wait of a step, s", [max(waits)])
+    say(f"{what}: steps that wait for more than 1 s", [sum(wait > 1 for wait in waits) / WORKERS], "a worker")
+    say(f"{what}: time lost over the time away", [sum(waits) / WORKERS / AWAY])
+    say(f"{what}: bytes read over bytes of the clips", [wire.answered / (remote.num_clips * CLIP_BYTES)])
+    assert len(waits) == WORKERS * (steps - 1)

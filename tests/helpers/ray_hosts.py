@@ -5,7 +5,7 @@ import contextlib
 import json
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from helpers import loopback_s3, mlflow_server
@@ -53,19 +53,25 @@ class RayHosts(Hosts):
         self.start("tracking", argv, self.logs / "mlflow", MLFLOW_SERVER_ALLOWED_HOSTS=allowed, **environment)
         wait_for(lambda: self.answers("tracking", MLFLOW_PORT), "the MLflow server")
 
-    def start_ray(self, *names: str) -> None:
-        """Start Ray on the head, then on the others at once."""
+    def start_ray(self, *names: str, **variables: str) -> None:
+        """Start Ray on the head, then on the others at once.
+
+        Args:
+            variables: of Ray's environment.
+        """
         for group in (["head"] if "head" in names else [], [name for name in names if name != "head"]):
-            started = {name: self._start_ray(name) for name in group}
+            started = {name: self._start_ray(name, variables) for name in group}
             for name, process in started.items():
                 assert process.wait(PATIENCE) == 0, (self.logs / f"{name}-ray").read_text()
 
-    def _start_ray(self, name: str):
+    def _start_ray(self, name: str, variables: Mapping[str, str]):
         kind = ["--head", f"--port={HEAD_PORT}", f"--dashboard-host={self.address[name]}", "--num-cpus=0"]
         if name != "head":
             kind = [f"--address={self.address['head']}:{HEAD_PORT}", "--num-cpus=1"]
         more = [f"--node-ip-address={self.address[name]}", "--object-store-memory=150000000"]
-        return self.start(name, ["ray", "start", *kind, *more, "--disable-usage-stats"], self.logs / f"{name}-ray")
+        return self.start(
+            name, ["ray", "start", *kind, *more, "--disable-usage-stats"], self.logs / f"{name}-ray", **variables
+        )
 
     def stop_ray(self, *names: str) -> None:
         """End what is left of Ray on hosts that are on."""

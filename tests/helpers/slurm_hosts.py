@@ -52,6 +52,7 @@ class SlurmHosts(hosts.Hosts):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, ("control", *NODES), {
             "SLURM_CONF": "/mnt/slurm.conf", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0",
+            "MLFLOW_TRACKING_URI": "sqlite:////mnt/mlflow.db",
         })  # fmt: skip
         (self.shared / "slurm.conf").write_text(CONFIG)
         key = os.urandom(128)

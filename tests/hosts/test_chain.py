@@ -54,6 +54,18 @@ def test_probe(hosts, shards, run):
     assert (ours / "table.csv").read_text() == (theirs / "table.csv").read_text()
 
 
+def test_finetune(hosts, shards, run):
+    """A worker on each host, the test of one fold: the same model, bit for bit."""
+    short = ["--epochs", "2", "--warmup-epochs", "1", "--batch-size", "8", "--fold", "0", "--no-probe"]
+    arguments = ["--encoder", run[0], "--data", shards[0], "--num-workers", "2", "--threads", "1", *short]
+    folders = by_both(hosts, "pipelines/finetune.py", "s3://sounds/finetuned", arguments)
+    ours, theirs = ({path.relative_to(folder): path.read_bytes() for path in folder.rglob("model/*.safetensors")}
+                    for folder in folders)  # fmt: skip
+    assert ours and ours == theirs  # encoder and head
+    scores = [json.loads((folder / "results.json").read_text())["scores"] for folder in folders]
+    assert scores[0] == scores[1]
+
+
 def test_embed(hosts, sounds, run):
     arguments = ["--encoder", run[0], "--input", sounds, "--clips-per-part", "10"]
     folders = by_both(hosts, "pipelines/embed.py", "s3://sounds/embeddings", arguments)

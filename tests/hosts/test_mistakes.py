@@ -63,3 +63,19 @@ def test_an_output_that_only_one_host_sees(program, hosts, sounds, shards):
     line = refused_job(hosts, program, given[program](f"{HOME}/new"))
     assert f"--output '{HOME}/new' is on this machine alone: node worker" in line and "s3://" in line
     assert "new" not in hosts.run("head", ["ls", HOME]).split()
+
+
+def test_a_node_with_another_version_of_the_project(hosts, shards):
+    """As its installation there says."""
+    other = hosts.shared / "other" / "ajepa-9.0.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: ajepa\nVersion: 9.0.0\n")
+    hosts.stop_ray("worker2")
+    hosts.start_ray("worker2", PYTHONPATH=f"/mnt/other:{ROOT}")
+    try:
+        line = refused_job(hosts, "pretrain", pretraining(shards, "s3://sounds/versions"))
+    finally:
+        hosts.stop_ray("worker2")
+        hosts.start_ray("worker2")
+    assert "node worker2 has ajepa 9.0.0, this process " in line and "install the same environment" in line
+    assert hosts.tool("list", "s3://sounds/versions") == ""

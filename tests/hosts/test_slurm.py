@@ -1,8 +1,11 @@
 """cluster/slurm.sh with a real Slurm: a job on two nodes, and one that is queued again in the middle."""
 
+import shlex
 import shutil
 
+import numpy as np
 import pytest
+from helpers.cluster_page import commands, with_other
 from helpers.faults import ROOT, WIDE, Holds, assert_same_end, checkpoints, options
 from helpers.slurm_hosts import SlurmHosts, missing
 
@@ -63,3 +66,24 @@ def test_before_the_time_limit_a_job_writes_a_checkpoint(slurm, run_alone):
         slurm.run("control", ["scancel", "--batch", "--signal=USR1", number])
         assert job.wait() == 143, job.text
     assert checkpoints(slurm.shared / "limit")[-1] in (8, 9)
+
+
+def test_the_jobs_of_the_readme(slurm, write_wav):
+    """As they stand there but for the shared folder's path, and for sizes that need GPUs."""
+    for i in range(8):
+        folder = slurm.shared / "audio" / f"take{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_wav(folder / f"{i}.wav", np.random.default_rng(i).normal(0, 0.1, 8_000 + 1_000 * i))
+    preprocess, pretrain = (
+        line.replace("/shared/", "/mnt/readme/").replace("/mnt/readme/audio", "/mnt/audio")
+        for line in commands("Slurm", "sbatch")
+    )
+    with slurm.submit(*shlex.split(preprocess)[1:], name="preprocess") as (_, job):
+        assert job.wait() == 0, job.text
+    assert "8 clips ok, 0 bad" in job.text
+    short = "--max-steps 2 --batch-size 8 --threads 1 --no-figures"
+    small = with_other(pretrain, gpus_per_node=None, preset="nano", num_workers="2", device="cpu")
+    with slurm.submit(*shlex.split(f"{small} {short}")[1:], name="pretrain") as (_, job):
+        assert job.wait() == 0, job.text
+    assert "2 nodes joined Ray" in job.text and "2 steps in" in job.text
+    assert checkpoints(slurm.shared / "readme" / "runs" / "base") == [2]
