@@ -98,7 +98,7 @@ tables: setup  ## the tables of results in the pages, from notebooks/results/*.j
 notebooks: dev  ## run the notebooks from top to bottom and write their outputs in place
 	$(BIN)/python notebooks/execute.py
 
-bench: dev  ## ratios against a floor or a peer in the same run: about 45 minutes on 2 cores (AJEPA_BENCH_CLIPS=500 for less)
+bench: dev  ## ratios against a floor or a peer in the same run: about an hour on 2 cores (AJEPA_BENCH_CLIPS=500 for less)
 	$(BIN)/python -m pytest tests/benchmarks -m '' --override-ini 'addopts=-q -s --import-mode=importlib --show-capture=no' --override-ini 'python_files=bench_*.py'
 
 bench-gpu:  ## the training step on a GPU; needs only torch, numpy and pyarrow, so it takes the python there is
