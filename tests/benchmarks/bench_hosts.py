@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from benchmarks.common import CLIPS, say, sound
-from helpers.hosts import missing
-from helpers.ray_hosts import RayHosts
+from helpers.ray_hosts import hosts_with_ray
 
 pytestmark = pytest.mark.timeout(7_200)
 ROUNDS = 3
@@ -22,14 +21,8 @@ SHARDS = 20
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory, migrated_mlflow):
-    if reason := missing():
-        pytest.skip(reason)
-    made = RayHosts(tmp_path_factory.mktemp("hosts"), migrated_mlflow)
-    try:
-        made.start_ray("head", "worker1")
+    with hosts_with_ray(tmp_path_factory.mktemp("hosts"), migrated_mlflow, "head", "worker1") as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")

@@ -126,10 +126,8 @@ def test_an_epoch_from_a_store(remote, wire, delay):
 
 def test_a_store_that_is_away_in_the_middle_of_an_epoch(remote, wire):
     """Both readers wait, go on and end the epoch."""
-    steps, step_seconds = (
-        remote.num_clips // BATCH,
-        max(nano_step_seconds(), 4 * BATCH * CLIP_BYTES / server_rate(remote)),
-    )
+    steps = remote.num_clips // BATCH
+    step_seconds = max(nano_step_seconds(), 4 * BATCH * CLIP_BYTES / server_rate(remote))
     wire.reset_counts()
 
     def outage() -> None:

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
 from helpers import loopback_s3, mlflow_server
 from helpers.faults import PATIENCE, ROOT, Command, wait_for
-from helpers.hosts import HOME, Hosts
+from helpers.hosts import HOME, Hosts, missing
 
 WORKERS = ("worker1", "worker2")
 HEAD_PORT, S3_PORT, MLFLOW_PORT = 6379, 9000, 5000
@@ -125,3 +127,17 @@ class RayHosts(Hosts):
     def mlflow_runs(self, output: str) -> list[str]:
         """The state of each MLflow run that was recorded for an output."""
         return self.tool("runs", output).split()
+
+
+@contextlib.contextmanager
+def hosts_with_ray(folder: Path, database: Path, *names: str) -> Iterator[RayHosts]:
+    """Hosts, switched off after the block; Ray runs on those that are named. The test is skipped where there can be
+    none."""
+    if reason := missing():
+        pytest.skip(reason)
+    made = RayHosts(folder, database)
+    try:
+        made.start_ray(*names)
+        yield made
+    finally:
+        made.close()

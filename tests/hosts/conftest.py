@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 from helpers.faults import WIDE, options
-from helpers.hosts import missing
-from helpers.ray_hosts import WORKERS, RayHosts
+from helpers.ray_hosts import WORKERS, hosts_with_ray
 
 SOUNDS = "s3://sounds/clips"
 LABELS = ("bird", "engine", "rain", "siren")
@@ -12,14 +11,8 @@ LABELS = ("bird", "engine", "rain", "siren")
 
 @pytest.fixture(scope="session")
 def hosts(tmp_path_factory, migrated_mlflow):
-    if reason := missing():
-        pytest.skip(reason)
-    made = RayHosts(tmp_path_factory.mktemp("hosts"), migrated_mlflow)
-    try:
-        made.start_ray("head", *WORKERS)
+    with hosts_with_ray(tmp_path_factory.mktemp("hosts"), migrated_mlflow, "head", *WORKERS) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="session")
