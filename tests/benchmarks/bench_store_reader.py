@@ -6,8 +6,8 @@ Run with `make bench`. The clips are listed ten times over, so the store holds a
 import dataclasses
 import multiprocessing
 import statistics
-import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from benchmarks.bench_reader import write_clips
 from benchmarks.common import say
 
-from ajepa import storage
+from ajepa import retries, storage
 from ajepa.config import PRESETS, FrontEndConfig
 from ajepa.shards.dataset import Shard, ShardDataset, open_dataset
 from ajepa.shards.reader import ShardReader
@@ -30,6 +30,7 @@ CLIPS, SHARD, TIMES = 1_024, 128, 10  # clips in the store; of a shard; how ofte
 WORKERS, BATCH = 2, 64
 CLIP_BYTES = 2 * CONFIG.n_mels * CONFIG.clip_frames
 AWAY = 120.0  # seconds
+PATIENCE = 1_800  # seconds, for workers that failed
 LATE = 0.002  # seconds; a step that waits longer for its batch counts as waiting
 
 
@@ -46,8 +47,8 @@ def remote(wire, local) -> ShardDataset:
     return listed_again(open_dataset("s3://sounds/large"))
 
 
-def listed_again(dataset: ShardDataset) -> ShardDataset:
-    return dataclasses.replace(dataset, shards=dataset.shards * TIMES, num_clips=dataset.num_clips * TIMES)
+def listed_again(dataset: ShardDataset, times: int = TIMES) -> ShardDataset:
+    return dataclasses.replace(dataset, shards=dataset.shards * times, num_clips=dataset.num_clips * times)
 
 
 def nano_step_seconds() -> float:
@@ -71,14 +72,20 @@ def server_rate(dataset: ShardDataset) -> float:
         return total / (time.perf_counter() - began)
 
 
-def work(path: str, rank: int, steps: int, step_seconds: float, results: Any) -> None:
-    """A worker whose steps take so long: seconds it waits for each batch, and its memory in bytes."""
-    dataset = listed_again(open_dataset(path))
-    before = peak_bytes()
+def work(path: str, times: int, rank: int, step_seconds: float, half: Any, results: Any) -> None:
+    """A worker whose steps take so long, for an epoch: seconds it waits for each batch, and its memory in bytes.
+
+    Args:
+        half: an event that is set when half the steps are done.
+    """
+    dataset = listed_again(open_dataset(path), times)
+    steps, before = dataset.num_clips // BATCH, peak_bytes()
     reader = ShardReader(dataset, crop_frames=128, batch_size=BATCH, seed=0, rank=rank, world_size=WORKERS)
     assert not reader._keep_all
     waits, batches = [], reader.batches(0, steps)
-    for _ in range(steps):
+    for step in range(steps):
+        if step == steps // 2:
+            half.set()
         asked = time.perf_counter()
         next(batches)
         waits.append(time.perf_counter() - asked)
@@ -92,14 +99,18 @@ def peak_bytes() -> int:
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
-def run_workers(path: str, steps: int, step_seconds: float) -> tuple[list[float], int]:
+def run_workers(
+    path: str, times: int, step_seconds: float, at_half: Callable[[], None] = lambda: None
+) -> tuple[list[float], int]:
     """Waits of all workers, those for the first batch apart, and the memory of the largest."""
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=work, args=(path, r, steps, step_seconds, results)) for r in range(WORKERS)]
+    results, half = context.Queue(), context.Event()
+    workers = [context.Process(target=work, args=(path, times, r, step_seconds, half, results)) for r in range(WORKERS)]
     for worker in workers:
         worker.start()
-    found = [results.get() for _ in workers]
+    assert half.wait(PATIENCE)
+    at_half()
+    found = [results.get(timeout=PATIENCE) for _ in workers]
     for worker in workers:
         worker.join()
     print(f"\nfirst batch after {max(waits[0] for waits, _ in found):.1f} s")
@@ -113,7 +124,7 @@ def test_an_epoch_from_a_store(remote, wire, delay):
     step_seconds = max(nano_step_seconds(), 4 * BATCH * CLIP_BYTES / rate)
     wire.delay = delay
     wire.reset_counts()
-    waits, memory = run_workers("s3://sounds/large", steps, step_seconds)
+    waits, memory = run_workers("s3://sounds/large", TIMES, step_seconds)
     groups = remote.num_clips / ROW_GROUP
     what = f"2 workers, {delay * 1e3:.0f} ms a request, steps of {step_seconds:.2f} s"
     say(f"{what}: share of steps that wait", [float(np.mean(np.array(waits) > LATE))], f"longest {max(waits):.2f} s")
@@ -124,26 +135,23 @@ def test_an_epoch_from_a_store(remote, wire, delay):
     assert statistics.median(waits) >= 0
 
 
-def test_a_store_that_is_away_in_the_middle_of_an_epoch(remote, wire):
-    """Both readers wait, go on and end the epoch."""
-    steps = remote.num_clips // BATCH
+def test_a_store_that_is_away_in_the_middle_of_an_epoch(remote, wire, monkeypatch):
+    """Both readers wait, go on and end the epoch, of four times as many clips: they read far ahead."""
+    monkeypatch.delenv(retries.PATIENCE)  # 0 in tests
+    steps = 4 * remote.num_clips // BATCH
     step_seconds = max(nano_step_seconds(), 4 * BATCH * CLIP_BYTES / server_rate(remote))
     wire.reset_counts()
 
     def outage() -> None:
-        while wire.answered < remote.num_clips * CLIP_BYTES / 2:
-            time.sleep(0.01)
         wire.break_now()
         time.sleep(AWAY)
         wire.mend()
 
-    thread = threading.Thread(target=outage)
-    thread.start()
-    waits, _ = run_workers("s3://sounds/large", steps, step_seconds)
-    thread.join()
+    waits, memory = run_workers("s3://sounds/large", 4 * TIMES, step_seconds, outage)
     what = f"2 workers, the store away for {AWAY:.0f} s, steps of {step_seconds:.2f} s"
     say(f"{what}: longest wait of a step, s", [max(waits)])
     say(f"{what}: steps that wait for more than 1 s", [sum(wait > 1 for wait in waits) / WORKERS], "a worker")
     say(f"{what}: time lost over the time away", [sum(waits) / WORKERS / AWAY])
-    say(f"{what}: bytes read over bytes of the clips", [wire.answered / (remote.num_clips * CLIP_BYTES)])
+    say(f"{what}: bytes read over bytes of the clips", [wire.answered / (steps * BATCH * CLIP_BYTES)])
+    say(f"{what}: memory of a reader, GB", [memory / 1e9])
     assert len(waits) == WORKERS * (steps - 1)
