@@ -29,6 +29,11 @@ class Workers:
     wait_s: float = 0.0  # for a cluster to have the resources
     spread: bool = False  # each on a node of its own
 
+    @property
+    def least(self) -> int:
+        """How many there are at least."""
+        return self.number if isinstance(self.number, int) else self.number[0]
+
 
 def require_resources(workers: Workers, folders: Mapping[str, str]) -> None:
     """Check, before anything is written, that there is what the workers need; starts Ray where it trains.

@@ -101,7 +101,7 @@ def choose_resource(workers: Workers) -> str:
     start_ray()
     use_gpu = workers.device == "cuda" or (workers.device == "auto" and cluster_resource("GPU") > 0)
     resource = "GPU" if use_gpu else "CPU"
-    least = workers.number if isinstance(workers.number, int) else workers.number[0]
+    least = workers.least
     nodes = least if workers.spread else 1
     have, have_nodes = wait_for_resources(resource, least, nodes, workers.wait_s)
     if least > have:
@@ -119,7 +119,6 @@ def run_with_ray(
     """Do a job on every worker; see `pipelines.rayjobs.train_job.fit`."""
     resource = choose_resource(workers)
     use_gpu = resource == "GPU"
-    least = workers.number if isinstance(workers.number, int) else workers.number[0]
     if not isinstance(workers.number, int):
         # After a loss Ray first tries as many workers again, on what it still takes for the cluster, for 60 s if it
         # were for Ray; only then fewer.
@@ -143,7 +142,7 @@ def run_with_ray(
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    with one_line_failures(), watching_cluster(resource, least):
+    with one_line_failures(), watching_cluster(resource, workers.least):
         if threading.current_thread() is not threading.main_thread():  # a trial of Ray Tune
             trainer.fit()
             return

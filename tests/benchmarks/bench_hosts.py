@@ -6,10 +6,9 @@ import shutil
 import statistics
 import time
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import soundfile
+from benchmarks.bench_preprocess import write_manifest
 from benchmarks.common import CLIPS, say, sound
 from helpers.ray_hosts import hosts_with_ray
 
@@ -31,11 +30,7 @@ def manifests(hosts):
     for i in range(100):
         soundfile.write(hosts.shared / f"{i}.flac", sound(10, 44_100, 2, i), 44_100)
     for clips in SIZES:
-        rows = {
-            "clip_id": [f"clip{i:07d}" for i in range(clips)],
-            "uri": [f"/mnt/{i % 100}.flac" for i in range(clips)],
-        }
-        pq.write_table(pa.table(rows), hosts.shared / f"{clips}.parquet")
+        write_manifest(hosts.shared, clips, [f"/mnt/{i}.flac" for i in range(100)])
     return {clips: f"/mnt/{clips}.parquet" for clips in SIZES}
 
 

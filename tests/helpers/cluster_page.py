@@ -24,9 +24,7 @@ def with_other(line: str, **sizes: str | None) -> str:
     """
     words = line.split()
     for name, value in sizes.items():
-        options = [f"--{name.replace('_', '-')}"]
-        at = next((i for i, word in enumerate(words) if word.partition("=")[0] in options), None)
-        if at is None:
-            raise ValueError(f"no {options[0]} in {line!r}")
-        words[at : at + 1 + ("=" not in words[at])] = [] if value is None else [*options, value]
+        option = f"--{name.replace('_', '-')}"
+        at = [word.partition("=")[0] for word in words].index(option)
+        words[at : at + 1 + ("=" not in words[at])] = [] if value is None else [option, value]
     return " ".join(words)
