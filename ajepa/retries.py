@@ -19,7 +19,10 @@ LONG_WAIT = 15.0  # between the tries after these, of a store that has answered 
 PATIENCE = "AJEPA_STORE_PATIENCE"  # environment variable: seconds for which such a store is asked again
 DEFAULT_PATIENCE = 600.0
 # What the store answered about the object itself; anything else is the connection's or the server's fault.
-ANSWERED = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|HTTP status (?!408|429)4\d\d")
+ANSWERED = re.compile(
+    r"ACCESS_DENIED|NO_SUCH_BUCKET|HTTP status (?!408|429)4\d\d"
+    r"|cloud::Status\((NOT_FOUND|PERMISSION_DENIED|UNAUTHENTICATED)"  # of gs://
+)
 
 _answered: set[str] = set()  # stores that this process has reached
 _away: set[str] = set()  # those of them that threads of this process wait for

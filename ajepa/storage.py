@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import io
 import mmap
 import os
 import re
@@ -24,7 +23,9 @@ from ajepa.retries import UnreachableError, again_and_again
 T = TypeVar("T")
 
 OBJECT_STORES = ("s3", "gs")
-READ_AHEAD = 1 << 20  # bytes asked of an object store at a time
+S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # variables that pyarrow reads for a URI, in this order
+S3_TRIES = 4  # of a request, by the S3 client itself: Ctrl-C waits for them, and an unanswered one takes 3 s
+GS_SECONDS = 10  # for which the client of gs:// itself asks again; it would for 15 minutes, also without credentials
 TEMPORARY = re.compile(r"\.[0-9a-f]+\.tmp$")  # of a file that is being written; a process that was killed leaves it
 LOCK = ".lock-"  # begins the name of a lock file, which says who writes to a folder
 
@@ -63,19 +64,26 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
     bucket = rest.partition("/")[0]
     if "?" in bucket or re.search(r"\?\w+=", rest):
         raise UserError(f"{path!r}: options in a URI are not read; set AWS_ENDPOINT_URL and AWS_DEFAULT_REGION instead")
-    return _filesystem(f"{scheme}://{bucket}")[0], rest
+    limit = f"?retry_limit_seconds={GS_SECONDS}" if scheme == "gs" else ""
+    return _filesystem(f"{scheme}://{bucket}{limit}")[0], rest
 
 
 @functools.lru_cache(maxsize=64)
 def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """One client a bucket: making one may ask the store for its region."""
     try:
-        return pafs.FileSystem.from_uri(uri)
+        found, inner = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, ValueError, NotImplementedError) as error:
         raise UserError(
             f"cannot read {uri!r}: the scheme {urlsplit(uri).scheme}:// is not supported here "
             f"(use a local path, file://, s3:// or gs://): {str(error).splitlines()[0]}"
         ) from error
+    if not isinstance(found, pafs.S3FileSystem):
+        return found, inner
+    # A client made from a URI asks up to 30 times, 99 s of a server that never answers.
+    strategy = pafs.AwsStandardS3RetryStrategy(max_attempts=S3_TRIES)
+    endpoint = next((os.environ[name] for name in S3_ENDPOINTS if name in os.environ), None)
+    return pafs.S3FileSystem(region=found.region, endpoint_override=endpoint, retry_strategy=strategy), inner
 
 
 def with_retries(path: str, work: Callable[[], T], stopped: threading.Event | None = None) -> T:
@@ -179,64 +187,6 @@ def open_input(path: str) -> pa.NativeFile:
     """A seekable input stream. OSError (FileNotFoundError included) where it cannot be read."""
     filesystem, inner = resolve(path)
     return with_retries(path, lambda: filesystem.open_input_file(inner))
-
-
-class RemoteFile(io.RawIOBase):
-    """A file of a store for decoders written in C. They could not hand on an exception of their callback and would
-    only print it, so a read that fails is the end of the file, and the reason is kept in `error`."""
-
-    def __init__(self, path: str) -> None:
-        self._file = open_input(path)
-        self.error: Exception | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self.error is not None:
-            return 0
-        try:
-            data = self._file.read(len(buffer))
-        except Exception as error:  # raised where the block of `decoder_input` ends
-            self.error = error
-            return 0
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._file.seek(offset, whence)
-        return self._file.tell()
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-@contextlib.contextmanager
-def decoder_input(path: str) -> Iterator[Any]:
-    """An input for decoders: a plain file where there is one (libsndfile then reads by its descriptor), else a
-    buffered remote one, whose read errors come out of the block whatever the decoder made of them."""
-    if is_local(path):
-        with Path(absolute(path)).open("rb", buffering=0) as file:
-            yield file
-        return
-    remote = RemoteFile(path)
-    try:
-        yield io.BufferedReader(remote, READ_AHEAD)
-    except Exception:
-        if remote.error is None:
-            raise
-    if remote.error is not None:
-        raise remote.error
-
-
-def read_failed(stream: Any) -> bool:
-    """Whether a stream that `decoder_input` gave, or one made of it, ended because its store failed."""
-    while stream is not None and not isinstance(stream, RemoteFile):
-        stream = getattr(stream, "raw", None)
-    return stream is not None and stream.error is not None
 
 
 def read_small(

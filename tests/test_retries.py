@@ -1,5 +1,12 @@
 """A store that goes away while a command runs is waited for; one that never answered is not."""
 
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -153,6 +160,54 @@ def test_a_bucket_that_does_not_exist_is_not_waited_for(s3):
     with pytest.raises(OSError, match="NO_SUCH_BUCKET") as raised:
         storage.write_text("s3://nowhere/key", "text")
     assert not isinstance(raised.value, retries.UnreachableError)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["AWS Error ACCESS_DENIED during HeadObject operation", "google::cloud::Status(PERMISSION_DENIED: no such right)"],
+)
+def test_a_refusal_is_an_answer(clock, answer):
+    ask(failing(0))
+
+    def work():
+        raise OSError(answer)
+
+    with pytest.raises(OSError, match=re.escape(answer)) as caught:
+        ask(work)
+    assert not isinstance(caught.value, retries.UnreachableError) and clock[0] == 0
+
+
+def test_a_google_store_without_an_answer_is_given_up(monkeypatch):
+    """Its client would ask for a quarter of an hour, three times."""
+    monkeypatch.setattr(retries, "WAITS", ())
+    monkeypatch.setattr(storage, "GS_SECONDS", 1)
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"cannot reach 'gs://bucket/key': .*Retry policy exhausted"):
+        storage.path_type("gs://bucket/key")
+
+
+@pytest.mark.process
+def test_ctrl_c_ends_a_wait_for_a_server_that_accepts_and_never_answers():
+    """Python looks at signals between the calls of the client: one of them asks only a few times."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        given = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        program = "from ajepa import storage; storage.path_type('s3://bucket/key')"
+        with subprocess.Popen(
+            [sys.executable, "-c", program], env=os.environ | given, stderr=subprocess.PIPE, text=True
+        ) as process:
+            first, _ = server.accept()
+            process.send_signal(signal.SIGINT)
+            _, printed = process.communicate()
+        server.setblocking(False)
+        asked = [first]
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                asked.append(server.accept()[0])
+    for connection in asked:
+        connection.close()
+    assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in printed
+    assert len(asked) == storage.S3_TRIES
 
 
 @pytest.mark.parametrize("at", [b"step-00000005", b"history", b"run.json"])

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ajepa.audio import chunks, flac, mpeg
+from ajepa.audio.remote_file import READ_AHEAD
 from ajepa.audio.streams import read_at, size_of
-from ajepa.storage import READ_AHEAD
 
 HEAD = 4096  # bytes that tell containers apart
 

@@ -14,6 +14,7 @@ from ajepa.audio.collector import Collector
 from ajepa.audio.containers import MP3, Container, inspect, needs_av
 from ajepa.audio.errors import AudioError
 from ajepa.audio.read_ahead import Opener, open_clip
+from ajepa.audio.remote_file import decoder_input
 from ajepa.audio.soundfile_decode import OpenSound, UnreadError
 from ajepa.audio.soundfile_decode import decode as decode_sound
 from ajepa.audio.soundfile_decode import duration as duration_of_sound
@@ -215,7 +216,7 @@ def _with_stream(uri: str, work: Callable[[Any], T], opened: Opened | None) -> T
     """Open the file and work on its stream or samples, with errors as `decode` promises them."""
 
     def read() -> T:
-        with opened() if opened is not None else storage.decoder_input(uri) as stream:
+        with opened() if opened is not None else decoder_input(uri) as stream:
             if isinstance(stream, Samples | OpenSound):
                 return work(stream)
             if not stream.read(1):

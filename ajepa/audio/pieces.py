@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from ajepa.audio.containers import MP3, inspect, needs_av
 from ajepa.audio.manifest import LOCATOR
+from ajepa.audio.remote_file import read_failed
 from ajepa.audio.soundfile_decode import PREROLL_S, OpenSound, UnreadError, opened
 from ajepa.audio.streams import Samples
-from ajepa.storage import read_failed
 
 PASS_S = 600.0  # seconds decoded from one place
 FEW = 4  # pieces of a recording, below which each is sought

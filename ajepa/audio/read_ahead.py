@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ajepa import storage
+from ajepa.audio import remote_file
 from ajepa.audio.archives.hdf5_rows import Hdf5Rows
 from ajepa.audio.archives.parquet_rows import ParquetRows
 from ajepa.audio.errors import AudioError
@@ -72,7 +73,7 @@ def read_ahead(clips: Sequence[Clip]) -> Iterator[Opener]:
 @contextlib.contextmanager
 def _open_one(clip: Clip) -> Iterator[Any]:
     if _kind(clip) == "file":
-        with storage.decoder_input(clip["uri"]) as stream:
+        with remote_file.decoder_input(clip["uri"]) as stream:
             yield stream
         return
     with read_ahead([clip]) as opener, opener(clip) as found:
@@ -159,7 +160,7 @@ def _place(clip: Clip) -> _Place:
 @contextlib.contextmanager
 def _opened(place: _Place) -> Iterator[Any]:
     uri, part = place
-    with storage.decoder_input(uri) as stream:
+    with remote_file.decoder_input(uri) as stream:
         if part is None:
             yield stream
         elif part[1] <= SMALL:
@@ -169,7 +170,7 @@ def _opened(place: _Place) -> Iterator[Any]:
                 raise AudioError(f"read: the file ends {part[1] - len(content):,} bytes before this part of it does")
             yield io.BytesIO(content)
         else:
-            yield io.BufferedReader(Window(stream, *part), storage.READ_AHEAD)
+            yield io.BufferedReader(Window(stream, *part), remote_file.READ_AHEAD)
 
 
 class Unreadable:

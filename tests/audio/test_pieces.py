@@ -9,7 +9,7 @@ from helpers.encoded import encode_av
 from helpers.loopback_s3 import ask_once
 
 from ajepa import retries, storage
-from ajepa.audio import mpeg, soundfile_decode
+from ajepa.audio import mpeg, remote_file, soundfile_decode
 from ajepa.audio import pieces as module
 from ajepa.audio import read_ahead as ahead
 from ajepa.audio.blocks import block_sizes
@@ -178,7 +178,7 @@ def test_a_store_that_goes_away_ends_no_piece_early(tmp_path, s3, wire, monkeypa
     ask_once(monkeypatch, wire)
     monkeypatch.setattr(retries, "WAITS", ())
     monkeypatch.setattr(ahead, "SMALL", 1000)  # so that the decoder asks for what it needs
-    monkeypatch.setattr(storage, "READ_AHEAD", 20 * frame)
+    monkeypatch.setattr(remote_file, "READ_AHEAD", 20 * frame)
     s3.Object("away/a.mp3").put(Body=path.read_bytes())
     clips = pieces("s3://sounds/away/a.mp3")
     with read_ahead(clips) as opener:

@@ -136,7 +136,7 @@ def hang_up(end: socket.socket) -> None:
 
 
 def ask_once(patch: pytest.MonkeyPatch, wire: Wire) -> None:
-    """Clients, in this process, that do not ask again what they got no answer to: real ones do so for six seconds."""
+    """Clients, in this process, that do not ask again what they got no answer to: real ones do so for seconds."""
     client = fs.S3FileSystem(
         endpoint_override=f"http://127.0.0.1:{wire.port}", region="us-east-1",
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),

@@ -12,6 +12,7 @@ from helpers.faults import wait_for
 from helpers.loopback_s3 import ask_once
 
 from ajepa import retries, storage
+from ajepa.audio import remote_file
 from ajepa.audio.decode import decode
 from ajepa.config import FrontEndConfig
 from ajepa.errors import UserError
@@ -158,8 +159,8 @@ def test_a_connection_lost_in_the_middle_of_a_file_is_no_short_clip(uploaded, wi
     """libsndfile takes a failed read for the end of the file; the clip must not become a shorter good one."""
     ask_once(monkeypatch, wire)
     monkeypatch.setattr(retries, "WAITS", ())
-    monkeypatch.setattr(storage, "READ_AHEAD", 4096)
-    read = storage.RemoteFile.readinto
+    monkeypatch.setattr(remote_file, "READ_AHEAD", 4096)
+    read = remote_file.RemoteFile.readinto
     calls = []
 
     def cut_after_two(self, buffer):
@@ -168,7 +169,7 @@ def test_a_connection_lost_in_the_middle_of_a_file_is_no_short_clip(uploaded, wi
             wire.break_now()
         return read(self, buffer)
 
-    monkeypatch.setattr(storage.RemoteFile, "readinto", cut_after_two)
+    monkeypatch.setattr(remote_file.RemoteFile, "readinto", cut_after_two)
     with pytest.raises(storage.UnreachableError, match="cannot reach"):
         decode(f"{uploaded}/tone/tone 3.wav", 16_000)
     assert len(calls) >= 3

@@ -10,6 +10,7 @@ import numpy as np
 
 from ajepa import storage
 from ajepa.audio.errors import AudioError, check_header
+from ajepa.audio.remote_file import RemoteFile, decoder_input
 from ajepa.audio.streams import Samples
 from ajepa.errors import one_line
 
@@ -27,7 +28,7 @@ class Hdf5Rows:
         self._lock = threading.Lock()
         self._uri, self._stack = "", contextlib.ExitStack()
         self._file: Any = None
-        self._raw: storage.RemoteFile | None = None
+        self._raw: RemoteFile | None = None
 
     @contextlib.contextmanager
     def open(self, clip: Mapping[str, Any]) -> Iterator[Any]:
@@ -87,7 +88,7 @@ def sample_rate(file: Any) -> int:
 
 
 @contextlib.contextmanager
-def opened(uri: str) -> Iterator[tuple[Any, storage.RemoteFile | None]]:
+def opened(uri: str) -> Iterator[tuple[Any, RemoteFile | None]]:
     """An HDF5 file, and what it is read by from a store. Where that fails h5py reads zeros: the error stands there, and
     comes out of the block, whatever h5py made of them.
 
@@ -97,7 +98,7 @@ def opened(uri: str) -> Iterator[tuple[Any, storage.RemoteFile | None]]:
     """
     import h5py
 
-    with storage.decoder_input(uri) as stream:
+    with decoder_input(uri) as stream:
         is_local = storage.is_local(uri)
         try:
             with h5py.File(storage.absolute(uri) if is_local else stream, "r") as file:

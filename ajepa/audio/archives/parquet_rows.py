@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ajepa import storage
 from ajepa.audio.errors import AudioError
+from ajepa.audio.remote_file import decoder_input
 from ajepa.audio.streams import View
 from ajepa.errors import one_line
 
@@ -68,7 +69,7 @@ class ParquetRows:
             if found.content is not None:
                 yield View(found.content)
             elif found.path:
-                with storage.decoder_input(beside(row.uri, found.path)) as stream:
+                with decoder_input(beside(row.uri, found.path)) as stream:
                     yield stream
             else:
                 raise AudioError(f"read: row {row.row} of row group {row.group} has neither bytes nor a path")

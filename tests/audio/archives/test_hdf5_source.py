@@ -9,6 +9,7 @@ from helpers.containers import Sound, bad_rows, flac, loose_dataset, make_shards
 from helpers.loopback_s3 import ask_once
 
 from ajepa import retries, storage
+from ajepa.audio import remote_file
 from ajepa.audio.decode import decode_clip
 from ajepa.audio.errors import AudioError
 from ajepa.audio.read_ahead import read_ahead
@@ -92,8 +93,8 @@ def test_a_store_that_goes_away_is_no_fault_of_the_rows(tmp_path, s3, wire, monk
 def test_names_are_read_through_a_short_break(tmp_path, s3, wire, monkeypatch):
     """The connection is cut while h5py reads the file, and there again when it was waited for once."""
     ask_once(monkeypatch, wire)
-    monkeypatch.setattr(storage, "READ_AHEAD", 4096)
-    waits, calls, read = [], [], storage.RemoteFile.readinto
+    monkeypatch.setattr(remote_file, "READ_AHEAD", 4096)
+    waits, calls, read = [], [], remote_file.RemoteFile.readinto
     monkeypatch.setattr(retries, "pause", lambda seconds, _: (waits.append(seconds), wire.mend()))
 
     def cut_at_the_third(self, buffer):
@@ -104,7 +105,7 @@ def test_names_are_read_through_a_short_break(tmp_path, s3, wire, monkeypatch):
 
     path = Path(pack(tmp_path / "a.h5", noise(20), target=np.eye(20, dtype=bool)))
     s3.Object("break/a.h5").put(Body=path.read_bytes())
-    monkeypatch.setattr(storage.RemoteFile, "readinto", cut_at_the_third)
+    monkeypatch.setattr(remote_file.RemoteFile, "readinto", cut_at_the_third)
     manifest = load_manifest("hdf5", "s3://sounds/break/a.h5")
     assert waits and manifest.clips["clip_id"].to_pylist() == [f"Yid{i:08d}" for i in range(20)]
     assert manifest.clips["labels"].to_pylist() == [[i] for i in range(20)]
