@@ -69,7 +69,13 @@ def test_a_store_that_does_not_answer_is_asked_again(monkeypatch, message):
 
 
 @pytest.mark.parametrize(
-    "error", [FileNotFoundError("gone"), OSError("AWS Error ACCESS_DENIED"), OSError("HTTP status 404")]
+    "error",
+    [
+        FileNotFoundError("gone"),
+        OSError("AWS Error ACCESS_DENIED"),
+        OSError("HTTP status 404"),
+        OSError("google::cloud::Status(PERMISSION_DENIED: no such right)"),
+    ],
 )
 def test_an_answer_about_the_object_is_final(monkeypatch, error):
     assert fail(1, error, "s3://b/a", monkeypatch) == (0, error, 1)
