@@ -1,21 +1,26 @@
-"""Preprocessing on two hosts of one CPU each against one such host, all of them on this machine (see `helpers.hosts`):
-as root on Linux. Run with `make bench`.
+"""Two hosts of one CPU each against one such host in preprocessing, and against one host of two CPUs in training; all
+of them on this machine (see `helpers.hosts`): as root on Linux. Run with `make bench`.
 """
 
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 
 import pytest
 import soundfile
 from benchmarks.bench_preprocess import write_manifest
+from benchmarks.bench_reader import write_clips
 from benchmarks.common import CLIPS, say, sound
 from helpers.ray_hosts import hosts_with_ray
+
+from ajepa.training.run_folder import HISTORY, read_lines
 
 pytestmark = pytest.mark.timeout(7_200)
 ROUNDS = 3
 SIZES = CLIPS // 10, CLIPS // 2  # what does not grow with the clips, as the start of a job, is no share of the rate
 SHARDS = 20
+STEPS, REPORT = 60, 5  # of a training; steps of a line of its history
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +66,26 @@ def test_two_hosts_against_one(hosts, manifests):
     what = [f"{statistics.median(column):.1f} clips/s" for column in zip(*rates, strict=True)]
     say("marginal clips/s of two hosts over one", [two / one for one, two in rates], " and ".join(what))
     assert all(one > 0 for one, _ in rates)
+
+
+def seconds_per_step(hosts, start: Callable[..., str], name: str) -> float:
+    """Median over a training's reports, without the first, which holds its start."""
+    shape = ["--preset", "nano", "--batch-size", "32", "--max-steps", str(STEPS), "--log-every", str(REPORT)]
+    where = ["--data", "/mnt/clips", "--output", f"/mnt/{name}", "--num-workers", "2", "--threads", "1"]
+    start("pipelines/pretrain.py", *where, *shape, "--precision", "fp32", "--no-figures")
+    found = [report["seconds_per_step"] for report in read_lines(str(hosts.shared / name / HISTORY))]
+    assert len(found) == STEPS // REPORT
+    shutil.rmtree(hosts.shared / name)
+    return statistics.median(found[1:])
+
+
+def test_steps_on_two_hosts(hosts):
+    """A worker on each host against two on one, with the same batch."""
+    write_clips(str(hosts.shared / "clips"), 256, 64)
+    hosts.start_ray("worker2")
+    hosts.wait_for_nodes("head", "worker1", "worker2")
+    rounds = [
+        (seconds_per_step(hosts, hosts.alone, "one"), seconds_per_step(hosts, hosts.job, "two")) for _ in range(ROUNDS)
+    ]
+    what = [f"{statistics.median(column):.3f} s" for column in zip(*rounds, strict=True)]
+    say("seconds a step of two hosts over one", [two / one for one, two in rounds], " and ".join(what))
