@@ -9,6 +9,7 @@ from typing import Any
 
 LOOK_SECONDS = 1.0  # between looks at what the cluster has
 WATCH_SECONDS = 2.0  # between looks at the nodes of a running job
+ANSWER_SECONDS = 5  # for the dashboard to answer in; the end of a command waits as long
 
 
 def wait_for_resources(resource: str, number: int, nodes: int, seconds: float) -> tuple[int, int]:
@@ -135,4 +136,4 @@ def _placement_groups() -> set[str]:
     from ray.util.state import list_placement_groups
 
     job = ("creator_job_id", "=", ray.get_runtime_context().get_job_id())
-    return {group.state for group in list_placement_groups(filters=[job])}
+    return {group.state for group in list_placement_groups(filters=[job], timeout=ANSWER_SECONDS)}
