@@ -12,7 +12,7 @@ from helpers.training_state import save_run
 
 from ajepa.experiments.__main__ import main as experiments_main
 
-COMMANDS = ["preprocess", "pretrain", "probe", "finetune", "predict", "embed", "ablate", "export", "demo"]
+COMMANDS = sorted(path.stem for path in (ROOT / "pipelines").glob("*.py") if path.stem != "__init__")
 SLOW = ["torch", "ray", "mlflow", "pandas", "matplotlib", "numpy", "pyarrow", "scipy", "sklearn", "tqdm", "psutil"]
 
 OPTIONS = """
