@@ -8,7 +8,6 @@ import torch
 
 from ajepa.config import PRESETS, ModelConfig
 from ajepa.evaluation.probe import ProbeResult
-from ajepa.evaluation.splits import Splits
 from ajepa.experiments.probe_sets import SPLIT_SEED, ProbeSet
 from ajepa.finetuning.config import PRESETS as RECIPES
 from ajepa.finetuning.config import FinetuneConfig
@@ -65,7 +64,12 @@ def fine_tune(
     )
 
 
-def fine_tuning_flops(model: ModelConfig, recipe: FinetuneConfig, splits: Splits) -> float:
-    """Of all trainings on a labelled set, each clip as one whole window, as if the last epoch were always the best."""
-    clips = sum(len(part.train) + (len(part.all_train) if part.refit else 0) for part in splits.parts)
-    return float(encoder_pass(model, model.num_patches, trained=True)) * clips * recipe.epochs
+def fine_tuning_flops(model: ModelConfig, recipe: FinetuneConfig, probe_set: ProbeSet) -> float:
+    """Of all trainings on a labelled set, each clip of the set's mean length, as if the last epoch were always the
+    best."""
+    dataset = probe_set.dataset
+    frames = dataset.hours * 3600 * dataset.front_end.frame_rate / dataset.num_clips
+    windows = min(recipe.crop_frames or frames, frames) / model.crop_frames
+    parts = probe_set.splits.parts
+    clips = sum(len(part.train) + (len(part.all_train) if part.refit else 0) for part in parts)
+    return float(encoder_pass(model, model.num_patches, trained=True)) * windows * clips * recipe.epochs

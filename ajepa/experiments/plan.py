@@ -140,7 +140,7 @@ def describe(
     trials = trained(plan.trials)
     work = sum(flops_of(trial, data.num_clips) for trial in trained(left))
     tuned = [trial for trial in left if FINETUNED in trial.evaluations(evaluations)]
-    tuning = sum(fine_tuning_flops(t.config.model, t.recipe, probe.splits) for t in tuned for probe in probes)
+    tuning = sum(fine_tuning_flops(t.config.model, t.recipe, probe) for t in tuned for probe in probes)
     disk = sum(checkpoint_bytes(trial.config) for trial in trials)
     full = PRESETS["base"]
     clips = full.train.batch_size * total_steps(full.train, 2_000_000)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.faults import ROOT
 from helpers.runs import tiny_config
+from torch.utils.flop_counter import FlopCounterMode
 
 from ajepa import storage
 from ajepa.config import PRESETS
@@ -22,6 +23,7 @@ from ajepa.experiments.probe_sets import ProbeSet, open_probes
 from ajepa.experiments.results import read_results
 from ajepa.experiments.trial import Trial, read_result, run_trial
 from ajepa.finetuning import run as finetuning
+from ajepa.finetuning.start import FromScratch
 from ajepa.shards.dataset import open_dataset
 from ajepa.training import loop
 
@@ -232,6 +234,18 @@ def test_results_in_the_output_that_cannot_be_read_are_refused_before_any_trial(
     assert command.main(arguments(small_dataset, tmp_path, "--seeds", "1")) == 2
     assert "has results of format 1, this version reads 2" in capsys.readouterr().err
     assert not (tmp_path / "out/trials").exists()
+
+
+@pytest.mark.slow
+def test_the_cost_of_fine_tuning_is_that_of_its_trainings(probe_set, tmp_path):
+    """Counted while it runs, with the tests of its models."""
+    model = tiny_config().model
+    recipe = dataclasses.replace(finetuned.recipe_of(model, from_scratch=True), epochs=2, warmup_epochs=1)
+    recipe = dataclasses.replace(recipe, crop_frames=2 * model.crop_frames)
+    with FlopCounterMode(display=False) as counter:
+        finetuned.fine_tune(FromScratch(model), recipe, probe_set, str(tmp_path / "models"), CPU)
+    told = finetuned.fine_tuning_flops(model, recipe, probe_set)
+    assert 0.75 * told < counter.get_total_flops() < 1.25 * told
 
 
 def test_a_dry_run_shows_trials_and_cost_and_writes_nothing(small_dataset, tmp_path, tiny_nano, capsys):
