@@ -157,9 +157,9 @@ def run_trial(
     for probe_set in probes:
         missing = [e for e in trial.evaluations(evaluations) if not _scores_of(result, trial, probe_set, e)]
         probed = [e for e in missing if e != FINETUNED]
+        start = time.perf_counter()
         features = pooled_features(encoder, probe_set.dataset) if probed else {}
         for protocol in probed:
-            start = time.perf_counter()
             scores = [
                 describe_scores(probe_set, protocol, pooling, probe(
                     Features(values), probe_set.labels, probe_set.splits, protocol, 0, device
@@ -167,7 +167,8 @@ def run_trial(
                 for pooling, values in features.items()
             ]  # fmt: skip
             result["scores"] += scores
-            result["probe_seconds"] = result.get("probe_seconds", 0.0) + round(time.perf_counter() - start, 1)
+            start, began = time.perf_counter(), start
+            result["probe_seconds"] = result.get("probe_seconds", 0.0) + round(start - began, 1)
             write_result(folder, result)
         if FINETUNED in missing:
             fine_tuned(result, trial, probe_set, folder, device)

@@ -73,7 +73,8 @@ def seconds_per_step(hosts, start: Callable[..., str], name: str) -> float:
     shape = ["--preset", "nano", "--batch-size", "32", "--max-steps", str(STEPS), "--log-every", str(REPORT)]
     where = ["--data", "/mnt/clips", "--output", f"/mnt/{name}", "--num-workers", "2", "--threads", "1"]
     start("pipelines/pretrain.py", *where, *shape, "--precision", "fp32", "--no-figures")
-    found = [report["seconds_per_step"] for report in read_lines(str(hosts.shared / name / HISTORY))]
+    history = read_lines(str(hosts.shared / name / HISTORY))
+    found = [report["seconds_per_step"] for report in history if report["step"]]
     assert len(found) == STEPS // REPORT
     shutil.rmtree(hosts.shared / name)
     return statistics.median(found[1:])
